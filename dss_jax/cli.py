@@ -1,0 +1,314 @@
+"""The `dss` command: parses, then calls one function. Imports nothing heavy at the top."""
+
+import json
+import os
+import sys
+from typing import Any
+
+import click
+
+from dss_jax import __version__
+from dss_jax.errors import TrainingDiverged, UserError
+
+_FOLDER = click.Path(file_okay=True, dir_okay=True)
+
+
+def main() -> None:
+  """Runs the command; a user's mistake is one sentence and exit code 2."""
+  # XLA, TensorFlow and absl write their own chatter to the terminal unless told not to.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  try:
+    dss(standalone_mode=False)
+  except click.exceptions.Exit as error:
+    sys.exit(error.exit_code)
+  except click.ClickException as error:
+    error.show()
+    sys.exit(2)
+  except UserError as error:
+    click.echo(f"dss: {error}", err=True)
+    sys.exit(2)
+  except TrainingDiverged as error:
+    click.echo(f"dss: {error}", err=True)
+    sys.exit(1)
+  except (click.Abort, KeyboardInterrupt):
+    click.echo("dss: interrupted", err=True)
+    sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dss")
+def dss() -> None:
+  """Distil a large teacher language model, step by step, into a small T5 student."""
+
+
+def _options(*decorators):
+  """Several click options as one decorator."""
+
+  def decorate(function):
+    for decorator in reversed(decorators):
+      function = decorator(function)
+    return function
+
+  return decorate
+
+
+# What each flag of `distill` and `tune` is called in gin; the flag's default lies there.
+_MACROS = {
+  "model_dir": "MODEL_DIR",
+  "dataset": "DATASET",
+  "task": "MIXTURE_OR_TASK_NAME",
+  "data_dir": "DATA_DIR",
+  "labels": "LABELS",
+  "eval_dataset": "EVAL_DATASET",
+  "vocabulary": "VOCABULARY",
+  "initial_checkpoint": "INITIAL_CHECKPOINT_PATH",
+  "train_steps": "TRAIN_STEPS",
+  "batch_size": "BATCH_SIZE",
+  "learning_rate_multiplier": "LEARNING_RATE_MULTIPLIER",
+  "alpha": "ALPHA",
+  "evaluation_interval": "EVAL_PERIOD",
+  "early_stopping": "EvaluationConfig.early_stopping",
+  "checkpoint_selection": "EvaluationConfig.checkpoint_selection",
+  "seed": "SEED",
+}
+
+_DATA = _options(
+  click.option("--dataset", metavar="FILE", help="JSONL rows to train on."),
+  click.option("--task", metavar="NAME|FILE.py", help="A shipped task, or your own task file."),
+  click.option("--data-dir", metavar="DIR", help="The folder of the task's files."),
+)
+
+_MESH = click.option(
+  "--mesh",
+  metavar="data=N,model=M",
+  help="Devices along each axis.  [default: all on data, as far as the batch divides]",
+)
+
+_GIN = _options(
+  click.option("--gin-file", "--gin_file", "gin_files", multiple=True, metavar="FILE",
+               help="A gin file read after the flags' defaults; may be repeated."),
+  click.option("--gin", "gin", multiple=True, metavar="NAME=VALUE",
+               help="One gin binding or macro; may be repeated, and wins over all else."),
+)  # fmt: skip
+
+_TRAINING = _options(
+  click.option("--model-dir", required=True, metavar="DIR", help="Where the student is kept."),
+  _DATA,
+  click.option("--eval-dataset", metavar="FILE", help="JSONL rows to evaluate on."),
+  click.option("--student", metavar="SIZE", help="tiny, mini, small, base, large, xl, xxl, or "
+               "another file of gin_configs/models.  [default: small]"),
+  click.option("--vocabulary", metavar="bytes|FILE", help="bytes, or a SentencePiece model.  "
+               "[default: T5's published one]"),
+  click.option("--initial-checkpoint", metavar="PATH", help="Weights to start from."),
+  click.option("--labels", type=click.Choice(["gold", "teacher"]),
+               help="Whose labels a task trains on.  [default: gold]"),
+  click.option("--max-input-tokens", type=int, help="Longer inputs are cut.  [default: 7168]"),
+  click.option("--max-output-tokens", type=int, help="Longer outputs are cut.  [default: 1024]"),
+  click.option("--train-steps", type=int, help="[default: 300]"),
+  click.option("--batch-size", type=int, help="Examples a step.  [default: 24]"),
+  click.option("--learning-rate-multiplier", type=float, help="Times the base rate, which is "
+               "printed.  [default: 1.0]"),
+  click.option("--evaluation-interval", type=int, help="Steps.  [default: 20]"),
+  click.option("--early-stopping/--no-early-stopping", default=None, help="[default: on]"),
+  click.option("--checkpoint-selection/--no-checkpoint-selection", default=None,
+               help="Hand on the best checkpoint, not the last.  [default: on]"),
+  _MESH,
+  click.option("--seed", type=int, help="[default: 0]"),
+  _GIN,
+)  # fmt: skip
+
+
+@dss.command()
+@_TRAINING
+@click.option("--alpha", type=float, help="Weight of the label's loss; the rationale's is the "
+              "rest.  [default: 0.5]")  # fmt: skip
+def distill(**flags: Any) -> None:
+  """Train a student on labels and rationales, step by step."""
+  _train(["runs/distill.gin"], flags)
+
+
+@dss.command()
+@_TRAINING
+def tune(**flags: Any) -> None:
+  """Train a student on labels alone (plain supervised tuning)."""
+  _train(["runs/tune.gin"], flags)
+
+
+@dss.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@_GIN
+@click.pass_context
+def train(context: click.Context, gin_files: tuple[str, ...], gin: tuple[str, ...]) -> None:
+  """The same run, T5X's way: --gin_file=FILE ... --gin.NAME=VALUE ..."""
+  from dss_jax.gin_door import parse_setting
+
+  if not gin_files:
+    raise UserError("dss train: give --gin_file=gin_configs/runs/distill.gin, or a file of yours")
+  settings = [parse_setting(text, f"--gin {text}") for text in gin]
+  for argument in context.args:
+    if not argument.startswith("--gin.") or "=" not in argument:
+      raise UserError(f"dss train: {argument!r} is no option; write --gin.NAME=VALUE")
+    name = argument.split("=", 1)[0]
+    settings.append(parse_setting(argument.removeprefix("--gin."), name))
+  _run(list(gin_files), settings)
+
+
+def _train(files: list[str], flags: dict[str, Any]) -> None:
+  """Turns flags into gin settings: the same door that `dss train` uses."""
+  from dss_jax.gin_door import Setting, parse_setting
+
+  given = {name: value for name, value in flags.items() if value is not None}
+  if "student" in given:
+    files = [*files, _student_file(given["student"])]
+  files += given.pop("gin_files")
+  settings = [
+    Setting(_MACROS[name], value, f"--{name.replace('_', '-')}")
+    for name, value in given.items()
+    if name in _MACROS
+  ]
+  lengths = {"inputs": 7168, "targets": 1024}
+  for flag, feature in (("max_input_tokens", "inputs"), ("max_output_tokens", "targets")):
+    if flag in given:
+      lengths[feature] = given[flag]
+      place = f"--{flag.replace('_', '-')}"
+      settings.append(Setting("TASK_FEATURE_LENGTHS", dict(lengths), place))
+  for axis, size in _mesh_axes(given.get("mesh")).items():
+    settings.append(Setting(f"MeshConfig.{axis}", size, "--mesh"))
+  settings += [parse_setting(text, f"--gin {text}") for text in given["gin"]]
+  _run(files, settings)
+
+
+def _student_file(name: str) -> str:
+  from dss_jax.config import student_names
+
+  if name not in student_names():
+    raise UserError(
+      f"--student {name}: there is no such student; choose one of {', '.join(student_names())}"
+    )
+  return f"models/{name}.gin"
+
+
+def _mesh_axes(text: str | None) -> dict[str, int]:
+  """`data=4,model=2` as a dictionary."""
+  axes = {}
+  for part in (text or "").split(","):
+    if not part:
+      continue
+    name, _, size = part.partition("=")
+    if name not in ("data", "model") or not size.isdecimal() or int(size) < 1:
+      raise UserError(f"--mesh {text}: {part!r} is no axis; write data=N,model=M, from 1 up")
+    axes[name] = int(size)
+  return axes
+
+
+def _run(files: list[str], settings: list[Any]) -> None:
+  from dss_jax.config import RunConfig
+  from dss_jax.gin_door import load_config
+
+  config = load_config(RunConfig, files, settings)
+  from dss_jax import distill as distilling
+  from dss_jax.train.preemption import Preempted
+
+  try:
+    card = distilling.run(config)
+  except Preempted as error:
+    click.echo(f"dss: {error}", err=True)
+    sys.exit(error.exit_code)
+  summary = {key: card[key] for key in ("student", "steps", "best_step", "stopped_early")}
+  click.echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))
+
+
+@dss.command()
+@click.option("--model", required=True, metavar="DIR", type=_FOLDER, help="A trained student.")
+@click.option("--dataset", required=True, metavar="FILE", help="JSONL rows to answer.")
+@click.option("--output", required=True, metavar="FILE", help="Where the answered rows go.")
+@click.option("--explain", is_flag=True, help="Write the student's rationale, too.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="[default: the training batch]")
+@click.option("--max-output-tokens", type=click.IntRange(min=1),
+              help="[default: the longest the student was trained on]")  # fmt: skip
+@_MESH
+def predict(
+  model: str,
+  dataset: str,
+  output: str,
+  explain: bool,
+  batch_size: int | None,
+  max_output_tokens: int | None,
+  mesh: str | None,
+) -> None:
+  """Answer rows with a student."""
+  from dss_jax.data.records import check_rows
+
+  check_rows(dataset)
+  from dss_jax.config import MeshConfig
+  from dss_jax.predict import Predictor, predict_file
+  from dss_jax.student import Student
+  from dss_jax.train.mesh import make_mesh
+
+  student = Student.open(model)
+  batch_size = batch_size or student.config.batch_size
+  predictor = Predictor(
+    student, make_mesh(MeshConfig(**_mesh_axes(mesh)), batch_size), batch_size=batch_size
+  )
+  rows = predict_file(
+    predictor, dataset, output, explain=explain, max_output_tokens=max_output_tokens
+  )
+  click.echo(json.dumps({"output": output, "rows": rows}))
+
+
+@dss.command()
+@click.option("--model", required=True, metavar="DIR", type=_FOLDER, help="A trained student.")
+@_DATA
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test",
+              show_default=True, help="Which rows of the task.")  # fmt: skip
+@_MESH
+def evaluate(
+  model: str,
+  dataset: str | None,
+  task: str | None,
+  data_dir: str | None,
+  split: str,
+  mesh: str | None,
+) -> None:
+  """Judge a student on labelled rows; prints JSON."""
+  from dss_jax.config import MeshConfig
+  from dss_jax.evaluate import evaluate_student, source_for
+  from dss_jax.student import Student
+
+  student = Student.open(model)
+  source = source_for(student, dataset, task, data_dir, split)
+  click.echo(
+    json.dumps(evaluate_student(student, source, MeshConfig(**_mesh_axes(mesh))), indent=2)
+  )
+
+
+@dss.command()
+@click.argument("file", metavar="FILE")
+@click.option("--eval-dataset", metavar="FILE", help="Evaluation rows, to be checked beside them.")
+@click.option("--vocabulary", metavar="bytes|FILE", help="Count tokens with this vocabulary.")
+@click.option("--max-input-tokens", type=click.IntRange(min=2), default=7168, show_default=True)
+@click.option("--max-output-tokens", type=click.IntRange(min=2), default=1024, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def validate(
+  file: str,
+  eval_dataset: str | None,
+  vocabulary: str | None,
+  max_input_tokens: int,
+  max_output_tokens: int,
+  as_json: bool,
+) -> None:
+  """Check rows and report on them; every bad row is named by its line."""
+  from dss_jax.data.report import dataset_report
+  from dss_jax.data.vocabularies import load_vocabulary
+
+  report = dataset_report(
+    file,
+    eval_path=eval_dataset,
+    vocabulary=None if vocabulary is None else load_vocabulary(vocabulary),
+    max_input_tokens=max_input_tokens,
+    max_output_tokens=max_output_tokens,
+  )
+  click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,1 @@
+"""Rows, tasks, tokens and batches."""

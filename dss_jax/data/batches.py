@@ -1,0 +1,226 @@
+"""Step n's batch as a pure function of (seed, n): example numbers, packed rows, arrays.
+
+Every host works out the same example numbers and the same packing, and fills the rows of its
+own devices only.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from dss_jax.data.packing import Packer, Packing, RowShape, TokenCosts
+
+Batch = dict[str, np.ndarray]
+
+# So many batches are looked at to plan the shapes.
+PLANNING_BATCHES = 64
+
+
+class SequenceStore(Protocol):
+  """Tokenised examples: of each, a (input, target) pair for the label and the rationale."""
+
+  num_examples: int
+  input_lengths: np.ndarray  # [num_examples, 2], 0 where the pair is absent
+  target_lengths: np.ndarray
+
+  def input_tokens(self, example: int, task: int) -> np.ndarray: ...
+
+  def target_tokens(self, example: int, task: int) -> np.ndarray: ...
+
+
+def example_numbers(step: int, *, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
+  """The examples of a step, int64 [batch_size].
+
+  Step n takes positions n * batch_size onwards of an endless stream in which every epoch is a
+  permutation of all examples, so an example comes again only when all others have come.
+  """
+  positions = np.arange(step * batch_size, (step + 1) * batch_size)
+  epochs, places = np.divmod(positions, num_examples)
+  return np.array(
+    [
+      _permutation(seed, int(epoch), num_examples)[place]
+      for epoch, place in zip(epochs, places, strict=True)
+    ]
+  )
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+  # Philox is a counter generator: the stream follows from the key alone, on every platform.
+  generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+  return generator.permutation(num_examples)
+
+
+class PackedBatches:
+  """Packs examples of a store into batches for the step.
+
+  A batch is a dict of arrays over R rows, L input and M target positions:
+    encoder_input_tokens, encoder_segment_ids: int32 [R, L]
+    decoder_input_tokens, decoder_target_tokens, decoder_segment_ids: int32 [R, M]
+    decoder_loss_weights: float32 [R, M], 1 on real targets
+    decoder_task_ids: int32 [R, M], 0 for the label and 1 for the rationale
+  Segment ids count from 1 within a row; 0 is padding.
+  """
+
+  def __init__(
+    self,
+    store: SequenceStore,
+    *,
+    tasks: Sequence[int],
+    planned_for: Sequence[np.ndarray],
+    row_multiple: int = 1,
+    costs: TokenCosts | None = None,
+  ):
+    """Plans the shapes.
+
+    Args:
+      tasks: 0 and/or 1: which of an example's pairs are seen.
+      planned_for: example numbers of typical batches.
+      row_multiple: rows come in multiples of this.
+    """
+    self._store = store
+    self._tasks = tasks
+    sample = [self._lengths(self._sequences(examples)) for examples in planned_for]
+    self.packer = Packer(sample, row_multiple=row_multiple, costs=costs)
+    # Real and padded positions so far, for the padding shares.
+    self._positions = np.zeros(4)
+
+  def pack(self, examples: np.ndarray) -> tuple[Packing, list[tuple[int, int]]]:
+    """The rows of a batch, and the (example, task) of each sequence number in them."""
+    sequences = self._sequences(examples)
+    inputs, targets = self._lengths(sequences)
+    packing = self.packer.pack(inputs, targets)
+    rows, input_tokens, target_tokens = packing.shape
+    self._positions += [
+      inputs.sum(), rows * input_tokens, targets.sum(), rows * target_tokens
+    ]  # fmt: skip
+    return packing, sequences
+
+  def fill(
+    self, packing: Packing, sequences: list[tuple[int, int]], rows: slice = slice(None)
+  ) -> Batch:
+    """The arrays of the given rows of a packed batch."""
+    members = packing.members[rows]
+    batch = empty_batch(packing.shape._replace(rows=len(members)))
+    for row, numbers in enumerate(members):
+      start_input = start_target = 0
+      for segment, number in enumerate(numbers, start=1):
+        example, task = sequences[number]
+        tokens = self._store.input_tokens(example, task)
+        here = slice(start_input, start_input + len(tokens))
+        batch["encoder_input_tokens"][row, here] = tokens
+        batch["encoder_segment_ids"][row, here] = segment
+        start_input = here.stop
+        tokens = self._store.target_tokens(example, task)
+        here = slice(start_target, start_target + len(tokens))
+        batch["decoder_target_tokens"][row, here] = tokens
+        # The decoder sees the target shifted right; the pad token starts it, as T5 was trained.
+        batch["decoder_input_tokens"][row, here.start + 1 : here.stop] = tokens[:-1]
+        batch["decoder_segment_ids"][row, here] = segment
+        batch["decoder_loss_weights"][row, here] = 1.0
+        batch["decoder_task_ids"][row, here] = task
+        start_target = here.stop
+    return batch
+
+  def padding_shares(self) -> dict[str, float]:
+    """The shares of input and target positions that carried nothing, over all batches so far."""
+    inputs, padded_inputs, targets, padded_targets = np.maximum(self._positions, 1)
+    return {
+      "inputs": float(1 - inputs / padded_inputs),
+      "targets": float(1 - targets / padded_targets),
+    }
+
+  def _sequences(self, examples: np.ndarray) -> list[tuple[int, int]]:
+    return [
+      (int(example), task)
+      for task in self._tasks
+      for example in examples
+      if self._store.target_lengths[example, task] > 0
+    ]
+
+  def _lengths(self, sequences: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    examples, tasks = np.array(sequences).T
+    return self._store.input_lengths[examples, tasks], self._store.target_lengths[examples, tasks]
+
+
+def usable_examples(store: SequenceStore, tasks: Sequence[int]) -> np.ndarray:
+  """The examples that have a pair for at least one of the tasks, int64 [N]."""
+  return np.flatnonzero((np.asarray(store.target_lengths)[:, list(tasks)] > 0).any(axis=1))
+
+
+class TrainBatches:
+  """The batches of a training run, by step."""
+
+  def __init__(
+    self,
+    store: SequenceStore,
+    *,
+    batch_size: int,
+    seed: int,
+    tasks: Sequence[int],
+    row_multiple: int = 1,
+    costs: TokenCosts | None = None,
+  ):
+    self._batch_size = batch_size
+    self._seed = seed
+    self.examples = usable_examples(store, tasks)
+    self.packed = PackedBatches(
+      store,
+      tasks=tasks,
+      planned_for=[self._numbers(step) for step in range(PLANNING_BATCHES)],
+      row_multiple=row_multiple,
+      costs=costs,
+    )
+
+  def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:
+    """The packed rows of step n, counted from 0."""
+    return self.packed.pack(self._numbers(step))
+
+  def _numbers(self, step: int) -> np.ndarray:
+    numbers = example_numbers(
+      step, batch_size=self._batch_size, num_examples=len(self.examples), seed=self._seed
+    )
+    return self.examples[numbers]
+
+
+class EvalBatches:
+  """The batches that go through every example of a store once, in a fixed order."""
+
+  def __init__(
+    self,
+    store: SequenceStore,
+    *,
+    batch_size: int,
+    tasks: Sequence[int],
+    row_multiple: int = 1,
+    costs: TokenCosts | None = None,
+  ):
+    examples = usable_examples(store, tasks)
+    self.groups = [
+      examples[start : start + batch_size] for start in range(0, len(examples), batch_size)
+    ]
+    self.packed = PackedBatches(
+      store, tasks=tasks, planned_for=self.groups, row_multiple=row_multiple, costs=costs
+    )
+
+  def packs(self) -> Iterator[tuple[Packing, list[tuple[int, int]]]]:
+    """The packed rows of every batch."""
+    for group in self.groups:
+      yield self.packed.pack(group)
+
+
+def empty_batch(shape: RowShape) -> Batch:
+  """A batch of padding."""
+  rows, inputs, targets = shape
+  encoder, decoder = (rows, inputs), (rows, targets)
+  return {
+    "encoder_input_tokens": np.zeros(encoder, np.int32),
+    "encoder_segment_ids": np.zeros(encoder, np.int32),
+    "decoder_input_tokens": np.zeros(decoder, np.int32),
+    "decoder_target_tokens": np.zeros(decoder, np.int32),
+    "decoder_segment_ids": np.zeros(decoder, np.int32),
+    "decoder_loss_weights": np.zeros(decoder, np.float32),
+    "decoder_task_ids": np.zeros(decoder, np.int32),
+  }

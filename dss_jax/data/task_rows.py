@@ -1,0 +1,260 @@
+"""The rows of a task's split: published rows, the teacher's answers, and how well they parse."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from dss_jax.data.files import PathLike, is_url, open_bytes
+from dss_jax.data.records import Row
+from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, percent
+from dss_jax.errors import UserError
+
+Labels = Literal["gold", "teacher"]
+
+
+class ParseFailure(NamedTuple):
+  """One teacher's text that gave no rationale and answer, and where it stands."""
+
+  file: str
+  line: int
+  reason: str
+
+
+@dataclasses.dataclass
+class ParseReport:
+  """What became of one split's recorded teacher outputs; every figure is a number of rows.
+
+  Attributes:
+    rows: rows of the split.
+    answered: rows with a recorded teacher output.
+    parsed: of those, the outputs that hold a rationale followed by an answer.
+    undecided: of those, the ones whose answer is not one label.
+    agreeing: of those parsed, the ones whose label is the published (gold) one.
+    dropped: rows left with neither label nor rationale, so not loaded.
+    failures: the outputs that do not parse.
+  """
+
+  rows: int = 0
+  answered: int = 0
+  parsed: int = 0
+  undecided: int = 0
+  agreeing: int = 0
+  dropped: int = 0
+  failures: list[ParseFailure] = dataclasses.field(default_factory=list)
+
+  def to_json(self) -> dict[str, Any]:
+    """The report as JSON values, with the shares of all answered rows in percent."""
+    return {
+      **{
+        field.name: getattr(self, field.name)
+        for field in dataclasses.fields(self)
+        if field.name != "failures"
+      },
+      "parsed_percent": percent(self.parsed, self.answered),
+      "agreeing_percent": percent(self.agreeing, self.answered),
+      "failures": [failure._asdict() for failure in self.failures],
+    }
+
+
+class TaskRows(NamedTuple):
+  """Rows of one split, in the file's order, and what became of the teacher's outputs."""
+
+  rows: list[Row]
+  report: ParseReport
+
+
+def load_rows(
+  task: TaskDefinition, split: str, data_dir: PathLike, labels: Labels = "gold"
+) -> TaskRows:
+  """Reads one split of a task from the published files under `data_dir`.
+
+  The rationale of a row is the teacher's; a teacher's text that does not parse leaves the
+  row without one (a blank rationale is never trained on) and is listed in the report.
+  Labels are the published ones, or with labels="teacher" those of the teacher, in the
+  train split only: evaluation is always against gold. With the teacher's labels an answer
+  that does not parse leaves nothing of its row, which then is not loaded but counted as
+  dropped, and one that is undecided leaves its rationale alone.
+
+  Raises:
+    UserError: no such split, file or recorded answer; a row that is not JSON or that the
+      task file cannot read; answers that do not fit their rows.
+  """
+  if split not in task.splits:
+    raise UserError(
+      f"task {task.name} has no split {split!r}; it has {', '.join(sorted(task.splits))}"
+    )
+  chosen = task.splits[split]
+  from_teacher = labels == "teacher" and split == "train"
+  if from_teacher and chosen.answers is None:
+    raise UserError(
+      f"task {task.name} has no recorded teacher outputs for its {split} split;"
+      " give --labels gold, or name an answers file in the task's Split"
+    )
+  rows_path = _data_file(data_dir, chosen.rows, task)
+  published = list(_read_objects(rows_path))
+  answers = _read_answers(task, chosen, data_dir, len(published))
+  report = ParseReport()
+  rows = []
+  for index, (line, values) in enumerate(published):
+    if not chosen.has(index):
+      continue
+    row = _row(task, rows_path, line, values)
+    report.rows += 1
+    if answers is not None:
+      if index not in answers.texts:
+        raise UserError(
+          f'{answers.path}: no line has the "index" {index} of {rows_path}:{line}; every row'
+          " needs one answer, so add the line or leave the row out in the task's Split"
+        )
+      answer = _parse(task, answers, index, report)
+      _count_agreement(task, row, answer, report)
+      row = _with_answer(row, answer, from_teacher)
+    if not row.get("output_text") and not row.get("rationale"):
+      report.dropped += 1
+      continue
+    rows.append(row)
+  if not report.rows:
+    raise UserError(
+      f"{rows_path}: the {split} split of task {task.name} has no rows, as the file has"
+      f" {len(published)}; check the file, or the Split of the task"
+    )
+  return TaskRows(rows, report)
+
+
+class _Answers(NamedTuple):
+  """Recorded teacher outputs: index of the row -> (line in the answers file, text)."""
+
+  path: str
+  texts: dict[int, tuple[int, str]]
+
+
+def _data_file(data_dir: PathLike, name: str, task: TaskDefinition) -> str:
+  """The path or URL of one published file."""
+  folder = os.path.expanduser(os.fspath(data_dir))
+  path = f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+  if not is_url(path) and not os.path.isfile(path):
+    raise UserError(
+      f"{path}: task {task.name} needs this file and it is not there;"
+      " point --data-dir to the folder with the published files"
+    )
+  return path
+
+
+def _read_objects(path: str) -> Iterator[tuple[int, dict]]:
+  """(line number, JSON object) of each line of a published file; blank lines are skipped."""
+  with open_bytes(path) as file:
+    for line, text in enumerate(file, start=1):
+      if not text.strip():
+        continue
+      try:
+        values = json.loads(text.decode("utf-8-sig" if line == 1 else "utf-8"))
+      except (ValueError, RecursionError) as error:
+        raise UserError(
+          f"{path}:{line}: the line is not JSON in UTF-8 ({error}); fetch the published file again"
+        ) from None
+      if not isinstance(values, dict):
+        raise UserError(
+          f"{path}:{line}: the line holds a {type(values).__name__}, but each line must be"
+          " a JSON object; fetch the published file again"
+        )
+      yield line, values
+
+
+def _read_answers(
+  task: TaskDefinition, split: Split, data_dir: PathLike, num_rows: int
+) -> _Answers | None:
+  """The recorded outputs of a split, checked: each index once, and inside the rows' file."""
+  if split.answers is None:
+    return None
+  path = _data_file(data_dir, split.answers, task)
+  texts: dict[int, tuple[int, str]] = {}
+  for line, values in _read_objects(path):
+    index, text = values.get("index"), values.get("llm_output")
+    if type(index) is not int or not isinstance(text, str):
+      raise UserError(
+        f'{path}:{line}: a recorded answer must be {{"index": a whole number,'
+        f' "llm_output": text}}, but this line has the keys {sorted(values)}'
+      )
+    if not 0 <= index < num_rows:
+      raise UserError(
+        f'{path}:{line}: "index" {index} is outside the {num_rows} rows of {split.rows};'
+        " the two files must belong together"
+      )
+    if index in texts:
+      raise UserError(
+        f'{path}:{line}: "index" {index} already stands in line {texts[index][0]};'
+        " keep one answer a row"
+      )
+    texts[index] = (line, text)
+  return _Answers(path, texts)
+
+
+def _row(task: TaskDefinition, path: str, line: int, values: dict) -> Row:
+  """`values` as the task reads them."""
+  try:
+    row = task.to_row(values)
+  except Exception as error:
+    raise UserError(
+      f"{path}:{line}: task {task.name} cannot read this row ({type(error).__name__}: {error})"
+      f" with the keys {sorted(values)}; check that --data-dir holds the files of this task"
+    ) from error
+  for key in ("input_text", "output_text", "rationale"):
+    text = row.get(key)
+    if text is None and key != "input_text":
+      continue
+    if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
+      raise UserError(
+        f'{path}:{line}: task {task.name} made a row whose "{key}" is {text!r};'
+        " it must be text that is not empty, so mend the file, or to_row in the task file"
+      )
+  return row
+
+
+def _is_unicode(text: str) -> bool:
+  """False for half of a surrogate pair, which JSON lets through and no tokenizer can hold."""
+  return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _parse(
+  task: TaskDefinition, answers: _Answers, index: int, report: ParseReport
+) -> Answer | None:
+  """The teacher's answer to row `index`, or None where its text does not parse."""
+  line, text = answers.texts[index]
+  report.answered += 1
+  try:
+    answer = task.parse_answer(text)
+    if not answer.rationale.strip():
+      raise UnparsableAnswer("there is no reasoning before the answer")
+  except UnparsableAnswer as error:
+    report.failures.append(ParseFailure(answers.path, line, str(error)))
+    return None
+  except Exception as error:
+    raise UserError(
+      f"{answers.path}:{line}: parse_answer of task {task.name} raised"
+      f" {type(error).__name__}: {error}; let it raise UnparsableAnswer where a text does not fit"
+    ) from error
+  report.parsed += 1
+  report.undecided += answer.label is None
+  return answer
+
+
+def _count_agreement(
+  task: TaskDefinition, row: Row, answer: Answer | None, report: ParseReport
+) -> None:
+  gold = row.get("output_text")
+  if answer is not None and answer.label is not None and gold:
+    report.agreeing += task.same_label(answer.label, gold)
+
+
+def _with_answer(row: Row, answer: Answer | None, from_teacher: bool) -> Row:
+  """`row` with the teacher's rationale, and its label where those are asked for."""
+  texts = {
+    "rationale": answer.rationale if answer else None,
+    "output_text": (answer.label if answer else None) if from_teacher else row.get("output_text"),
+  }
+  return {
+    **{key: value for key, value in row.items() if key not in texts},
+    **{key: value for key, value in texts.items() if value},
+  }

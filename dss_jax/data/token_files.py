@@ -1,0 +1,40 @@
+"""The files of a token store: names, checksums, version."""
+
+import hashlib
+import json
+import pathlib
+import zlib
+from typing import Any
+
+FORMAT_VERSION = 1
+TASKS = ("label", "rationale")
+FEATURES = ("inputs", "targets")
+META = "meta.json"
+ROWS = "rows.int64"
+
+_BLOCK_BYTES = 2**20
+
+
+def tokens(task: str, feature: str) -> str:
+  """The file of all tokens of one feature, example after example, int32."""
+  return f"{task}_{feature}.int32"
+
+
+def starts(task: str, feature: str) -> str:
+  """The file of where each example begins in tokens(...), and the end, int64."""
+  return f"{task}_{feature}_starts.int64"
+
+
+def json_digest(values: Any) -> str:
+  """SHA-256 of values as JSON with sorted keys."""
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def file_sum(path: pathlib.Path) -> list[int]:
+  """[size in bytes, CRC-32] of a file, read as a stream."""
+  size = checksum = 0
+  with path.open("rb") as file:
+    while block := file.read(_BLOCK_BYTES):
+      checksum = zlib.crc32(block, checksum)
+      size += len(block)
+  return [size, checksum]

@@ -1,0 +1,260 @@
+"""Vocabularies: text to token ids and back, as SeqIO does it, without loading SeqIO.
+
+Pad is 0 in all of them. `encode` adds no end mark; `decode` stops at the first one.
+"""
+
+import abc
+import hashlib
+import os
+import pathlib
+import struct
+import threading
+import urllib.request
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dss_jax.data.files import atomic_target, is_url, open_bytes, reason
+from dss_jax.errors import UserError
+
+T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
+MT5_VOCABULARY = "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model"
+
+# T5X reserves 100 sentinels after a SentencePiece model's pieces; ByT5 has 384 ids in all.
+SENTENCEPIECE_EXTRA_IDS = 100
+BYTE_EXTRA_IDS = 125
+
+_COPY_NAME = "sentencepiece.model"
+_FETCH_SECONDS = 60.0
+_PUBLIC_BUCKET = "gs://t5-data/"
+_MEND = "pass a file of your own (`--vocabulary FILE`) or `--vocabulary bytes`"
+
+
+class Vocabulary(abc.ABC):
+  """Token ids 0 to `size` - 1, the extra ids (sentinels) at the end.
+
+  Attributes:
+    spec: what load_vocabulary was given.
+    size: number of ids, extra ids included.
+    digest: the same for two vocabularies exactly when they give the same ids.
+  """
+
+  spec: str
+  size: int
+  digest: str
+  pad_id = 0
+  eos_id: int
+  unk_id: int
+  extra_ids: int
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """The ids of the text, without an end mark."""
+
+  @abc.abstractmethod
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text up to the first end mark; padding gives nothing, an unknown id no error."""
+
+  @abc.abstractmethod
+  def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    """The number of ids of each text, without end marks."""
+
+  @abc.abstractmethod
+  def to_seqio(self) -> Any:
+    """The SeqIO vocabulary that gives the same ids; imports seqio, and so TensorFlow."""
+
+  @abc.abstractmethod
+  def save_copy(self, directory: str | os.PathLike[str]) -> pathlib.Path | None:
+    """Writes the model file into an existing directory; None for a vocabulary without a file."""
+
+  def _until_eos(self, ids: Iterable[int]) -> list[int]:
+    kept = [int(i) for i in ids]
+    return kept[: kept.index(self.eos_id)] if self.eos_id in kept else kept
+
+
+class ByteVocabulary(Vocabulary):
+  """ByT5's ids: pad 0, end 1, unknown 2, byte b is b + 3, then 125 sentinels (384 in all)."""
+
+  spec = "bytes"
+  eos_id = 1
+  unk_id = 2
+  extra_ids = BYTE_EXTRA_IDS
+  size = 3 + 256 + BYTE_EXTRA_IDS
+  digest = "bytes-384"
+
+  def encode(self, text: str) -> list[int]:
+    return [byte + 3 for byte in text.encode("utf-8")]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text; ids that are no bytes, and bytes that are no UTF-8, are dropped as in SeqIO."""
+    kept = bytes(i - 3 for i in self._until_eos(ids) if 3 <= i < 259)
+    return kept.decode("utf-8", errors="ignore")
+
+  def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    return [len(text.encode("utf-8")) for text in texts]
+
+  def to_seqio(self) -> Any:
+    import seqio
+
+    return seqio.ByteVocabulary(extra_ids=self.extra_ids)
+
+  def save_copy(self, directory: str | os.PathLike[str]) -> None:
+    return None
+
+
+class SentencePieceVocabulary(Vocabulary):
+  """A SentencePiece model and 100 sentinels after its pieces, `<extra_id_0>` the very last.
+
+  That is seqio.SentencePieceVocabulary(file, extra_ids=100).
+  """
+
+  extra_ids = SENTENCEPIECE_EXTRA_IDS
+
+  def __init__(self, spec: str, path: pathlib.Path, model: bytes):
+    """Raises UserError if `model`, the bytes of the file at `path`, is no usable model."""
+    self.spec = spec
+    self.path = path
+    self._model = model
+    self._processor = _load_processor(spec, model, self.extra_ids)
+    self.size = self._processor.GetPieceSize()
+    self.eos_id = self._processor.eos_id()
+    self.unk_id = self._processor.unk_id()
+    self.digest = hashlib.sha256(model + b"+%d" % self.extra_ids).hexdigest()
+
+  def encode(self, text: str) -> list[int]:
+    return self._processor.EncodeAsIds(text)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    known = [i if 0 <= i < self.size else self.unk_id for i in self._until_eos(ids)]
+    return self._processor.DecodeIds([i for i in known if i != self.pad_id])
+
+  def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    return [len(ids) for ids in self._processor.Encode(list(texts), out_type=int)]
+
+  def to_seqio(self) -> Any:
+    import seqio
+
+    return seqio.SentencePieceVocabulary(str(self.path), extra_ids=self.extra_ids)
+
+  def save_copy(self, directory: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `sentencepiece.model` atomically and returns its path."""
+    target = pathlib.Path(directory) / _COPY_NAME
+    with atomic_target(target) as binary:
+      binary.write(self._model)
+    return target
+
+
+def load_vocabulary(spec: str | os.PathLike[str]) -> Vocabulary:
+  """The vocabulary that `spec` names: "bytes", or the path or URL of a SentencePiece model.
+
+  A URL is fetched once, within a minute, into DSS_CACHE_DIR (~/.cache/dss_jax), and read
+  from there ever after. The public bucket of T5's own vocabularies needs no driver.
+
+  Raises:
+    UserError: there is no such file, it cannot be fetched, or it is no SentencePiece model
+      with an end mark and with id 0 for padding.
+  """
+  spec = os.fspath(spec)
+  if spec == "bytes":
+    return ByteVocabulary()
+  if not spec:
+    raise UserError(f"the vocabulary is an empty name; {_MEND}")
+  if is_url(spec):
+    return _load_from_url(spec)
+  try:
+    with open_bytes(spec) as binary:
+      model = binary.read()
+  except UserError as error:
+    raise UserError(f"vocabulary {error}; or {_MEND}") from None
+  return SentencePieceVocabulary(spec, pathlib.Path(spec).absolute(), model)
+
+
+def _load_from_url(url: str) -> Vocabulary:
+  cached = _cache_path(url)
+  if cached.is_file():
+    return SentencePieceVocabulary(url, cached, cached.read_bytes())
+  model = _fetch_within(url, _FETCH_SECONDS)
+  # Checked before it is kept: a log-in page served in the model's place must not stay.
+  vocabulary = SentencePieceVocabulary(url, cached, model)
+  try:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_target(cached) as binary:
+      binary.write(model)
+  except (OSError, UserError) as error:
+    raise UserError(
+      f"the vocabulary cannot be kept at {cached} ({reason(error)}); set DSS_CACHE_DIR to a"
+      " folder that you may write to"
+    ) from None
+  return vocabulary
+
+
+def _cache_path(url: str) -> pathlib.Path:
+  root = os.environ.get("DSS_CACHE_DIR") or pathlib.Path.home() / ".cache" / "dss_jax"
+  key = hashlib.sha256(url.encode("utf-8")).hexdigest()[:16]
+  return pathlib.Path(root) / "vocabularies" / f"{key}.model"
+
+
+def _fetch_within(url: str, seconds: float) -> bytes:
+  """The bytes at the URL, or UserError once `seconds` have passed."""
+  outcome: list[bytes | BaseException] = []
+
+  def fetch() -> None:
+    try:
+      outcome.append(_fetch(url, seconds))
+    except Exception as error:
+      outcome.append(error)
+
+  # Name look-ups and a cloud's credential search heed no timeout of ours; a daemon thread
+  # can be left behind.
+  worker = threading.Thread(target=fetch, daemon=True, name="vocabulary-fetch")
+  worker.start()
+  worker.join(seconds)
+  result = outcome[0] if outcome else TimeoutError(f"no answer within {seconds:g} seconds")
+  if isinstance(result, bytes):
+    return result
+  why = reason(result).removeprefix(f"{url}: ")
+  raise UserError(f"the vocabulary {url} cannot be fetched ({why}); {_MEND}") from None
+
+
+def _fetch(url: str, seconds: float) -> bytes:
+  if url.startswith(_PUBLIC_BUCKET):
+    address = "https://storage.googleapis.com/" + url.removeprefix("gs://")
+    with urllib.request.urlopen(address, timeout=seconds) as reply:
+      return reply.read()
+  with open_bytes(url) as binary:
+    return binary.read()
+
+
+def _load_processor(spec: str, model: bytes, extra_ids: int) -> Any:
+  import sentencepiece
+
+  processor = sentencepiece.SentencePieceProcessor()
+  try:
+    # An empty file is a valid message without pieces, which loads and then fails at random.
+    if not model:
+      raise RuntimeError("the file is empty")
+    processor.LoadFromSerializedProto(model)
+    pieces = processor.GetPieceSize()
+    processor.LoadFromSerializedProto(model + _sentinel_bytes(extra_ids))
+  except RuntimeError:
+    raise UserError(f"the vocabulary {spec} is not a SentencePiece model; {_MEND}") from None
+  if processor.eos_id() < 0 or not (processor.pad_id() == 0 or processor.IsControl(0)):
+    raise UserError(
+      f"the vocabulary {spec} ({pieces:,} pieces) has padding at id {processor.pad_id()} and"
+      f" the end mark at id {processor.eos_id()}, but a student pads with id 0 and needs an end"
+      " mark; train it with --pad_id=0 --eos_id=1 --unk_id=2"
+    )
+  return processor
+
+
+def _sentinel_bytes(extra_ids: int) -> bytes:
+  """Protocol-buffer bytes that, put after a ModelProto, add the sentinels to its pieces.
+
+  Messages joined end to end are one message whose repeated fields are joined: no protobuf
+  library is needed. Fields of a piece: 1 text, 2 score (float 0), 3 type (4, user-defined).
+  """
+  parts = []
+  for number in reversed(range(extra_ids)):
+    text = f"▁<extra_id_{number}>".encode()
+    piece = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x04"
+    parts.append(b"\x0a" + bytes([len(piece)]) + piece)
+  return b"".join(parts)

@@ -1,0 +1,102 @@
+"""One training run from a configuration to a student on disk."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from dss_jax import student as students
+from dss_jax.config import RunConfig
+from dss_jax.data.batches import EvalBatches, TrainBatches
+from dss_jax.data.packing import TokenCosts
+from dss_jax.data.prepare import PreparedData, prepare
+from dss_jax.data.token_store import LABEL, RATIONALE
+from dss_jax.progress import say
+from dss_jax.train.loop import Loop, Outcome
+from dss_jax.train.mesh import make_mesh
+from dss_jax.train.optimizer import make_optimizer
+from dss_jax.train.step import Trainer, parameter_count
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+  """Trains the student, or goes on training it; returns its model.json.
+
+  Everything that a user can get wrong is found before MODEL_DIR is touched.
+  """
+  mesh = make_mesh(config.mesh, config.batch_size)
+  tasks = trained_tasks(config.loss.alpha)
+  data = prepare(config.data, tasks)
+  config = students.with_vocab_size(config, data.vocabulary)
+  resuming = students.check_directory(config)
+  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  row_multiple = mesh.shape["data"] * config.accumulation_steps
+  train_batches = TrainBatches(
+    data.train,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    tasks=tasks,
+    row_multiple=row_multiple,
+    costs=TokenCosts(),
+  )
+  eval_batches = None
+  if data.evaluation is not None:
+    eval_batches = EvalBatches(
+      data.evaluation, batch_size=config.batch_size, tasks=tasks, row_multiple=row_multiple
+    )
+  with students.locked(config) as directory:
+    card = students.begin(config, data)
+    _announce(config, data, trainer, train_batches, resuming)
+    outcome = Loop(config, trainer, train_batches, eval_batches).run()
+    card = _finished(card, outcome)
+    students.write_card(directory, card)
+  return card
+
+
+def trained_tasks(alpha: float) -> tuple[int, ...]:
+  """The tasks that carry weight in the loss; the other's sequences are not even packed."""
+  if alpha == 1.0:
+    return (LABEL,)
+  if alpha == 0.0:
+    return (RATIONALE,)
+  return (LABEL, RATIONALE)
+
+
+def _finished(card: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+  return {
+    **card,
+    "steps": outcome.step,
+    "best_step": outcome.best_step,
+    "stopped_early": outcome.stopped_early,
+    "metrics": outcome.evaluation,
+    "padding_shares": outcome.padding_shares,
+  }
+
+
+def _announce(
+  config: RunConfig, data: PreparedData, trainer: Trainer, batches: TrainBatches, resuming: bool
+) -> None:
+  """Says what is about to run, with the numbers that a user might want to change."""
+  for warning in data.warnings:
+    say(f"warning: {warning}")
+  optimizer = config.optimizer
+  rate = optimizer.base_learning_rate * optimizer.learning_rate_multiplier
+  mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
+  examples = len(batches.examples)
+  shape = batches.packed.packer.shapes[0]
+  lines = [
+    f"{'resuming' if resuming else 'training'} {config.student} "
+    f"({parameter_count(config.model) / 1e6:.1f} million weights) in {config.model_dir}",
+    f"{examples:,} examples, {config.train_steps} steps of {config.batch_size} "
+    f"= {config.train_steps * config.batch_size / examples:.1f} epochs",
+    f"{optimizer.name}, learning rate {rate:g} = base rate {optimizer.base_learning_rate:g} "
+    f"x multiplier {optimizer.learning_rate_multiplier:g}, {optimizer.schedule}",
+    f"mesh {mesh}; rows of {shape.input_tokens} input and {shape.target_tokens} target tokens",
+  ]
+  if data.evaluation is None:
+    lines.append("no evaluation data: no early stopping, and the last checkpoint is handed on")
+  for line in lines:
+    say(line)
+
+
+def config_for(directory: str | pathlib.Path, config: RunConfig) -> RunConfig:
+  """The same configuration, for another MODEL_DIR."""
+  return dataclasses.replace(config, model_dir=str(directory))

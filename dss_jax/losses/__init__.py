@@ -1,0 +1,1 @@
+"""Losses as pure functions that give a LossSum."""

@@ -1,0 +1,1 @@
+"""The sharded trainer: mesh, optimizer, step, loop, checkpoints, metrics."""

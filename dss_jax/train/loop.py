@@ -1,0 +1,240 @@
+"""The order of events of a run: step, log, evaluate, stop early, save, resume.
+
+Nothing here waits for the device except where numbers are read: a step's metrics are read
+after the next step was sent off, and the next batch is packed by a thread meanwhile.
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from dss_jax.config import RunConfig
+from dss_jax.data.batches import EvalBatches, TrainBatches
+from dss_jax.errors import TrainingDiverged
+from dss_jax.progress import ProgressLine, note_of, progress_line
+from dss_jax.train.checkpoint import Checkpoints, rank_of
+from dss_jax.train.evaluation import evaluate
+from dss_jax.train.metrics import MetricsWriter, named_metrics
+from dss_jax.train.preemption import Preempted, StopSignal
+from dss_jax.train.step import Trainer, TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+  """What the loop remembers between steps; saved with every checkpoint."""
+
+  best_accuracy: float = -math.inf
+  evaluations_since_best: int = 0
+  stopped_early: bool = False
+  # The metrics of the newest evaluation, and of the one that checkpoints are ranked first by.
+  evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
+  best_evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
+  best_rank: tuple[float, float] = (-math.inf, -math.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a run ended."""
+
+  step: int
+  best_step: int
+  stopped_early: bool
+  evaluation: dict[str, float]  # of best_step; empty without evaluation data
+  padding_shares: dict[str, float]
+
+
+class Loop:
+  """One run, from its newest checkpoint (or its first step) to its end."""
+
+  def __init__(
+    self,
+    config: RunConfig,
+    trainer: Trainer,
+    train_batches: TrainBatches,
+    eval_batches: EvalBatches | None,
+    initial_state: TrainState | None = None,
+  ):
+    """Prepares the run.
+
+    Args:
+      initial_state: where a run without a checkpoint of its own starts; by default from fresh
+        weights.
+    """
+    self._config = config
+    self._trainer = trainer
+    self._train_batches = train_batches
+    self._eval_batches = eval_batches
+    self._initial_state = initial_state
+    self._directory = pathlib.Path(config.model_dir)
+    self._progress = Progress()
+
+  def run(self) -> Outcome:
+    """Trains to the end of the run.
+
+    Raises:
+      TrainingDiverged: the loss or gradient is not finite; the last good checkpoint stands.
+      Preempted: a signal asked to stop, and the state was saved.
+    """
+    config = self._config
+    keep_best = self._eval_batches is not None and config.evaluation.checkpoint_selection
+    self._checkpoints = Checkpoints(self._directory / "checkpoints", keep_best=keep_best)
+    state, step = self._restore()
+    self._writer = MetricsWriter(self._directory, resume_step=step)
+    try:
+      with StopSignal() as stop, progress_line("step", config.train_steps, step) as line:
+        state, step = self._steps(state, step, stop, line)
+      self._checkpoints.wait()
+      best = self._checkpoints.best_step() if keep_best else step
+      return Outcome(
+        step=step,
+        best_step=step if best is None else best,
+        stopped_early=self._progress.stopped_early,
+        evaluation=self._progress.best_evaluation if keep_best else self._progress.evaluation,
+        padding_shares=self._train_batches.packed.padding_shares(),
+      )
+    finally:
+      self._writer.close()
+      self._checkpoints.close()
+
+  def _restore(self) -> tuple[TrainState, int]:
+    """The newest checkpoint's state and step, or the initial state and 0."""
+    step = self._checkpoints.latest_step()
+    if step is None:
+      return self._initial_state or self._trainer.init_state(), 0
+    state, progress = self._checkpoints.restore(step, self._trainer.state_shape)
+    self._progress = Progress(**progress)
+    return state, step
+
+  def _steps(
+    self, state: TrainState, step: int, stop: StopSignal, line: ProgressLine
+  ) -> tuple[TrainState, int]:
+    """Takes steps until the last one, an early stop or a signal."""
+    config = self._config
+    unread: tuple[int, Any] | None = None
+    clock = _Clock(config.batch_size)
+    with concurrent.futures.ThreadPoolExecutor(1, "batches") as thread:
+      upcoming = thread.submit(self._batch, step)
+      while step < config.train_steps and not self._progress.stopped_early:
+        batch = upcoming.result()
+        upcoming = thread.submit(self._batch, step + 1)
+        state, metrics = self._trainer.train_step(state, batch)
+        step += 1
+        if unread:
+          self._log(*unread, clock, line)
+        unread = (step, metrics)
+        evaluate_now = self._is_due(step, config.evaluation.interval_steps)
+        save_now = self._is_due(
+          step, config.checkpoint_interval_steps or config.evaluation.interval_steps
+        )
+        if not (evaluate_now or save_now or stop.number):
+          continue
+        self._log(*unread, clock, line)
+        unread = None
+        judged = None
+        if evaluate_now and self._eval_batches is not None:
+          judged = self._evaluate(state, step, line)
+        self._save(state, step, judged)
+        clock.restart()
+        if stop.number and step < config.train_steps and not self._progress.stopped_early:
+          self._checkpoints.wait()
+          raise Preempted(step, stop.number)
+    return state, step
+
+  def _is_due(self, step: int, interval_steps: int) -> bool:
+    return step % interval_steps == 0 or step == self._config.train_steps
+
+  def _batch(self, step: int) -> dict[str, jax.Array]:
+    """Step n's batch on the mesh, n from 0."""
+    packing, sequences = self._train_batches.pack(step)
+    return self._trainer.to_mesh(
+      packing.shape.rows,
+      lambda rows: self._train_batches.packed.fill(packing, sequences, rows),
+    )
+
+  def _log(self, step: int, metrics: Any, clock: "_Clock", line: ProgressLine) -> None:
+    """Reads a step's numbers, writes them, and refuses to go on from numbers that are none."""
+    sums, gradient_norm = jax.device_get((metrics["sums"], metrics["gradient_norm"]))
+    named = named_metrics(sums, "train", alpha=self._config.loss.alpha)
+    named["train_gradient_norm"] = float(gradient_norm)
+    bad = [name for name, value in named.items() if not math.isfinite(value)]
+    if bad:
+      self._checkpoints.wait()
+      last_good = self._checkpoints.latest_step()
+      kept = "no checkpoint was saved yet" if last_good is None else (
+        f"the checkpoint of step {last_good} is kept in {self._directory / 'checkpoints'}"
+      )
+      raise TrainingDiverged(
+        f"step {step}: {bad[0]} is {named[bad[0]]}, so the run stops; {kept}; try a smaller "
+        "--learning-rate-multiplier, OptimizerConfig.warmup_steps, a smaller "
+        "OptimizerConfig.clip_norm, or T5Config.dtype = 'float32', in a new --model-dir"
+      )
+    named.update(clock.rates())
+    self._writer.write(step, named)
+    line.update(step, note_of(named))
+
+  def _evaluate(self, state: TrainState, step: int, line: ProgressLine) -> dict[str, float]:
+    """Evaluates, judges the label task, and returns what the checkpoint is ranked by."""
+    assert self._eval_batches is not None
+    sums = jax.device_get(evaluate(self._trainer, state.params, self._eval_batches))
+    named = named_metrics(sums, "eval", alpha=self._config.loss.alpha)
+    self._writer.write(step, named)
+    judged_sums = (sums.label_loss, sums.label_correct)
+    if not sums.label_loss.weight:  # trained on rationales alone
+      judged_sums = (sums.rationale_loss, sums.rationale_correct)
+    loss, accuracy = (float(each.mean()) for each in judged_sums)
+    line.say(
+      f"step {step}: evaluation loss {named['eval_total_loss']:.4f}, "
+      f"label accuracy {accuracy:.4f}, label loss {loss:.4f}"
+    )
+    self._judge(accuracy, loss, named)
+    return {"accuracy": accuracy, "loss": loss}
+
+  def _judge(self, accuracy: float, loss: float, named: dict[str, float]) -> None:
+    """Early stopping: no growth beyond min_improvement in `patience` evaluations in a row."""
+    config, progress = self._config.evaluation, self._progress
+    if accuracy > progress.best_accuracy + config.min_improvement:
+      progress.best_accuracy = accuracy
+      progress.evaluations_since_best = 0
+    else:
+      progress.evaluations_since_best += 1
+    progress.evaluation = named
+    rank = rank_of({"accuracy": accuracy, "loss": loss})
+    if rank >= tuple(progress.best_rank):
+      progress.best_rank, progress.best_evaluation = rank, named
+    progress.stopped_early = (
+      config.early_stopping and progress.evaluations_since_best >= config.patience
+    )
+
+  def _save(self, state: TrainState, step: int, judged: dict[str, float] | None) -> None:
+    self._writer.flush()
+    self._checkpoints.save(state, step, dataclasses.asdict(self._progress), judged)
+
+
+class _Clock:
+  """Rates over the steps since the last pause; pauses (compiling, evaluating) do not count."""
+
+  def __init__(self, batch_size: int):
+    self._batch_size = batch_size
+    self.restart()
+
+  def restart(self) -> None:
+    self._since: float | None = None
+    self._steps = 0
+
+  def rates(self) -> dict[str, float]:
+    """Called once a step; the first after a pause only starts the clock."""
+    now = time.monotonic()
+    if self._since is None:
+      self._since = now
+      return {}
+    self._steps += 1
+    steps_per_second = self._steps / max(now - self._since, 1e-9)
+    return {
+      "time/steps_per_second": steps_per_second,
+      "time/examples_per_second": steps_per_second * self._batch_size,
+    }

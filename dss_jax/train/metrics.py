@@ -1,0 +1,90 @@
+"""The names of metrics, and their writers: metrics.jsonl and TensorBoard, live."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import tensorboardX
+
+from dss_jax.losses import step_by_step
+from dss_jax.losses.step_by_step import TaskSums
+
+
+def named_metrics(
+  sums: TaskSums, prefix: Literal["train", "eval"], *, alpha: float
+) -> dict[str, float]:
+  """Summed tasks as metrics under the service's names and ours.
+
+  `<prefix>_total_loss` is the step-by-step loss; `<prefix>_fraction_of_correct_next_step_preds`
+  the share of right next tokens over both tasks; `<prefix>_num_predictions` how many tokens
+  were predicted. Beside them each task's own loss and accuracy, where it has tokens.
+  """
+  correct = sums.label_correct + sums.rationale_correct
+  named = {
+    f"{prefix}_total_loss": step_by_step.combined(sums, alpha=alpha),
+    f"{prefix}_fraction_of_correct_next_step_preds": correct.mean(),
+    f"{prefix}_num_predictions": correct.weight,
+  }
+  if sums.label_loss.weight > 0:
+    named[f"label/{prefix}_loss"] = sums.label_loss.mean()
+    named[f"label/{prefix}_accuracy"] = sums.label_correct.mean()
+  if sums.rationale_loss.weight > 0:
+    named[f"rationale/{prefix}_loss"] = sums.rationale_loss.mean()
+    named[f"rationale/{prefix}_accuracy"] = sums.rationale_correct.mean()
+  return {name: float(np.asarray(value)) for name, value in named.items()}
+
+
+class MetricsWriter:
+  """Writes the same numbers to MODEL_DIR/metrics.jsonl and MODEL_DIR/tensorboard.
+
+  A line of metrics.jsonl is {"step": n, name: value, ...}. A run that resumes after step n
+  drops the lines beyond n, which the steps to come will write again, and TensorBoard is told
+  to do the same.
+  """
+
+  def __init__(self, model_dir: pathlib.Path, *, resume_step: int):
+    path = model_dir / "metrics.jsonl"
+    _drop_after(path, resume_step)
+    self._file = path.open("a", encoding="utf-8")
+    self._tensorboard = tensorboardX.SummaryWriter(
+      str(model_dir / "tensorboard"),
+      purge_step=resume_step + 1 if resume_step else None,
+      flush_secs=5,
+    )
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+    self._file.flush()
+    for name, value in metrics.items():
+      self._tensorboard.add_scalar(name, value, step)
+
+  def flush(self) -> None:
+    """Puts everything written on disk; called before a checkpoint of the same step."""
+    os.fsync(self._file.fileno())
+    self._tensorboard.flush()
+
+  def close(self) -> None:
+    self._file.close()
+    self._tensorboard.close()
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+  """Removes lines of later steps, and a last line that a kill cut short."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line + "\n")
+    except (ValueError, KeyError, TypeError):
+      break
+  partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+  with partial.open("w", encoding="utf-8") as file:
+    file.writelines(kept)
+    file.flush()
+    os.fsync(file.fileno())
+  partial.replace(path)

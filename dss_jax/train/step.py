@@ -1,0 +1,235 @@
+"""One training step and one evaluation step: pure functions, jitted with shardings.
+
+The state is donated, so the step updates it in place. Loss and accuracy come from the same
+forward pass that the gradient does.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dss_jax.config import RunConfig, T5Config
+from dss_jax.losses import step_by_step
+from dss_jax.losses.cross_entropy import cross_entropy
+from dss_jax.losses.step_by_step import TaskSums
+from dss_jax.model.t5 import Transformer, init_params, output_kernel
+from dss_jax.train import mesh as meshes
+
+Arrays = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+  """What a checkpoint holds. `step` counts the steps taken, int32."""
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+class Trainer:
+  """The compiled functions of a run on a mesh: initialise, train one step, evaluate a batch."""
+
+  def __init__(self, config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh):
+    self.config = config
+    self.mesh = mesh
+    self.rules = meshes.logical_rules(config.model, mesh)
+    self._optimizer = optimizer
+    boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
+    self._params_shape = nn.meta.unbox(boxed)
+    param_shardings = meshes.param_shardings(boxed, mesh, self.rules)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    state_shape = jax.eval_shape(self._fresh_state, self._params_shape)
+    self.state_shardings = TrainState(
+      step=replicated,
+      params=param_shardings,
+      opt_state=meshes.shardings_like(
+        state_shape.opt_state, self._params_shape, param_shardings, mesh
+      ),
+    )
+    self.state_shape = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      state_shape,
+      self.state_shardings,
+    )
+    batch_sharding = meshes.rows_sharding(mesh)
+    self._train = jax.jit(
+      self._train_step,
+      in_shardings=(self.state_shardings, batch_sharding),
+      out_shardings=(self.state_shardings, replicated),
+      donate_argnums=0,
+    )
+    self._evaluate = jax.jit(
+      self._eval_step, in_shardings=(param_shardings, batch_sharding), out_shardings=replicated
+    )
+
+  def init_state(self) -> TrainState:
+    """Freshly initialised weights, laid out on the mesh; a function of the seed alone."""
+
+    def init():
+      key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+      return self._fresh_state(nn.meta.unbox(init_params(self.config.model, key)))
+
+    return self._on_mesh(jax.jit(init, out_shardings=self.state_shardings))
+
+  def state_from_params(self, params: Any) -> TrainState:
+    """A state that starts from given weights, already laid out on the mesh."""
+    return self._on_mesh(
+      jax.jit(
+        self._fresh_state,
+        in_shardings=(self.state_shardings.params,),
+        out_shardings=self.state_shardings,
+      ),
+      params,
+    )
+
+  def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
+    """The state after one update, and the step's `sums` (TaskSums) and `gradient_norm`."""
+    return self._on_mesh(self._train, state, batch)
+
+  def eval_step(self, params: Any, batch: Arrays) -> TaskSums:
+    """Teacher-forced loss and accuracy of a batch, without dropout."""
+    return self._on_mesh(self._evaluate, params, batch)
+
+  def to_mesh(self, rows: int, fill: Callable[[slice], dict[str, Any]]) -> Arrays:
+    """A global batch from a function that fills given rows; each host fills its own alone."""
+    sharding = meshes.rows_sharding(self.mesh)
+    # Devices that differ in the model axis alone hold the same rows: fill those once.
+    filled: dict[tuple[int, int], dict[str, Any]] = {}
+    index_map = sharding.addressable_devices_indices_map((rows,))
+    pieces: dict[str, list[jax.Array]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for device, index in index_map.items():
+      assert index is not None
+      start, stop, _ = index[0].indices(rows)
+      if (start, stop) not in filled:
+        filled[start, stop] = fill(slice(start, stop))
+      for name, array in filled[start, stop].items():
+        pieces.setdefault(name, []).append(jax.device_put(array, device))
+        shapes[name] = (rows, *array.shape[1:])
+    return {
+      name: jax.make_array_from_single_device_arrays(shapes[name], sharding, pieces[name])
+      for name in pieces
+    }
+
+  def _on_mesh(self, function, *arguments):
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+      return function(*arguments)
+
+  def _fresh_state(self, params: Any) -> TrainState:
+    return TrainState(
+      step=jnp.zeros((), jnp.int32), params=params, opt_state=self._optimizer.init(params)
+    )
+
+  def _train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
+    config = self.config
+    key = jax.random.fold_in(dropout_key(config.seed), state.step)
+    gradient, sums = accumulated_gradient(
+      state.params,
+      batch,
+      key,
+      config=config,
+      # A chunk's logits are spread over the whole mesh: rows by data, words by model.
+      shards=self.mesh.size,
+    )
+    updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
+    metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradient)}
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  def _eval_step(self, params: Any, batch: Arrays) -> TaskSums:
+    weights = step_by_step.task_weights(batch["decoder_loss_weights"], batch["decoder_task_ids"])
+    _, sums = batch_loss(
+      params, batch, weights, None, config=self.config, shards=self.mesh.size
+    )
+    return sums
+
+
+def dropout_key(seed: int) -> jax.Array:
+  """The key of a run's dropout; XLA's own generator draws masks far faster than threefry."""
+  return jax.random.key(seed, impl="rbg")
+
+
+def batch_loss(
+  params: Any,
+  batch: Arrays,
+  weights: tuple[jax.Array, jax.Array],
+  key: jax.Array | None,
+  *,
+  config: RunConfig,
+  shards: int = 1,
+) -> tuple[jax.Array, TaskSums]:
+  """The part of the step-by-step loss that these rows contribute, and their sums.
+
+  Args:
+    weights: the summed loss weights of label and rationale tokens in the *whole* batch.
+    key: for dropout; None is without.
+  """
+  hidden_RMD = Transformer(config.model).apply(
+    {"params": params},
+    batch["encoder_input_tokens"],
+    batch["encoder_segment_ids"],
+    batch["decoder_input_tokens"],
+    batch["decoder_segment_ids"],
+    deterministic=key is None,
+    rngs=None if key is None else {"dropout": key},
+    method=Transformer.hidden,
+  )
+  loss_weights_RM, task_ids_RM = batch["decoder_loss_weights"], batch["decoder_task_ids"]
+  total, losses = cross_entropy(
+    hidden_RMD,
+    output_kernel(params, config.model),
+    batch["decoder_target_tokens"],
+    step_by_step.coefficients(loss_weights_RM, task_ids_RM, *weights, alpha=config.loss.alpha),
+    label_smoothing=config.loss.label_smoothing if key is not None else 0.0,
+    z_loss=config.loss.z_loss if key is not None else 0.0,
+    shards=shards,
+  )
+  return total, step_by_step.task_sums(losses, loss_weights_RM, task_ids_RM)
+
+
+def accumulated_gradient(
+  params: Any, batch: Arrays, key: jax.Array | None, *, config: RunConfig, shards: int = 1
+) -> tuple[Any, TaskSums]:
+  """The gradient of the whole batch, worked out in config.accumulation_steps parts.
+
+  Each part's loss is already divided by the whole batch's weights, so the parts' gradients
+  add up to exactly the whole's, however unevenly the tokens fall.
+  """
+  weights = step_by_step.task_weights(batch["decoder_loss_weights"], batch["decoder_task_ids"])
+  differentiate = jax.grad(
+    functools.partial(batch_loss, config=config, shards=shards), has_aux=True
+  )
+  parts = config.accumulation_steps
+  if parts == 1:
+    return differentiate(params, batch, weights, key)
+
+  def take_part(x: jax.Array) -> jax.Array:
+    # Part i takes rows i, i + parts, ...: each device keeps the rows it has.
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+  def add(carry, numbered_part):
+    number, part = numbered_part
+    part_key = None if key is None else jax.random.fold_in(key, number)
+    gradient, sums = differentiate(params, part, weights, part_key)
+    return jax.tree.map(jnp.add, carry, (gradient, sums)), None
+
+  zeros = jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+    jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[::parts], batch), weights, key),
+  )
+  carry, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), jax.tree.map(take_part, batch)))
+  return carry
+
+
+def parameter_count(config: T5Config) -> int:
+  """The number of weights of a student."""
+  shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+  return sum(leaf.size for leaf in jax.tree.leaves(nn.meta.unbox(shapes)))

@@ -1,0 +1,29 @@
+"""Shared set-up: eight virtual CPU devices, an own cache, and the data that lies beside a checkout."""
+
+import os
+import pathlib
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  """Token stores of a test go to a folder of the test session."""
+  monkeypatch.setenv("DSS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "dss_cache"))
+
+
+@pytest.fixture
+def shared():
+  """The folder of real data sets; tests that need it skip where it is absent."""
+  if not SHARED.is_dir():
+    pytest.skip(f"the real data sets are not at {SHARED}")
+  return SHARED

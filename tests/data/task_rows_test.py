@@ -1,0 +1,173 @@
+"""Rows of a task: whose label, whose rationale, what is counted, and files that do not fit."""
+
+import gzip
+import json
+
+import pytest
+
+from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
+from dss_jax.data.task_rows import load_rows
+from dss_jax.errors import UserError
+
+
+def _to_row(published):
+  row = {"input_text": published["q"], "level": published.get("level", 1)}
+  return {**row, **({"output_text": published["a"]} if "a" in published else {})}
+
+
+def _parse_answer(text):
+  rationale, found, label = text.partition(" => ")
+  if not found:
+    raise UnparsableAnswer("no arrow")
+  return Answer(rationale, None if "or" in label else label)
+
+
+def _task(parse_answer=_parse_answer, to_row=_to_row, **splits):
+  splits = splits or {
+    "train": Split("rows.jsonl", "texts.jsonl"),
+    "test": Split("rows.jsonl", "texts.jsonl", start=2),
+  }
+  return TaskDefinition("toy", splits, to_row, parse_answer, str.__eq__, accuracy)
+
+
+ROWS = [{"q": "one", "a": "1"}, {"q": "two", "a": "2"}, {"q": "three", "a": "3"}, {"q": "four"}]
+TEXTS = ["a bar => 1", "mumble", "bars => 3 or 4", "bars => 5"]
+
+
+def _write(folder, rows=ROWS, texts=TEXTS):
+  answers = [{"index": index, "llm_output": text} for index, text in enumerate(texts)]
+  for name, lines in (("rows.jsonl", rows), ("texts.jsonl", answers)):
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return folder
+
+
+def test_gold_labels_with_the_teachers_rationales(tmp_path):
+  rows, report = load_rows(_task(), "train", _write(tmp_path))
+  assert rows == [
+    {"input_text": "one", "level": 1, "rationale": "a bar", "output_text": "1"},
+    {"input_text": "two", "level": 1, "output_text": "2"},
+    {"input_text": "three", "level": 1, "rationale": "bars", "output_text": "3"},
+    {"input_text": "four", "level": 1, "rationale": "bars"},
+  ]
+  assert report.to_json() == {
+    "rows": 4,
+    "answered": 4,
+    "parsed": 3,
+    "undecided": 1,
+    "agreeing": 1,
+    "dropped": 0,
+    "parsed_percent": 75.0,
+    "agreeing_percent": 25.0,
+    "failures": [{"file": str(tmp_path / "texts.jsonl"), "line": 2, "reason": "no arrow"}],
+  }
+
+
+def test_teacher_labels_drop_what_does_not_parse(tmp_path):
+  rows, report = load_rows(_task(), "train", _write(tmp_path), labels="teacher")
+  assert rows == [
+    {"input_text": "one", "level": 1, "rationale": "a bar", "output_text": "1"},
+    {"input_text": "three", "level": 1, "rationale": "bars"},
+    {"input_text": "four", "level": 1, "rationale": "bars", "output_text": "5"},
+  ]
+  assert (report.rows, report.dropped, report.undecided) == (4, 1, 1)
+
+
+def test_evaluation_is_against_gold_whatever_the_labels(tmp_path):
+  _write(tmp_path)
+  assert (
+    load_rows(_task(), "test", tmp_path, "teacher").rows
+    == load_rows(_task(), "test", tmp_path, "gold").rows
+  )
+  assert load_rows(_task(), "test", tmp_path, "teacher").rows[0]["output_text"] == "3"
+
+
+def test_a_blank_rationale_does_not_parse(tmp_path):
+  rows, report = load_rows(_task(), "train", _write(tmp_path, texts=[" \n => 1", *TEXTS[1:]]))
+  assert "rationale" not in rows[0]
+  assert report.failures[0][1:] == (1, "there is no reasoning before the answer")
+
+
+def test_without_recorded_answers_the_rows_are_their_own(tmp_path):
+  _write(tmp_path)
+  task = _task(train=Split("rows.jsonl"))
+  rows, report = load_rows(task, "train", tmp_path)
+  assert [row.get("output_text") for row in rows] == ["1", "2", "3"]
+  assert (report.rows, report.answered, report.dropped) == (4, 0, 1)
+  with pytest.raises(UserError, match="no recorded teacher outputs for its train split"):
+    load_rows(task, "train", tmp_path, "teacher")
+
+
+def test_answers_may_stand_in_any_order_and_files_be_compressed(tmp_path):
+  _write(tmp_path)
+  lines = (tmp_path / "texts.jsonl").read_text().splitlines()
+  (tmp_path / "texts.jsonl.gz").write_bytes(gzip.compress("\r\n".join(lines[::-1]).encode()))
+  task = _task(train=Split("rows.jsonl", "texts.jsonl.gz"))
+  assert load_rows(task, "train", tmp_path).rows == load_rows(_task(), "train", tmp_path).rows
+
+
+def test_data_may_lie_at_a_url(tmp_path):
+  rows = load_rows(_task(), "train", _write(tmp_path)).rows
+  assert load_rows(_task(), "train", f"file://{tmp_path}/").rows == rows
+
+
+def _answer(index, text="a bar => 1"):
+  return json.dumps({"index": index, "llm_output": text}) + "\n"
+
+
+@pytest.mark.parametrize(
+  ("texts", "said"),
+  [
+    (_answer(0) + _answer(1) + _answer(0), 'texts.jsonl:3: "index" 0 already stands in line 1'),
+    (_answer(4), 'texts.jsonl:1: "index" 4 is outside the 4 rows of rows.jsonl'),
+    (_answer(-1), 'texts.jsonl:1: "index" -1 is outside'),
+    (_answer(0) + _answer(1) + _answer(3), 'no line has the "index" 2 of'),
+    (_answer(True), "texts.jsonl:1: a recorded answer must be"),
+    (_answer(0, 5), "texts.jsonl:1: a recorded answer must be"),
+    ("{}\n", "this line has the keys []"),
+    ("\n{\n", "texts.jsonl:2: the line is not JSON"),
+    ("[1]\n", "texts.jsonl:1: the line holds a list"),
+    ("\udcff", "texts.jsonl:1: the line is not JSON in UTF-8"),
+  ],
+)
+def test_answers_that_do_not_fit(tmp_path, texts, said):
+  _write(tmp_path)
+  (tmp_path / "texts.jsonl").write_bytes(texts.encode("utf-8", "surrogateescape"))
+  with pytest.raises(UserError) as caught:
+    load_rows(_task(), "train", tmp_path)
+  assert said in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "texts.jsonl"])
+def test_a_missing_file_is_named(tmp_path, name):
+  _write(tmp_path)
+  (tmp_path / name).unlink()
+  with pytest.raises(UserError, match=f"{name}: task toy needs this file .* --data-dir"):
+    load_rows(_task(), "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("row", "said"),
+  [
+    ({"question": "one"}, r"cannot read this row \(KeyError: 'q'\) with the keys \['question'\]"),
+    ({"q": ""}, "made a row whose \"input_text\" is ''"),
+    ({"q": "x", "a": 3}, 'made a row whose "output_text" is 3'),
+    ({"q": "\ud83d"}, 'made a row whose "input_text" is'),
+  ],
+)
+def test_a_row_that_the_task_cannot_read(tmp_path, row, said):
+  _write(tmp_path, rows=[ROWS[0], row])
+  with pytest.raises(UserError, match=rf"rows.jsonl:2: task toy {said}"):
+    load_rows(_task(train=Split("rows.jsonl")), "train", tmp_path)
+
+
+def test_a_parser_that_fails_is_the_task_files_mistake(tmp_path):
+  with pytest.raises(UserError, match=r"texts.jsonl:1: parse_answer of task toy raised ZeroDiv"):
+    load_rows(_task(parse_answer=lambda text: 1 / 0), "train", _write(tmp_path))
+
+
+def test_an_unknown_or_empty_split(tmp_path):
+  with pytest.raises(UserError, match="no split 'validation'; it has test, train"):
+    load_rows(_task(), "validation", _write(tmp_path))
+  with pytest.raises(UserError, match="the train split of task toy has no rows"):
+    load_rows(_task(train=Split("rows.jsonl", start=9)), "train", tmp_path)
