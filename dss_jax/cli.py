@@ -1,8 +1,10 @@
 """The `dss` command: parses, then calls one function. Imports nothing heavy at the top."""
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -22,7 +24,7 @@ def main() -> None:
   except click.exceptions.Exit as error:
     sys.exit(error.exit_code)
   except click.ClickException as error:
-    error.show()
+    click.echo(f"dss: {error.format_message()} (see `dss --help`)", err=True)
     sys.exit(2)
   except UserError as error:
     click.echo(f"dss: {error}", err=True)
@@ -117,11 +119,13 @@ _TRAINING = _options(
   _GIN,
 )  # fmt: skip
 
+_ALPHA = click.option("--alpha", type=float, help="Weight of the label's loss; the rationale's is "
+                      "the rest.  [default: 0.5]")  # fmt: skip
+
 
 @dss.command()
 @_TRAINING
-@click.option("--alpha", type=float, help="Weight of the label's loss; the rationale's is the "
-              "rest.  [default: 0.5]")  # fmt: skip
+@_ALPHA
 def distill(**flags: Any) -> None:
   """Train a student on labels and rationales, step by step."""
   _train(["runs/distill.gin"], flags)
@@ -153,13 +157,18 @@ def train(context: click.Context, gin_files: tuple[str, ...], gin: tuple[str, ..
 
 
 def _train(files: list[str], flags: dict[str, Any]) -> None:
-  """Turns flags into gin settings: the same door that `dss train` uses."""
+  files, settings = _settings(files, flags)
+  _run(files, settings)
+
+
+def _settings(files: list[str], flags: dict[str, Any]) -> tuple[list[str], list[Any]]:
+  """Turns flags into gin files and settings: the same door that `dss train` uses."""
   from dss_jax.gin_door import Setting, parse_setting
 
   given = {name: value for name, value in flags.items() if value is not None}
   if "student" in given:
     files = [*files, _student_file(given["student"])]
-  files += given.pop("gin_files")
+  files = [*files, *given["gin_files"]]
   settings = [
     Setting(_MACROS[name], value, f"--{name.replace('_', '-')}")
     for name, value in given.items()
@@ -173,8 +182,29 @@ def _train(files: list[str], flags: dict[str, Any]) -> None:
       settings.append(Setting("TASK_FEATURE_LENGTHS", dict(lengths), place))
   for axis, size in _mesh_axes(given.get("mesh")).items():
     settings.append(Setting(f"MeshConfig.{axis}", size, "--mesh"))
-  settings += [parse_setting(text, f"--gin {text}") for text in given["gin"]]
-  _run(files, settings)
+  return files, settings + [parse_setting(text, f"--gin {text}") for text in given["gin"]]
+
+
+@dss.command()
+@click.argument("file", metavar="SWEEP.gin")
+@_TRAINING
+@_ALPHA
+def sweep(file: str, **flags: Any) -> None:
+  """Train every point of a grid, one MODEL_DIR each under --model-dir; resumable."""
+  from dss_jax.config import RunConfig
+  from dss_jax.gin_door import Setting, load_config
+
+  files, settings = _settings(["runs/distill.gin"], flags)
+  from dss_jax import sweep as sweeping
+
+  def config_of(point, model_dir):
+    values = [Setting(name, value, file) for name, value in point.items()]
+    values.append(Setting("MODEL_DIR", model_dir, "--model-dir"))
+    return load_config(RunConfig, files, settings + values)
+
+  with _stopping():
+    results = sweeping.run(sweeping.load_grid(file), flags["model_dir"], config_of)
+  sweeping.print_table(results)
 
 
 def _student_file(name: str) -> str:
@@ -206,15 +236,23 @@ def _run(files: list[str], settings: list[Any]) -> None:
 
   config = load_config(RunConfig, files, settings)
   from dss_jax import distill as distilling
+
+  with _stopping():
+    card = distilling.run(config)
+  summary = {key: card[key] for key in ("student", "steps", "best_step", "stopped_early")}
+  click.echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+  """Ends the command, in words, when a signal stopped a run."""
   from dss_jax.train.preemption import Preempted
 
   try:
-    card = distilling.run(config)
+    yield
   except Preempted as error:
     click.echo(f"dss: {error}", err=True)
     sys.exit(error.exit_code)
-  summary = {key: card[key] for key in ("student", "steps", "best_step", "stopped_early")}
-  click.echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))
 
 
 @dss.command()

@@ -1,7 +1,5 @@
 """One training run from a configuration to a student on disk."""
 
-import dataclasses
-import pathlib
 from typing import Any
 
 from dss_jax import student as students
@@ -10,6 +8,7 @@ from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.data.packing import TokenCosts
 from dss_jax.data.prepare import PreparedData, prepare
 from dss_jax.data.token_store import LABEL, RATIONALE
+from dss_jax.initial import InitialCheckpoint
 from dss_jax.progress import say
 from dss_jax.train.loop import Loop, Outcome
 from dss_jax.train.mesh import make_mesh
@@ -27,6 +26,9 @@ def run(config: RunConfig) -> dict[str, Any]:
   data = prepare(config.data, tasks)
   config = students.with_vocab_size(config, data.vocabulary)
   resuming = students.check_directory(config)
+  initial = None
+  if config.initial_checkpoint is not None:
+    initial = InitialCheckpoint(config, data.vocabulary)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
   row_multiple = mesh.shape["data"] * config.accumulation_steps
   train_batches = TrainBatches(
@@ -45,7 +47,8 @@ def run(config: RunConfig) -> dict[str, Any]:
   with students.locked(config) as directory:
     card = students.begin(config, data)
     _announce(config, data, trainer, train_batches, resuming)
-    outcome = Loop(config, trainer, train_batches, eval_batches).run()
+    loop = Loop(config, trainer, train_batches, eval_batches)
+    outcome = loop.run(None if initial is None else lambda: initial.params(mesh))
     card = _finished(card, outcome)
     students.write_card(directory, card)
   return card
@@ -63,6 +66,7 @@ def trained_tasks(alpha: float) -> tuple[int, ...]:
 def _finished(card: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
   return {
     **card,
+    "finished": True,
     "steps": outcome.step,
     "best_step": outcome.best_step,
     "stopped_early": outcome.stopped_early,
@@ -95,8 +99,3 @@ def _announce(
     lines.append("no evaluation data: no early stopping, and the last checkpoint is handed on")
   for line in lines:
     say(line)
-
-
-def config_for(directory: str | pathlib.Path, config: RunConfig) -> RunConfig:
-  """The same configuration, for another MODEL_DIR."""
-  return dataclasses.replace(config, model_dir=str(directory))

@@ -40,7 +40,9 @@ def source_for(
   return dataclasses.replace(source, metric=metric)
 
 
-def evaluate_student(student: Student, source: RowSource, mesh_config: MeshConfig) -> dict[str, Any]:
+def evaluate_student(
+  student: Student, source: RowSource, mesh_config: MeshConfig
+) -> dict[str, Any]:
   """Figures on the source's rows, as JSON values.
 
   `exact_match` is the share of labels written exactly; the task's metric stands under its own

@@ -192,6 +192,7 @@ def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
       "prefixes": {"label": PREDICT_PREFIX, "rationale": EXPLAIN_PREFIX},
       "longest_target_tokens": data.train.longest_target_tokens,
       "data": {**fingerprints, "truncated": data.train.truncated, "report": data.report},
+      "finished": False,
       "steps": 0,
       "best_step": None,
       "stopped_early": False,

@@ -1,4 +1,4 @@
-"""Shared set-up: eight virtual CPU devices, an own cache, and the data that lies beside a checkout."""
+"""Shared set-up: eight virtual CPU devices, an own cache, the data that lies beside a checkout."""
 
 import os
 import pathlib

@@ -114,9 +114,7 @@ class Packer:
     """The ladder of shapes, cheapest first, that packs the sample most cheaply."""
     best: tuple[float, list[RowShape]] | None = None
     for inputs, targets in self._candidates(sample):
-      rows = [
-        self._rows(len(first_fit(i, t, inputs, targets))) for i, t in sample
-      ]
+      rows = [self._rows(len(first_fit(i, t, inputs, targets))) for i, t in sample]
       ladder = _ladder(rows, max_shapes)
       shapes = [RowShape(count, inputs, targets) for count in ladder]
       cost = sum(self._costs(next(s for s in shapes if s.rows >= count)) for count in rows)

@@ -58,9 +58,7 @@ def task_weights(loss_weights_RM: jax.Array, task_ids_RM: jax.Array) -> tuple[ja
   )
 
 
-def task_sums(
-  losses: TokenLosses, loss_weights_RM: jax.Array, task_ids_RM: jax.Array
-) -> TaskSums:
+def task_sums(losses: TokenLosses, loss_weights_RM: jax.Array, task_ids_RM: jax.Array) -> TaskSums:
   """Each task's summed loss and correctness; a token of weight 0 adds nothing."""
   sums = []
   for weights_RM in (

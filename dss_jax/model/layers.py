@@ -185,9 +185,7 @@ class Attention(nn.Module):
   ) -> jax.Array:
     """Each query's mix of values, [B, Q, D]; `bias` broadcasts to [B, H, Q, L]."""
     query_BQHK = self._heads(self.query(x_BQD))
-    logits = jnp.einsum(
-      "bqhk,blhk->bhql", query_BQHK, key_BLHK, preferred_element_type=jnp.float32
-    )
+    logits = jnp.einsum("bqhk,blhk->bhql", query_BQHK, key_BLHK, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.config.dtype)
     weights = self.dropout(weights, deterministic)
     mixed_BQHK = jnp.einsum("bhql,blhk->bqhk", weights, value_BLHK)

@@ -109,9 +109,7 @@ class DecoderLayer(nn.Module):
     mixed = self.self_attention(normed, key, value, self_bias, deterministic=deterministic)
     y_BMD = y_BMD + self.dropout(mixed, deterministic)
     normed = self.pre_cross_attention_layer_norm(y_BMD)
-    mixed = self.encoder_decoder_attention(
-      normed, *cross, cross_bias, deterministic=deterministic
-    )
+    mixed = self.encoder_decoder_attention(normed, *cross, cross_bias, deterministic=deterministic)
     y_BMD = y_BMD + self.dropout(mixed, deterministic)
     normed = self.pre_mlp_layer_norm(y_BMD)
     y_BMD = y_BMD + self.dropout(self.mlp(normed, deterministic=deterministic), deterministic)
@@ -193,9 +191,7 @@ class Transformer(nn.Module):
     self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, *, deterministic: bool = True
   ) -> jax.Array:
     """Encoder outputs, [B, L, D]."""
-    return self.encoder(
-      self.token_embedder(tokens_BL), segment_ids_BL, deterministic=deterministic
-    )
+    return self.encoder(self.token_embedder(tokens_BL), segment_ids_BL, deterministic=deterministic)
 
   def hidden(
     self,

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,24 +58,20 @@ class Loop:
     trainer: Trainer,
     train_batches: TrainBatches,
     eval_batches: EvalBatches | None,
-    initial_state: TrainState | None = None,
   ):
-    """Prepares the run.
-
-    Args:
-      initial_state: where a run without a checkpoint of its own starts; by default from fresh
-        weights.
-    """
     self._config = config
     self._trainer = trainer
     self._train_batches = train_batches
     self._eval_batches = eval_batches
-    self._initial_state = initial_state
     self._directory = pathlib.Path(config.model_dir)
     self._progress = Progress()
 
-  def run(self) -> Outcome:
+  def run(self, initial_params: Callable[[], Any] | None = None) -> Outcome:
     """Trains to the end of the run.
+
+    Args:
+      initial_params: reads the weights that a run without a checkpoint of its own starts
+        from; by default they are fresh.
 
     Raises:
       TrainingDiverged: the loss or gradient is not finite; the last good checkpoint stands.
@@ -83,7 +80,7 @@ class Loop:
     config = self._config
     keep_best = self._eval_batches is not None and config.evaluation.checkpoint_selection
     self._checkpoints = Checkpoints(self._directory / "checkpoints", keep_best=keep_best)
-    state, step = self._restore()
+    state, step = self._restore(initial_params)
     self._writer = MetricsWriter(self._directory, resume_step=step)
     try:
       with StopSignal() as stop, progress_line("step", config.train_steps, step) as line:
@@ -101,11 +98,13 @@ class Loop:
       self._writer.close()
       self._checkpoints.close()
 
-  def _restore(self) -> tuple[TrainState, int]:
+  def _restore(self, initial_params: Callable[[], Any] | None) -> tuple[TrainState, int]:
     """The newest checkpoint's state and step, or the initial state and 0."""
     step = self._checkpoints.latest_step()
+    if step is None and initial_params is not None:
+      return self._trainer.state_from_params(initial_params()), 0
     if step is None:
-      return self._initial_state or self._trainer.init_state(), 0
+      return self._trainer.init_state(), 0
     state, progress = self._checkpoints.restore(step, self._trainer.state_shape)
     self._progress = Progress(**progress)
     return state, step
@@ -165,8 +164,10 @@ class Loop:
     if bad:
       self._checkpoints.wait()
       last_good = self._checkpoints.latest_step()
-      kept = "no checkpoint was saved yet" if last_good is None else (
-        f"the checkpoint of step {last_good} is kept in {self._directory / 'checkpoints'}"
+      kept = (
+        "no checkpoint was saved yet"
+        if last_good is None
+        else (f"the checkpoint of step {last_good} is kept in {self._directory / 'checkpoints'}")
       )
       raise TrainingDiverged(
         f"step {step}: {bad[0]} is {named[bad[0]]}, so the run stops; {kept}; try a smaller "

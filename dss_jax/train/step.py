@@ -146,9 +146,7 @@ class Trainer:
 
   def _eval_step(self, params: Any, batch: Arrays) -> TaskSums:
     weights = step_by_step.task_weights(batch["decoder_loss_weights"], batch["decoder_task_ids"])
-    _, sums = batch_loss(
-      params, batch, weights, None, config=self.config, shards=self.mesh.size
-    )
+    _, sums = batch_loss(params, batch, weights, None, config=self.config, shards=self.mesh.size)
     return sums
 
 
