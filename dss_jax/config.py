@@ -15,16 +15,18 @@ class Bounds:
 
   def __str__(self) -> str:
     if self.low is None:
-      return f"at most {self.high:g}"
+      return f"at most {self.high}"
     if self.high is None:
-      return f"at least {self.low:g}"
-    return f"from {self.low:g} to {self.high:g}"
+      return f"at least {self.low}"
+    return f"from {self.low} to {self.high}"
 
 
 Count = Annotated[int, Bounds(1)]
 NonNegativeInt = Annotated[int, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 NonNegative = Annotated[float, Bounds(0)]
+# Random keys have 32 bits of seed; a larger one would be the same as a smaller one.
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ class RunConfig:
   # None: as often as the run evaluates.
   checkpoint_interval_steps: Count | None = None
   initial_checkpoint: str | None = None
-  seed: NonNegativeInt = 0
+  seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

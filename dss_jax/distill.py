@@ -5,10 +5,10 @@ from typing import Any
 from dss_jax import student as students
 from dss_jax.config import RunConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
-from dss_jax.data.packing import TokenCosts
 from dss_jax.data.prepare import PreparedData, prepare
 from dss_jax.data.token_store import LABEL, RATIONALE
 from dss_jax.initial import InitialCheckpoint
+from dss_jax.model.flops import forward_flops
 from dss_jax.progress import say
 from dss_jax.train.loop import Loop, Outcome
 from dss_jax.train.mesh import make_mesh
@@ -31,18 +31,23 @@ def run(config: RunConfig) -> dict[str, Any]:
     initial = InitialCheckpoint(config, data.vocabulary)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
   row_multiple = mesh.shape["data"] * config.accumulation_steps
+  costs = forward_flops(config.model).of_rows
   train_batches = TrainBatches(
     data.train,
     batch_size=config.batch_size,
     seed=config.seed,
     tasks=tasks,
     row_multiple=row_multiple,
-    costs=TokenCosts(),
+    costs=costs,
   )
   eval_batches = None
   if data.evaluation is not None:
     eval_batches = EvalBatches(
-      data.evaluation, batch_size=config.batch_size, tasks=tasks, row_multiple=row_multiple
+      data.evaluation,
+      batch_size=config.batch_size,
+      tasks=tasks,
+      costs=costs,
+      row_multiple=row_multiple,
     )
   with students.locked(config) as directory:
     card = students.begin(config, data)

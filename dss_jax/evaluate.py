@@ -11,6 +11,7 @@ from dss_jax.data.prepare import tokens
 from dss_jax.data.row_source import RowSource, source_from_file, source_from_task
 from dss_jax.data.task_files import accuracy, load_task
 from dss_jax.errors import UserError
+from dss_jax.model.flops import forward_flops
 from dss_jax.predict import Predictor
 from dss_jax.progress import progress_line
 from dss_jax.student import Student
@@ -58,6 +59,7 @@ def evaluate_student(
     store,
     batch_size=config.batch_size,
     tasks=(LABEL, RATIONALE),
+    costs=forward_flops(config.model).of_rows,
     row_multiple=mesh.shape["data"],
   )
   predictor = Predictor(student, mesh, batch_size=config.batch_size)

@@ -9,6 +9,7 @@ dataclass and nothing else: it cannot import or call code.
 import dataclasses
 import difflib
 import io
+import math
 import pathlib
 import types
 import typing
@@ -45,16 +46,14 @@ def load_config(
 ) -> Config:
   """The configuration that the gin files and then the overrides give, fully checked.
 
-  Later settings win over earlier ones. Raises UserError, in one sentence with the binding's
+  Later settings win over earlier ones; a macro that a setting names is used even where a later
+  setting wins over that one. Raises UserError, in one sentence with the binding's
   name and place, for an unknown or unused binding, an undefined or circular macro, a REQUIRED
   left open, and a value of the wrong type or out of bounds.
   """
-  settings: dict[str, Setting] = {}
-  for file in files:
-    for setting in _parse_file(file, ()):
-      settings[setting.name] = setting
-  for setting in overrides:
-    settings[setting.name] = setting
+  everything = [setting for file in files for setting in _parse_file(file, ())]
+  everything += overrides
+  settings = {setting.name: setting for setting in everything}
   resolver = _Resolver(settings)
   known = _known_bindings(cls)
   values = {}
@@ -68,10 +67,10 @@ def load_config(
       )
     value, place = resolver.value(setting)
     values[name] = _checked(name, known[name], value, place)
+  used = _used_macros(everything)
   for name, setting in settings.items():
-    if "." not in name and name not in resolver.used:
-      macros = [other for other in settings if "." not in other and other in resolver.used]
-      raise UserError(f"{setting.place}: no binding uses {name!r}; {_nearest(name, macros)}")
+    if "." not in name and name not in used:
+      raise UserError(f"{setting.place}: no binding uses {name!r}; {_nearest(name, used)}")
   return _build(cls, values)
 
 
@@ -138,6 +137,8 @@ def _parse(
     for statement in config_parser.ConfigParser(stream, _Delegate()):
       where = place if single else f"{place}:{statement.location.line_num}"
       if isinstance(statement, config_parser.IncludeStatement):
+        if single:
+          raise UserError(f"{where}: includes a file, which a flag cannot; give it as --gin-file")
         settings += _parse_file(statement.filename, including)
       elif isinstance(statement, config_parser.ImportStatement):
         raise UserError(f"{where}: imports code, which a configuration here cannot; remove it")
@@ -151,8 +152,10 @@ def _parse(
   except SyntaxError as error:
     line = getattr(error.args[-1], "line_num", None) or error.lineno
     where = place if single or not line else f"{place}:{line}"
+    # The last line says what is wrong; one above it may hold the address of a Python object.
+    reason = str(error.args[0]).strip().splitlines()[-1].strip()
     raise UserError(
-      f"{where}: this is not gin: {error.args[0]}; write NAME = VALUE, text in quotes"
+      f"{where}: this is not gin: {reason}; write NAME = VALUE, text in quotes"
     ) from error
   except (ValueError, EOFError, config_parser.tokenize.TokenError) as error:
     raise UserError(
@@ -161,12 +164,34 @@ def _parse(
   return settings
 
 
+def _used_macros(settings: Sequence[Setting]) -> set[str]:
+  """The macros that bindings name, by themselves or through other macros."""
+  named: dict[str, set[str]] = {}
+  for setting in settings:
+    named.setdefault(setting.name, set()).update(_macros_in(setting.value))
+  used: set[str] = set()
+  unseen = {macro for name, macros in named.items() if "." in name for macro in macros}
+  while unseen:
+    used |= unseen
+    unseen = {macro for name in unseen for macro in named.get(name, ())} - used
+  return used
+
+
+def _macros_in(value: Any) -> Iterable[str]:
+  if isinstance(value, _Macro):
+    yield value.name
+  elif isinstance(value, dict):
+    yield from _macros_in(list(value.values()))
+  elif isinstance(value, (list, tuple)):
+    for item in value:
+      yield from _macros_in(item)
+
+
 class _Resolver:
-  """Replaces macros by their values and remembers which were used."""
+  """Replaces macros by their values."""
 
   def __init__(self, settings: Mapping[str, Setting]):
     self._settings = settings
-    self.used: set[str] = set()
 
   def value(self, setting: Setting, seen: tuple[str, ...] = ()) -> tuple[Any, str]:
     """The setting's value and the place where it was really written, behind its macros."""
@@ -202,7 +227,6 @@ class _Resolver:
         f"{setting.place}: {setting.name} uses the macro %{name}, which nothing defines; "
         f"{_nearest(name, macros)}"
       )
-    self.used.add(name)
     return self.value(self._settings[name], (*seen, name))
 
 
@@ -257,6 +281,8 @@ def _match(hint: Any, value: Any) -> tuple[str | None, Any]:
   if origin is Literal:
     return (None if value in arguments else f"one of {', '.join(map(repr, arguments))}", value)
   if origin is tuple and isinstance(value, (list, tuple)):
+    if not value:
+      return "a tuple of at least one", value
     matches = [_match(arguments[0], item) for item in value]
     problem = next((f"a tuple, each {p}" for p, _ in matches if p), None)
     return problem, tuple(converted for _, converted in matches)
@@ -272,15 +298,25 @@ def _match(hint: Any, value: Any) -> tuple[str | None, Any]:
     return (f"a dictionary with the key {missing[0]!r} too" if missing else None, value)
   if hint is Any:
     return None, value
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return None, float(value)
+  if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    try:
+      number = float(value)
+    except OverflowError:
+      number = math.inf
+    return (None if math.isfinite(number) else "a finite number"), number
   plain = hint if origin is None else origin
   right = isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
   return (None if right else _name(plain), value)
 
 
 def _name(hint: Any) -> str:
-  names = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "True or False"}
+  names = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+    bool: "True or False",
+    Mapping: "a dictionary",
+  }
   if typing.get_origin(hint) is Annotated:
     hint = typing.get_args(hint)[0]
   if typing.get_origin(hint) is Literal:

@@ -21,8 +21,11 @@ class ProgressLine:
     self._bar = bar
     self._console = console
     self._task = None if bar is None else bar.add_task(what, total=total, completed=done, note="")
-    self._started = self._last_line = time.monotonic()
-    self._first = self._done = done
+    self._last_line = time.monotonic()
+    self._done = done
+    # The rate counts from the first update: what came before it was compiling.
+    self._started: float | None = None
+    self._first = done
 
   def update(self, done: int, note: str = "") -> None:
     """`done` of the total are done; `note` is told beside the rate."""
@@ -31,6 +34,8 @@ class ProgressLine:
       self._bar.update(self._task, completed=done, note=note)
       return
     now = time.monotonic()
+    if self._started is None:
+      self._started, self._first = now, done
     if now - self._last_line >= PLAIN_LINE_SECONDS or done == self._total:
       self._last_line = now
       self._print_plain(note, now)
@@ -40,9 +45,10 @@ class ProgressLine:
     self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
   def _print_plain(self, note: str, now: float) -> None:
+    assert self._started is not None
     rate = (self._done - self._first) / max(now - self._started, 1e-9)
-    left = duration((self._total - self._done) / rate) if rate else "?"
-    self.say(f"{self._what} {self._done}/{self._total}  {note}  {left} left")
+    left = f"  {duration((self._total - self._done) / rate)} left" if rate else ""
+    self.say(f"{self._what} {self._done}/{self._total}  {note}{left}")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dss_jax.data.packing import Packer, Packing, RowShape, TokenCosts
+from dss_jax.data.packing import Costs, Packer, Packing, RowShape
 
 Batch = dict[str, np.ndarray]
 
@@ -70,14 +70,15 @@ class PackedBatches:
     *,
     tasks: Sequence[int],
     planned_for: Sequence[np.ndarray],
+    costs: Costs,
     row_multiple: int = 1,
-    costs: TokenCosts | None = None,
   ):
     """Plans the shapes.
 
     Args:
       tasks: 0 and/or 1: which of an example's pairs are seen.
       planned_for: example numbers of typical batches.
+      costs: what rows cost, to choose cheap shapes by.
       row_multiple: rows come in multiples of this.
     """
     self._store = store
@@ -91,7 +92,7 @@ class PackedBatches:
     """The rows of a batch, and the (example, task) of each sequence number in them."""
     sequences = self._sequences(examples)
     inputs, targets = self._lengths(sequences)
-    packing = self.packer.pack(inputs, targets)
+    packing = self.packer.pack((inputs, targets))
     rows, input_tokens, target_tokens = packing.shape
     self._positions += [
       inputs.sum(), rows * input_tokens, targets.sum(), rows * target_tokens
@@ -160,8 +161,8 @@ class TrainBatches:
     batch_size: int,
     seed: int,
     tasks: Sequence[int],
+    costs: Costs,
     row_multiple: int = 1,
-    costs: TokenCosts | None = None,
   ):
     self._batch_size = batch_size
     self._seed = seed
@@ -194,8 +195,8 @@ class EvalBatches:
     *,
     batch_size: int,
     tasks: Sequence[int],
+    costs: Costs,
     row_multiple: int = 1,
-    costs: TokenCosts | None = None,
   ):
     examples = usable_examples(store, tasks)
     self.groups = [

@@ -174,7 +174,9 @@ def test_two_processes_may_build_at_once_and_the_third_needs_no_tensorflow(tmp_p
 
 def test_killed_in_the_middle_leaves_no_store(tmp_path):
   rows = [{"input_text": "x" * 500, "output_text": "y"}] * 5000
-  code = OPEN.replace("cache_dir=sys.argv[2]", "cache_dir=sys.argv[2], progress=print")
+  code = OPEN.replace(
+    "cache_dir=sys.argv[2]", "cache_dir=sys.argv[2], progress=lambda n: print(n, flush=True)"
+  )
   with _opener(_file(tmp_path, rows), tmp_path, code) as process:
     assert int(process.stdout.readline()) > 0
     process.send_signal(signal.SIGKILL)
@@ -269,7 +271,7 @@ def test_mistakes_of_the_user(tmp_path):
   with pytest.raises(UserError, match="none of the 1 rows has an"):
     _open([{"input_text": "x"}], cache_dir=tmp_path)
   (tmp_path / "file").touch()
-  with pytest.raises(UserError, match="cannot be written or read .* DSS_CACHE_DIR"):
+  with pytest.raises(UserError, match=r"cannot be written or read .* DSS_CACHE_DIR"):
     _open(cache_dir=tmp_path / "file")
 
 

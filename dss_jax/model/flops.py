@@ -1,0 +1,51 @@
+"""What a forward pass costs: matrix-product FLOPs, counted by hand from the architecture."""
+
+from typing import NamedTuple
+
+from dss_jax.config import T5Config
+
+
+class ForwardFlops(NamedTuple):
+  """Floating-point operations of a forward pass; a training step takes three times as many.
+
+  Attributes:
+    input_token: of an input token, attention's logits and mixing apart (cross-attention's
+      keys and values included).
+    target_token: of a target token, its logits over the vocabulary included.
+    encoder_pair: of each (query, key) pair in the encoder's self-attentions.
+    decoder_pair: of each pair in the decoder's self-attentions.
+    cross_pair: of each pair in the cross-attentions.
+  """
+
+  input_token: float
+  target_token: float
+  encoder_pair: float
+  decoder_pair: float
+  cross_pair: float
+
+  def of_rows(self, rows: int, input_tokens: int, target_tokens: int) -> float:
+    """Of packed rows: every position is computed, padding or not."""
+    return rows * (
+      self.input_token * input_tokens
+      + self.target_token * target_tokens
+      + self.encoder_pair * input_tokens**2
+      + self.decoder_pair * target_tokens**2
+      + self.cross_pair * input_tokens * target_tokens
+    )
+
+
+def forward_flops(config: T5Config) -> ForwardFlops:
+  """The costs of a student; two operations for each multiply-add."""
+  joined = config.num_heads * config.head_dim
+  attention = 4 * config.emb_dim * joined  # query, key, value and out
+  mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
+  keys_and_values = 2 * config.emb_dim * joined
+  encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
+  logits = config.emb_dim * (config.vocab_size or 0)
+  return ForwardFlops(
+    input_token=2.0 * (encoder * (attention + mlp) + decoder * keys_and_values),
+    target_token=2.0 * (decoder * (2 * attention - keys_and_values + mlp) + logits),
+    encoder_pair=4.0 * encoder * joined,
+    decoder_pair=4.0 * decoder * joined,
+    cross_pair=4.0 * decoder * joined,
+  )
