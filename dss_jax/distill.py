@@ -86,6 +86,14 @@ def _announce(
   """Says what is about to run, with the numbers that a user might want to change."""
   for warning in data.warnings:
     say(f"warning: {warning}")
+  for source in ("train_source", "evaluation_source"):
+    answers = (data.report[source] or {}).get("teacher")
+    if answers and answers["answered"]:
+      say(
+        f"{source.removesuffix('_source')}: {answers['parsed']:,} of {answers['answered']:,} "
+        f"teacher's answers parse ({answers['parsed_percent']:.2f} %), "
+        f"{answers['agreeing_percent']:.1f} % agree with the gold label"
+      )
   optimizer = config.optimizer
   rate = optimizer.base_learning_rate * optimizer.learning_rate_multiplier
   mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())

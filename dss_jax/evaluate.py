@@ -46,8 +46,8 @@ def evaluate_student(
 ) -> dict[str, Any]:
   """Figures on the source's rows, as JSON values.
 
-  `exact_match` is the share of labels written exactly; the task's metric stands under its own
-  names. Rows without a label count towards the rationale's loss alone.
+  `exact_match` is the share of labels written exactly; `task_metrics` holds what the task
+  itself measures, in its own units. Rows without a label count towards the rationale's loss alone.
   """
   if not source.summary.labelled:
     raise UserError(f'{source.name}: no row has an "output_text" to judge by; label some rows')
@@ -85,5 +85,5 @@ def evaluate_student(
     "labelled": len(labelled),
     **named_metrics(sums, "eval", alpha=config.loss.alpha),
     "exact_match": exact / len(labelled),
-    **source.metric(targets, predictions),
+    "task_metrics": source.metric(targets, predictions),
   }

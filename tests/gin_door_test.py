@@ -83,8 +83,8 @@ def test_an_unused_macro_is_refused(refused):
 def test_an_undefined_macro_is_refused(refused):
   sentence = refused("RunConfig.seed = %SEDE\n")
   assert sentence.startswith("RunConfig.seed uses the macro %SEDE, which nothing defines")
-  assert "did you mean SEED?" in sentence
-  assert "%SEDE" in refused("SweepConfig.grid = 1\n".replace("SweepConfig.grid = 1", "SEED = %SEDE"))
+  assert "did you mean SEED" in sentence
+  assert "%SEDE" in refused("SEED = %SEDE\n")
   assert "%LONG" in refused("TASK_FEATURE_LENGTHS = {'inputs': %LONG, 'targets': 3}\n")
 
 
@@ -98,7 +98,7 @@ def test_an_open_required_is_refused(load, tmp_path):
     load(model_dir="")
   with pytest.raises(UserError, match=r"mine\.gin:2: RunConfig\.seed is required"):
     load("RunConfig.seed = %gin.REQUIRED\n")
-  with pytest.raises(UserError, match=r"T5Config\.emb_dim is not set; set it with --gin"):
+  with pytest.raises(UserError, match=r"RunConfig\.student is not set; set it with --gin\.Run"):
     load_config(RunConfig, [], [Setting("RunConfig.model_dir", "x", "here")])
 
 
@@ -176,8 +176,12 @@ def test_the_place_of_a_value_behind_macros_is_where_it_was_written(load):
 def test_later_settings_win(load):
   assert load("SEED = 1\nSEED = 2\n").seed == 2
   assert load("SEED = 1\n", overrides=[Setting("SEED", 3, "a"), Setting("SEED", 4, "b")]).seed == 4
-  # A field bound by itself wins over the macro of a file before it.
-  assert load("RunConfig.seed = 5\nMODEL_DIR = 'elsewhere'\n", [Setting("RunConfig.seed", 6, "a")]).seed == 6
+
+
+def test_a_field_wins_over_the_macro_of_a_file_before_it(load):
+  """The shipped run binds the field to a macro, which is then no mistake of the user's."""
+  assert load("RunConfig.seed = 5\n").seed == 5
+  assert load("SEED = %OTHER\nOTHER = 3\n", [Setting("SEED", 6, "a")]).seed == 6
 
 
 def test_an_include_and_what_follows_it(tmp_path):
@@ -199,9 +203,7 @@ def test_a_missing_file_is_named_with_the_includer(refused_file):
 def test_a_file_that_includes_itself_is_refused(tmp_path, refused_file):
   assert "includes itself" in refused_file(f"include '{tmp_path}/mine.gin'\n")
   (tmp_path / "other.gin").write_text(f"include '{tmp_path}/mine.gin'\n")
-  with pytest.raises(UserError, match="includes itself"):
-    (tmp_path / "mine.gin").write_text(f"include '{tmp_path}/other.gin'\n")
-    load_config(RunConfig, [str(tmp_path / "mine.gin")])
+  assert "includes itself" in refused_file(f"include '{tmp_path}/other.gin'\n")
 
 
 @pytest.fixture
@@ -246,7 +248,8 @@ def test_what_is_no_plain_setting_is_refused(refused_file, text, words):
 
 
 @pytest.mark.parametrize(
-  "text", ["", "SEED", "SEED=", "=3", "SEED=1\nSEED=2", "import os", "a/SEED=1", "SEED=x", "SEED=(1"]
+  "text",
+  ["", "SEED", "SEED=", "=3", "SEED=1\nSEED=2", "import os", "a/SEED=1", "SEED=x", "SEED=(1"],
 )
 def test_a_flag_that_is_no_setting_is_refused(text):
   with pytest.raises(UserError, match=r"^--gin: [^\n]*$"):
@@ -254,7 +257,7 @@ def test_a_flag_that_is_no_setting_is_refused(text):
 
 
 def test_a_flag_cannot_include_a_file():
-  with pytest.raises(UserError, match="is not one NAME=VALUE"):
+  with pytest.raises(UserError, match=r"^--gin: includes a file, which a flag cannot"):
     parse_setting("include 'gin_configs/runs/tune.gin'", "--gin")
 
 

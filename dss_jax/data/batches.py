@@ -21,9 +21,13 @@ PLANNING_BATCHES = 64
 class SequenceStore(Protocol):
   """Tokenised examples: of each, a (input, target) pair for the label and the rationale."""
 
-  num_examples: int
-  input_lengths: np.ndarray  # [num_examples, 2], 0 where the pair is absent
-  target_lengths: np.ndarray
+  @property
+  def input_lengths(self) -> np.ndarray:
+    """Tokens of each input, int64 [examples, 2], 0 where the pair is absent."""
+
+  @property
+  def target_lengths(self) -> np.ndarray:
+    """Tokens of each target, likewise."""
 
   def input_tokens(self, example: int, task: int) -> np.ndarray: ...
 

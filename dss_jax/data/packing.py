@@ -86,9 +86,7 @@ class Packer:
       row_multiple * n for n in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96)
       if n == 1 or row_multiple * n <= most
     ]  # fmt: skip
-    needed = [
-      [balanced_rows(lengths, rows)[0] for rows in self._row_counts] for lengths in sample
-    ]
+    needed = [[balanced_rows(lengths, rows)[0] for rows in self._row_counts] for lengths in sample]
     self.shapes = self._plan(needed, max_shapes)
 
   def pack(self, lengths: Lengths) -> Packing:

@@ -5,6 +5,7 @@ V vocabulary. Weights are float32; activations have the config's dtype; norms, a
 logits and softmax are float32 whatever that dtype is.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,15 @@ MASKED = -1e10
 Initializer = Callable[..., jax.Array]
 
 
+def _weight(
+  module: nn.Module, name: str, initializer: Initializer, axes: tuple[str, ...], shape: Any
+) -> jax.Array:
+  """The module's float32 weight of this name, boxed with its logical axes when initialised."""
+  boxed = nn.with_logical_partitioning(initializer, axes)
+  weight: Any = module.param(name, boxed, shape, jnp.float32)
+  return weight
+
+
 class Dense(nn.Module):
   """x @ kernel, no bias; the kernel is stored in two dimensions as T5X does."""
 
@@ -31,12 +41,8 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param(
-      "kernel",
-      nn.with_logical_partitioning(self.initializer, self.axes),
-      (x.shape[-1], self.features),
-      jnp.float32,
-    )
+    shape = (x.shape[-1], self.features)
+    kernel = _weight(self, "kernel", self.initializer, self.axes, shape)
     return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
@@ -48,12 +54,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param(
-      "scale",
-      nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
-      (x.shape[-1],),
-      jnp.float32,
-    )
+    scale = _weight(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
     x = x.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
     return (x * scale).astype(self.dtype)
@@ -84,12 +85,9 @@ class TokenEmbedder(nn.Module):
 
   def setup(self):
     assert self.config.vocab_size is not None
-    self.embedding = self.param(
-      "embedding",
-      nn.with_logical_partitioning(nn.initializers.normal(stddev=1.0), ("vocab", "embed")),
-      (self.config.vocab_size, self.config.emb_dim),
-      jnp.float32,
-    )
+    shape = (self.config.vocab_size, self.config.emb_dim)
+    normal = nn.initializers.normal(stddev=1.0)
+    self.embedding = _weight(self, "embedding", normal, ("vocab", "embed"), shape)
 
   def __call__(self, tokens_BL: jax.Array) -> jax.Array:
     return jnp.take(self.embedding, tokens_BL, axis=0).astype(self.config.dtype)
@@ -131,14 +129,9 @@ class RelativePositionBias(nn.Module):
 
   @nn.compact
   def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
-    embedding = self.param(
-      "rel_embedding",
-      nn.with_logical_partitioning(
-        nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"), ("heads", "relpos_buckets")
-      ),
-      (self.num_heads, self.num_buckets),
-      jnp.float32,
-    )
+    uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+    shape = (self.num_heads, self.num_buckets)
+    embedding = _weight(self, "rel_embedding", uniform, ("heads", "relpos_buckets"), shape)
     bucket_QK = relative_position_bucket(
       key_positions[None, :] - query_positions[:, None],
       bidirectional=self.bidirectional,
@@ -211,12 +204,11 @@ class MlpBlock(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array, *, deterministic: bool) -> jax.Array:
     config = self.config
-    hidden_BLF = None
+    parts = []
     for index, activation in enumerate(config.mlp_activations):
       name = "wi" if len(config.mlp_activations) == 1 else f"wi_{index}"
       part = Dense(config.mlp_dim, ("embed", "mlp"), config.dtype, name=name)(x_BLD)
-      part = _ACTIVATIONS[activation](part)
-      hidden_BLF = part if hidden_BLF is None else hidden_BLF * part
-    hidden_BLF = Dropout(config.dropout_rate)(hidden_BLF, deterministic)
+      parts.append(_ACTIVATIONS[activation](part))
+    hidden_BLF = Dropout(config.dropout_rate)(math.prod(parts[1:], start=parts[0]), deterministic)
     hidden_BLF = nn.with_logical_constraint(hidden_BLF, ("batch", "length", "mlp"))
     return Dense(config.emb_dim, ("mlp", "embed"), config.dtype, name="wo")(hidden_BLF)

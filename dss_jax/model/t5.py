@@ -104,6 +104,7 @@ class DecoderLayer(nn.Module):
     normed = self.pre_self_attention_layer_norm(y_BMD)
     key, value = self.self_attention.keys_and_values(normed)
     if cache is not None:
+      assert step is not None
       key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, step, axis=1)
       value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, step, axis=1)
     mixed = self.self_attention(normed, key, value, self_bias, deterministic=deterministic)

@@ -1,5 +1,6 @@
 """Teacher-forced evaluation over a whole set, as sums divided once."""
 
+import functools
 from typing import Any
 
 from dss_jax.data.batches import EvalBatches
@@ -11,12 +12,8 @@ def evaluate(trainer: Trainer, params: Any, batches: EvalBatches) -> TaskSums:
   """Loss and right next tokens of each task, over every example of the set."""
   total: TaskSums | None = None
   for packing, sequences in batches.packs():
-    batch = trainer.to_mesh(
-      packing.shape.rows,
-      lambda rows, packing=packing, sequences=sequences: batches.packed.fill(
-        packing, sequences, rows
-      ),
-    )
+    fill = functools.partial(batches.packed.fill, packing, sequences)
+    batch = trainer.to_mesh(packing.shape.rows, fill)
     sums = trainer.eval_step(params, batch)
     total = sums if total is None else total + sums
   assert total is not None

@@ -6,6 +6,7 @@ after the next step was sent off, and the next batch is packed by a thread meanw
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -150,10 +151,8 @@ class Loop:
   def _batch(self, step: int) -> dict[str, jax.Array]:
     """Step n's batch on the mesh, n from 0."""
     packing, sequences = self._train_batches.pack(step)
-    return self._trainer.to_mesh(
-      packing.shape.rows,
-      lambda rows: self._train_batches.packed.fill(packing, sequences, rows),
-    )
+    fill = functools.partial(self._train_batches.packed.fill, packing, sequences)
+    return self._trainer.to_mesh(packing.shape.rows, fill)
 
   def _log(self, step: int, metrics: Any, clock: "_Clock", line: ProgressLine) -> None:
     """Reads a step's numbers, writes them, and refuses to go on from numbers that are none."""

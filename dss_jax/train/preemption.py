@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Any
 
 
 class Preempted(Exception):
@@ -24,7 +25,7 @@ class StopSignal:
 
   def __init__(self):
     self.number: int | None = None
-    self._previous: dict[int, object] = {}
+    self._previous: dict[int, Any] = {}
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():

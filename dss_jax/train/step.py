@@ -47,8 +47,8 @@ class Trainer:
     param_shardings = meshes.param_shardings(boxed, mesh, self.rules)
     replicated = NamedSharding(mesh, PartitionSpec())
     state_shape = jax.eval_shape(self._fresh_state, self._params_shape)
-    self.state_shardings = TrainState(
-      step=replicated,
+    self.state_shardings: Any = TrainState(
+      step=replicated,  # type: ignore[arg-type]
       params=param_shardings,
       opt_state=meshes.shardings_like(
         state_shape.opt_state, self._params_shape, param_shardings, mesh
@@ -170,7 +170,7 @@ def batch_loss(
     weights: the summed loss weights of label and rationale tokens in the *whole* batch.
     key: for dropout; None is without.
   """
-  hidden_RMD = Transformer(config.model).apply(
+  hidden_RMD: Any = Transformer(config.model).apply(
     {"params": params},
     batch["encoder_input_tokens"],
     batch["encoder_segment_ids"],
