@@ -53,6 +53,7 @@ setup(
       "mypy>=1.11",
       "pytest>=8.2",
       "ruff>=0.6",
+      "setuptools>=77",
       "tensorboard>=2.18",
     ],
   },
