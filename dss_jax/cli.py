@@ -246,8 +246,10 @@ def _run(files: list[str], settings: list[Any]) -> None:
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
   """Ends the command, in words, when a signal stopped a run."""
+  from dss_jax.compile_cache import keep_compiled_programs
   from dss_jax.train.preemption import Preempted
 
+  keep_compiled_programs()
   try:
     yield
   except Preempted as error:
@@ -277,11 +279,13 @@ def predict(
   from dss_jax.data.records import check_rows
 
   check_rows(dataset)
+  from dss_jax.compile_cache import keep_compiled_programs
   from dss_jax.config import MeshConfig
   from dss_jax.predict import Predictor, predict_file
   from dss_jax.student import Student
   from dss_jax.train.mesh import make_mesh
 
+  keep_compiled_programs()
   student = Student.open(model)
   batch_size = batch_size or student.config.batch_size
   predictor = Predictor(
@@ -308,10 +312,12 @@ def evaluate(
   mesh: str | None,
 ) -> None:
   """Judge a student on labelled rows; prints JSON."""
+  from dss_jax.compile_cache import keep_compiled_programs
   from dss_jax.config import MeshConfig
   from dss_jax.evaluate import evaluate_student, source_for
   from dss_jax.student import Student
 
+  keep_compiled_programs()
   student = Student.open(model)
   source = source_for(student, dataset, task, data_dir, split)
   click.echo(

@@ -81,11 +81,13 @@ def duration(seconds: float) -> str:
 
 def note_of(metrics: Mapping[str, float]) -> str:
   """The few numbers worth a glance."""
-  return (
-    f"loss {metrics['train_total_loss']:.4f}"
-    f"  {metrics.get('time/steps_per_second', 0):.2f} steps/s"
-    f"  {metrics.get('time/examples_per_second', 0):.1f} examples/s"
-  )
+  note = f"loss {metrics['train_total_loss']:.4f}"
+  if "time/steps_per_second" in metrics:
+    note += (
+      f"  {metrics['time/steps_per_second']:.2f} steps/s"
+      f"  {metrics['time/examples_per_second']:.1f} examples/s"
+    )
+  return note
 
 
 def say(line: str) -> None:

@@ -1,0 +1,131 @@
+"""`dss quickstart`: made data, two small students with the same budget, one comparison."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from dss_jax import distill, quickstart_data
+from dss_jax.config import MeshConfig, RunConfig
+from dss_jax.data.records import Row, write_rows
+from dss_jax.gin_door import Setting, load_config
+from dss_jax.predict import Predictor
+from dss_jax.progress import say
+from dss_jax.student import Student, write_text
+from dss_jax.train.mesh import make_mesh
+
+TRAIN_ROWS, EVAL_ROWS, TEST_ROWS = 200, 50, 400
+RESULTS = "quickstart.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+  """One of the two ways of training."""
+
+  name: str
+  folder: str
+  gin_file: str
+
+
+CONTESTANTS = (
+  Contestant("labels alone", "labels_alone", "runs/quickstart_tune.gin"),
+  Contestant("step by step", "step_by_step", "runs/quickstart.gin"),
+)
+
+
+def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str, Any]:
+  """Makes the data, trains both students, and judges them on held-out rows.
+
+  Started again, what is finished is not done again.
+
+  Returns:
+    exact match in percent of each contestant and of the commonest label, and the examples.
+  """
+  folder = pathlib.Path(directory)
+  files = _write_data(folder / "data", seed)
+  test = files["test"]
+  targets = [row["output_text"] for row in test.rows]
+  commonest = collections.Counter(targets).most_common(1)[0][1]
+  results: dict[str, Any] = {
+    "seed": seed,
+    "train_rows": TRAIN_ROWS,
+    "test_rows": TEST_ROWS,
+    "exact_match_percent": {"commonest label": 100 * commonest / len(targets)},
+  }
+  for contestant in CONTESTANTS:
+    say(f"\n{contestant.name}:")
+    config = load_config(
+      RunConfig,
+      [contestant.gin_file],
+      [
+        Setting("MODEL_DIR", str(folder / contestant.folder), "--model-dir"),
+        Setting("DATASET", files["train"].path, "quickstart"),
+        Setting("EVAL_DATASET", files["eval"].path, "quickstart"),
+        Setting("SEED", seed, "--seed"),
+        *settings,
+      ],
+    )
+    distill.run(config)
+    predictor = _predictor(config)
+    answers = predictor.answers([row["input_text"] for row in test.rows], "label")
+    right = sum(map(str.__eq__, targets, answers))
+    results["exact_match_percent"][contestant.name] = 100 * right / len(targets)
+  # The last predictor is the step-by-step student's.
+  shown = test.rows[:3]
+  rationales = predictor.answers([row["input_text"] for row in shown], "rationale")
+  results["examples"] = [
+    {**row, "prediction": answer, "predicted_rationale": rationale}
+    for row, answer, rationale in zip(shown, answers, rationales, strict=False)
+  ]
+  write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+  return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  path: str
+  rows: list[Row]
+
+
+def _write_data(folder: pathlib.Path, seed: int) -> dict[str, _Rows]:
+  """Training, evaluation and test rows, no input in two of them, as JSONL files."""
+  folder.mkdir(parents=True, exist_ok=True)
+  rows = quickstart_data.make_rows(seed, TRAIN_ROWS + EVAL_ROWS + TEST_ROWS)
+  files, start = {}, 0
+  for name, count in (("train", TRAIN_ROWS), ("eval", EVAL_ROWS), ("test", TEST_ROWS)):
+    path = str(folder / f"{name}.jsonl")
+    files[name] = _Rows(path, rows[start : start + count])
+    write_rows(path, files[name].rows)
+    start += count
+  return files
+
+
+def _predictor(config: RunConfig) -> Predictor:
+  batch_size = 100
+  mesh = make_mesh(MeshConfig(data=1), batch_size)
+  return Predictor(Student.open(config.model_dir), mesh, batch_size=batch_size)
+
+
+def show(results: dict[str, Any], directory: str) -> None:
+  """Prints the comparison, three answers with their reasoning, and where everything is."""
+  console = Console(highlight=False)
+  table = Table("trained on", "exact match on held-out rows", title="quickstart")
+  for name, percent in results["exact_match_percent"].items():
+    table.add_row(name, f"{percent:.1f} %")
+  console.print(table)
+  for example in results["examples"]:
+    console.print(f"\n[bold]input[/bold]      {example['input_text']}")
+    console.print(f"[bold]label[/bold]      {example['output_text']}")
+    console.print(f"[bold]prediction[/bold] {example['prediction']}")
+    console.print(f"[bold]rationale[/bold]  {example['predicted_rationale']}")
+  folder = pathlib.Path(directory)
+  console.print(f"\nTensorBoard: tensorboard --logdir {folder}", markup=False)
+  console.print(f"The student: {folder / CONTESTANTS[1].folder}", markup=False)
+  console.print(f"The data:    {folder / 'data'}", markup=False)
+  console.print(f"({jax.device_count()} {jax.devices()[0].platform} device(s))", markup=False)
