@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from dss_jax import __version__
+from dss_jax.cli_teacher import DISTILL_OPTIONS, DISTILL_SETTINGS, annotate, annotate_report
 from dss_jax.errors import TrainingDiverged, UserError
 
 _FOLDER = click.Path(file_okay=True, dir_okay=True)
@@ -23,8 +24,14 @@ def main() -> None:
     dss(standalone_mode=False)
   except click.exceptions.Exit as error:
     sys.exit(error.exit_code)
+  except click.exceptions.NoArgsIsHelpError as error:
+    click.echo(error.format_message(), err=True)
+    sys.exit(2)
   except click.ClickException as error:
-    click.echo(f"dss: {error.format_message()} (see `dss --help`)", err=True)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "dss"
+    message = error.format_message().rstrip(".")
+    click.echo(f"dss: {message}; see `{command} --help`", err=True)
     sys.exit(2)
   except UserError as error:
     click.echo(f"dss: {error}", err=True)
@@ -72,10 +79,10 @@ _MACROS = {
   "early_stopping": "EvaluationConfig.early_stopping",
   "checkpoint_selection": "EvaluationConfig.checkpoint_selection",
   "seed": "SEED",
+  **DISTILL_SETTINGS,
 }
 
-_DATA = _options(
-  click.option("--dataset", metavar="FILE", help="JSONL rows to train on."),
+_TASK = _options(
   click.option("--task", metavar="NAME|FILE.py", help="A shipped task, or your own task file."),
   click.option("--data-dir", metavar="DIR", help="The folder of the task's files."),
 )
@@ -95,27 +102,36 @@ _GIN = _options(
 
 _TRAINING = _options(
   click.option("--model-dir", required=True, metavar="DIR", help="Where the student is kept."),
-  _DATA,
-  click.option("--eval-dataset", metavar="FILE", help="JSONL rows to evaluate on."),
+  click.option("--dataset", metavar="FILE", help="JSONL rows to train on."),
+  _TASK,
+  click.option("--eval-dataset", metavar="FILE", help="JSONL rows to evaluate on.  [default: a "
+               "task's validation rows, none of a file]"),
   click.option("--student", metavar="SIZE", help="tiny, mini, small, base, large, xl, xxl, or "
-               "another file of gin_configs/models.  [default: small]"),
+               "another file of gin_configs/models.  [default: the initial checkpoint's, else "
+               "small]"),
   click.option("--vocabulary", metavar="bytes|FILE", help="bytes, or a SentencePiece model.  "
                "[default: T5's published one]"),
-  click.option("--initial-checkpoint", metavar="PATH", help="Weights to start from."),
+  click.option("--initial-checkpoint", metavar="PATH", help="Weights to start from: an earlier "
+               "--model-dir, or a T5X or Hugging Face T5 checkpoint.  [default: fresh ones]"),
   click.option("--labels", type=click.Choice(["gold", "teacher"]),
                help="Whose labels a task trains on.  [default: gold]"),
-  click.option("--max-input-tokens", type=int, help="Longer inputs are cut.  [default: 7168]"),
-  click.option("--max-output-tokens", type=int, help="Longer outputs are cut.  [default: 1024]"),
-  click.option("--train-steps", type=int, help="[default: 300]"),
+  click.option("--max-input-tokens", type=click.IntRange(min=2), help="Longer inputs are cut, "
+               "end mark included.  [default: 7168]"),
+  click.option("--max-output-tokens", type=click.IntRange(min=2), help="Longer labels and "
+               "rationales are cut.  [default: 1024]"),
+  click.option("--train-steps", type=int, help="Steps in all, resumed ones included.  "
+               "[default: 300]"),
   click.option("--batch-size", type=int, help="Examples a step.  [default: 24]"),
   click.option("--learning-rate-multiplier", type=float, help="Times the base rate, which is "
                "printed.  [default: 1.0]"),
-  click.option("--evaluation-interval", type=int, help="Steps.  [default: 20]"),
-  click.option("--early-stopping/--no-early-stopping", default=None, help="[default: on]"),
+  click.option("--evaluation-interval", type=int, help="Steps from one evaluation and checkpoint "
+               "to the next.  [default: 20]"),
+  click.option("--early-stopping/--no-early-stopping", default=None,
+               help="End when 5 evaluations in a row bring nothing.  [default: on]"),
   click.option("--checkpoint-selection/--no-checkpoint-selection", default=None,
                help="Hand on the best checkpoint, not the last.  [default: on]"),
   _MESH,
-  click.option("--seed", type=int, help="[default: 0]"),
+  click.option("--seed", type=int, help="Of the weights, the order and dropout.  [default: 0]"),
   _GIN,
 )  # fmt: skip
 
@@ -126,6 +142,7 @@ _ALPHA = click.option("--alpha", type=float, help="Weight of the label's loss; t
 @dss.command()
 @_TRAINING
 @_ALPHA
+@_options(*DISTILL_OPTIONS)
 def distill(**flags: Any) -> None:
   """Train a student on labels and rationales, step by step."""
   _train(["runs/distill.gin"], flags)
@@ -138,7 +155,10 @@ def tune(**flags: Any) -> None:
   _train(["runs/tune.gin"], flags)
 
 
-@dss.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@dss.command(
+  context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+  short_help="Train as a gin file says, T5X's way.",
+)
 @_GIN
 @click.pass_context
 def train(context: click.Context, gin_files: tuple[str, ...], gin: tuple[str, ...]) -> None:
@@ -163,29 +183,44 @@ def _train(files: list[str], flags: dict[str, Any]) -> None:
 
 def _settings(files: list[str], flags: dict[str, Any]) -> tuple[list[str], list[Any]]:
   """Turns flags into gin files and settings: the same door that `dss train` uses."""
-  from dss_jax.gin_door import Setting, parse_setting
+  from dss_jax.gin_door import Setting, parse_setting, value_in
 
   given = {name: value for name, value in flags.items() if value is not None}
-  if "student" in given:
-    files = [*files, _student_file(given["student"])]
+  student = given.get("student")
+  if student is None and "initial_checkpoint" in given and not given["gin_files"]:
+    from dss_jax.initial import student_of
+
+    student = student_of(given["initial_checkpoint"], given.get("model_dir"))
+  if student is not None:
+    files = [*files, _student_file(student, "--student")]
   files = [*files, *given["gin_files"]]
+  if student is not None and (named := value_in(files, "RunConfig.student")) != student:
+    raise UserError(
+      f"--student {student}: has no effect, since a --gin-file chooses {named!r}; leave out one "
+      "of the two"
+    )
   settings = [
     Setting(_MACROS[name], value, f"--{name.replace('_', '-')}")
     for name, value in given.items()
     if name in _MACROS
   ]
-  lengths = {"inputs": 7168, "targets": 1024}
-  for flag, feature in (("max_input_tokens", "inputs"), ("max_output_tokens", "targets")):
-    if flag in given:
-      lengths[feature] = given[flag]
-      place = f"--{flag.replace('_', '-')}"
-      settings.append(Setting("TASK_FEATURE_LENGTHS", dict(lengths), place))
+  lengths = {
+    feature: given[flag]
+    for flag, feature in (("max_input_tokens", "inputs"), ("max_output_tokens", "targets"))
+    if flag in given
+  }
+  if lengths:
+    # One of the two leaves the other as the gin files have it.
+    all_lengths = {**value_in(files, "TASK_FEATURE_LENGTHS"), **lengths}
+    settings.append(
+      Setting("TASK_FEATURE_LENGTHS", all_lengths, "--max-input-tokens, --max-output-tokens")
+    )
   for axis, size in _mesh_axes(given.get("mesh")).items():
     settings.append(Setting(f"MeshConfig.{axis}", size, "--mesh"))
   return files, settings + [parse_setting(text, f"--gin {text}") for text in given["gin"]]
 
 
-@dss.command()
+@dss.command(short_help="Train every point of a grid.")
 @click.argument("file", metavar="SWEEP.gin")
 @_TRAINING
 @_ALPHA
@@ -198,21 +233,23 @@ def sweep(file: str, **flags: Any) -> None:
   from dss_jax import sweep as sweeping
 
   def config_of(point, model_dir):
-    values = [Setting(name, value, file) for name, value in point.items()]
+    values = [Setting(name, value, file) for name, value in point.items() if name != "STUDENT"]
     values.append(Setting("MODEL_DIR", model_dir, "--model-dir"))
-    return load_config(RunConfig, files, settings + values)
+    # A student is a file of settings, not a value.
+    student = [_student_file(point["STUDENT"], file)] if "STUDENT" in point else []
+    return load_config(RunConfig, [*files, *student], settings + values)
 
   with _stopping():
     results = sweeping.run(sweeping.load_grid(file), flags["model_dir"], config_of)
   sweeping.print_table(results)
 
 
-def _student_file(name: str) -> str:
+def _student_file(name: str, place: str) -> str:
   from dss_jax.config import student_names
 
   if name not in student_names():
     raise UserError(
-      f"--student {name}: there is no such student; choose one of {', '.join(student_names())}"
+      f"{place}: there is no student {name!r}; choose one of {', '.join(student_names())}"
     )
   return f"models/{name}.gin"
 
@@ -299,16 +336,17 @@ def predict(
 
 @dss.command()
 @click.option("--model", required=True, metavar="DIR", type=_FOLDER, help="A trained student.")
-@_DATA
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test",
-              show_default=True, help="Which rows of the task.")  # fmt: skip
+@click.option("--dataset", metavar="FILE", help="JSONL rows to judge on.")
+@_TASK
+@click.option("--split", type=click.Choice(["train", "validation", "test"]),
+              help="Which rows of the task.  [default: test]")  # fmt: skip
 @_MESH
 def evaluate(
   model: str,
   dataset: str | None,
   task: str | None,
   data_dir: str | None,
-  split: str,
+  split: str | None,
   mesh: str | None,
 ) -> None:
   """Judge a student on labelled rows; prints JSON."""
@@ -325,7 +363,44 @@ def evaluate(
   )
 
 
+@dss.command(name="export", short_help="Write a student for other programs.")
+@click.option("--model", required=True, metavar="DIR", type=_FOLDER, help="A trained student.")
+@click.option(
+  "--format",
+  "kind",
+  required=True,
+  type=click.Choice(["t5x", "t5x-orbax", "hf"]),
+  help="T5X's native checkpoint, T5X's Orbax one, or Hugging Face's folder.",
+)
+@click.option("--output", required=True, metavar="DIR", help="A new or empty folder.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32",
+              show_default=True, help="Of the numbers written.")  # fmt: skip
+def export_command(model: str, kind: Any, output: str, dtype: Any) -> None:
+  """Write a student's best weights for T5X or Hugging Face transformers to load."""
+  from dss_jax.export import export_student
+
+  click.echo(json.dumps(export_student(model, output, kind, dtype=dtype)))
+
+
 @dss.command()
+@click.option("--model-dir", default="runs/quickstart", show_default=True, metavar="DIR",
+              help="Where data and students go.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the data and of the students.")
+@click.option("--gin", "gin", multiple=True, metavar="NAME=VALUE",
+              help="One gin binding or macro for both runs; may be repeated.")  # fmt: skip
+def quickstart(model_dir: str, seed: int, gin: tuple[str, ...]) -> None:
+  """Make data, train a student on labels alone and one step by step, and compare them."""
+  from dss_jax.gin_door import parse_setting
+
+  settings = [parse_setting(text, f"--gin {text}") for text in gin]
+  from dss_jax import quickstart as quickstarts
+
+  with _stopping():
+    results = quickstarts.run(model_dir, seed, settings)
+  quickstarts.show(results, model_dir)
+
+
+@dss.command(short_help="Check rows and report on them.")
 @click.argument("file", metavar="FILE")
 @click.option("--eval-dataset", metavar="FILE", help="Evaluation rows, to be checked beside them.")
 @click.option("--vocabulary", metavar="bytes|FILE", help="Count tokens with this vocabulary.")
@@ -352,6 +427,10 @@ def validate(
     max_output_tokens=max_output_tokens,
   )
   click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+
+
+dss.add_command(annotate)
+dss.add_command(annotate_report)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def keep_compiled_programs() -> None:
   The folder carries the machine's name, since a program compiled for one processor may not run
   on another that shares the home directory.
   """
-  if jax.config.jax_compilation_cache_dir is not None:
+  if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     return
   default = pathlib.Path.home() / ".cache" / "dss_jax"
   cache = pathlib.Path(os.environ.get("DSS_CACHE_DIR") or default)

@@ -21,6 +21,13 @@ class Bounds:
     return f"from {self.low} to {self.high}"
 
 
+class NotEmpty:
+  """Marks a tuple that must hold something."""
+
+  def __str__(self) -> str:
+    return "at least one"
+
+
 Count = Annotated[int, Bounds(1)]
 NonNegativeInt = Annotated[int, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
@@ -42,9 +49,14 @@ class T5Config:
   # None: the vocabulary's size, rounded up to a multiple of 128 as the public checkpoints are.
   vocab_size: Count | None = None
   # ("gelu", "linear") is T5 1.1's gated unit, ("relu",) is T5 1.0's.
-  mlp_activations: tuple[Literal["gelu", "relu", "linear"], ...] = ("gelu", "linear")
+  mlp_activations: Annotated[tuple[Literal["gelu", "relu", "linear"], ...], NotEmpty()] = (
+    "gelu",
+    "linear",
+  )
   # True ties the logits to the embedding, scaled by 1/sqrt(emb_dim), as T5 1.0 does.
   logits_via_embedding: bool = False
+  # False gives each layer its own relative position bias, as T5X's scanned models have it.
+  shared_relpos_bias: bool = True
   dropout_rate: Annotated[float, Bounds(0, 0.99)] = 0.1
   dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -71,6 +83,28 @@ class DataConfig:
   @property
   def max_output_tokens(self) -> int:
     return self.feature_lengths["targets"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+  """Who is asked for the labels and rationales that the data set lacks, before training."""
+
+  # openai:MODEL, recorded:FILE or t5:MODEL_DIR; None asks nobody.
+  name: str | None = None
+  url: str | None = None
+  # The environment variable that holds the key; the key itself is written nowhere.
+  key_env: str = "OPENAI_API_KEY"
+  prompt: str | None = None
+  labels: Literal["keep", "missing", "teacher"] = "missing"
+  # Whether the teacher is shown a label that is kept, to explain it.
+  show_labels: bool = True
+  samples: Count = 1
+  temperature: Annotated[float, Bounds(0, 2)] = 0.0
+  kept_rationales: Count = 1
+  # Concerns that cost a row its rationale: agreement, gold, length, unmentioned, cut-off, echo.
+  filters: tuple[str, ...] | None = None
+  max_requests_in_flight: Count = 32
+  budget_tokens: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +161,7 @@ class RunConfig:
   student: str
   model: T5Config
   data: DataConfig
+  teacher: TeacherConfig = TeacherConfig()
   loss: LossConfig = LossConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
@@ -149,8 +184,16 @@ class SweepConfig:
   grid: Mapping[str, list[Any]]
 
 
-# Resuming with another value of these is the same run: where it lies, on which devices.
-FREE_ON_RESUME = ("RunConfig.model_dir", "MeshConfig.data", "MeshConfig.model")
+# Resuming with another value of these is the same run: where it lies, on which devices, and how
+# its teacher is reached.
+FREE_ON_RESUME = (
+  "RunConfig.model_dir",
+  "MeshConfig.data",
+  "MeshConfig.model",
+  "TeacherConfig.url",
+  "TeacherConfig.key_env",
+  "TeacherConfig.max_requests_in_flight",
+)
 
 
 def flatten(config: Any) -> dict[str, Any]:

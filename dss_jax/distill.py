@@ -7,9 +7,10 @@ from dss_jax.config import RunConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.data.prepare import PreparedData, prepare
 from dss_jax.data.token_store import LABEL, RATIONALE
-from dss_jax.initial import InitialCheckpoint
+from dss_jax.initial import InitialCheckpoint, resumed
 from dss_jax.model.flops import forward_flops
 from dss_jax.progress import say
+from dss_jax.teacher.before_training import annotated_data
 from dss_jax.train.loop import Loop, Outcome
 from dss_jax.train.mesh import make_mesh
 from dss_jax.train.optimizer import make_optimizer
@@ -22,13 +23,24 @@ def run(config: RunConfig) -> dict[str, Any]:
   Everything that a user can get wrong is found before MODEL_DIR is touched.
   """
   mesh = make_mesh(config.mesh, config.batch_size)
+  students.check_directory(config)
   tasks = trained_tasks(config.loss.alpha)
-  data = prepare(config.data, tasks)
-  config = students.with_vocab_size(config, data.vocabulary)
-  resuming = students.check_directory(config)
-  initial = None
+  data_config, annotation = annotated_data(config)
+  data = prepare(data_config, tasks)
+  if annotation is not None:
+    data.report["annotation"] = annotation
+  initial_params = []
   if config.initial_checkpoint is not None:
-    initial = InitialCheckpoint(config, data.vocabulary)
+    if students.has_begun_training(config):
+      config = resumed(config, students.stored_config(config))
+    else:
+      initial = InitialCheckpoint(config, data.vocabulary)
+      config = initial.config
+      for note in initial.notes:
+        say(note)
+      initial_params.append(initial.params(mesh))
+  config = students.with_vocab_size(config, data.vocabulary)
+  students.check_directory(config)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
   row_multiple = mesh.shape["data"] * config.accumulation_steps
   costs = forward_flops(config.model).of_rows
@@ -51,11 +63,21 @@ def run(config: RunConfig) -> dict[str, Any]:
     )
   with students.locked(config) as directory:
     card = students.begin(config, data)
-    _announce(config, data, trainer, train_batches, resuming)
+    if students.is_finished(config, card):
+      say(f"{config.model_dir} is finished: {_end(card)}; nothing is left to do")
+      return card
+
+    def on_start(step: int) -> None:
+      # Written this late, so that a run whose checkpoint cannot be read stays as it was.
+      students.write_config(config)
+      _announce(config, data, trainer, train_batches, step)
+
     loop = Loop(config, trainer, train_batches, eval_batches)
-    outcome = loop.run(None if initial is None else lambda: initial.params(mesh))
+    # Handed over by pop: a reference kept here would keep the weights in memory for good.
+    outcome = loop.run(initial_params.pop if initial_params else None, on_start)
     card = _finished(card, outcome)
     students.write_card(directory, card)
+  say(f"finished: {_end(card)}")
   return card
 
 
@@ -80,10 +102,19 @@ def _finished(card: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
   }
 
 
+def _end(card: dict[str, Any]) -> str:
+  early = "stopped early after" if card["stopped_early"] else "trained for"
+  return f"{early} {card['steps']} steps, the checkpoint handed on is of step {card['best_step']}"
+
+
 def _announce(
-  config: RunConfig, data: PreparedData, trainer: Trainer, batches: TrainBatches, resuming: bool
+  config: RunConfig, data: PreparedData, trainer: Trainer, batches: TrainBatches, step: int
 ) -> None:
-  """Says what is about to run, with the numbers that a user might want to change."""
+  """Says what is about to run, with the numbers that a user might want to change.
+
+  Args:
+    step: the number of steps taken earlier.
+  """
   for warning in data.warnings:
     say(f"warning: {warning}")
   for source in ("train_source", "evaluation_source"):
@@ -100,8 +131,8 @@ def _announce(
   examples = len(batches.examples)
   shape = batches.packed.packer.shapes[0]
   lines = [
-    f"{'resuming' if resuming else 'training'} {config.student} "
-    f"({parameter_count(config.model) / 1e6:.1f} million weights) in {config.model_dir}",
+    f"training {config.student} ({parameter_count(config.model):,} weights) in "
+    f"{config.model_dir}{f', going on after step {step}' if step else ''}",
     f"{examples:,} examples, {config.train_steps} steps of {config.batch_size} "
     f"= {config.train_steps * config.batch_size / examples:.1f} epochs",
     f"{optimizer.name}, learning rate {rate:g} = base rate {optimizer.base_learning_rate:g} "

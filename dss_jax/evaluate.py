@@ -9,11 +9,12 @@ from dss_jax.config import MeshConfig
 from dss_jax.data.batches import EvalBatches
 from dss_jax.data.prepare import tokens
 from dss_jax.data.row_source import RowSource, source_from_file, source_from_task
-from dss_jax.data.task_files import accuracy, load_task
+from dss_jax.data.task_files import Metric, accuracy, load_task
+from dss_jax.distill import trained_tasks
 from dss_jax.errors import UserError
 from dss_jax.model.flops import forward_flops
 from dss_jax.predict import Predictor
-from dss_jax.progress import progress_line
+from dss_jax.progress import progress_line, say
 from dss_jax.student import Student
 from dss_jax.train.evaluation import evaluate
 from dss_jax.train.mesh import make_mesh
@@ -21,24 +22,46 @@ from dss_jax.train.metrics import named_metrics
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 
-LABEL, RATIONALE = 0, 1
-
 
 def source_for(
-  student: Student, dataset: str | None, task: str | None, data_dir: str | None, split: str
+  student: Student,
+  dataset: str | None,
+  task: str | None,
+  data_dir: str | None,
+  split: str | None,
 ) -> RowSource:
-  """The rows to judge on: a file with the student's own metric, or a task's split."""
+  """The rows to judge on: a file with the student's own metric, or a task's split.
+
+  The split is "test" unless another is given. Raises UserError where neither or both are
+  named, or a flag of the one stands beside the other.
+  """
   if (dataset is None) == (task is None):
-    raise UserError("give one of --dataset FILE, or --task NAME with --data-dir DIR")
+    both = "both" if dataset else "neither"
+    raise UserError(
+      f"{both} of --dataset and --task given; give --dataset FILE, or --task NAME with "
+      "--data-dir DIR"
+    )
   if task is not None:
     if data_dir is None:
       raise UserError(f"--task {task} needs --data-dir, the folder of its files")
-    return source_from_task(load_task(task), split, data_dir)
+    return source_from_task(load_task(task), split or "test", data_dir)
+  for flag, value in (("--data-dir", data_dir), ("--split", split)):
+    if value is not None:
+      raise UserError(f"{flag} {value} belongs to --task; leave it out with --dataset")
   assert dataset is not None
-  source = source_from_file(dataset)
-  trained_on = student.config.data.task
-  metric = accuracy if trained_on is None else load_task(trained_on).metric
-  return dataclasses.replace(source, metric=metric)
+  return dataclasses.replace(source_from_file(dataset), metric=_own_metric(student))
+
+
+def _own_metric(student: Student) -> Metric:
+  """The metric of the task that the student was trained on, if that is still to be had."""
+  task = student.config.data.task
+  if task is None:
+    return accuracy
+  try:
+    return load_task(task).metric
+  except UserError as error:
+    say(f"warning: labels are compared letter by letter, as the student's task is gone: {error}")
+    return accuracy
 
 
 def evaluate_student(
@@ -46,11 +69,12 @@ def evaluate_student(
 ) -> dict[str, Any]:
   """Figures on the source's rows, as JSON values.
 
-  `exact_match` is the share of labels written exactly; `task_metrics` holds what the task
-  itself measures, in its own units. Rows without a label count towards the rationale's loss alone.
+  Loss and accuracy are over the tasks that the student was trained on, as while it trained;
+  rows without a label count towards the rationale's alone. `exact_match` is the share of
+  labels written exactly; `task_metrics` holds what the task itself measures, in its own units.
   """
   if not source.summary.labelled:
-    raise UserError(f'{source.name}: no row has an "output_text" to judge by; label some rows')
+    raise UserError(f'{source.name}: no row has "output_text" to judge by; label some rows')
   config = student.config
   mesh = make_mesh(mesh_config, config.batch_size)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
@@ -58,7 +82,7 @@ def evaluate_student(
   batches = EvalBatches(
     store,
     batch_size=config.batch_size,
-    tasks=(LABEL, RATIONALE),
+    tasks=trained_tasks(config.loss.alpha),
     costs=forward_flops(config.model).of_rows,
     row_multiple=mesh.shape["data"],
   )
@@ -83,6 +107,7 @@ def evaluate_student(
     "best_step": student.card["best_step"],
     "rows": source.summary.rows,
     "labelled": len(labelled),
+    "truncated": store.truncated,
     **named_metrics(sums, "eval", alpha=config.loss.alpha),
     "exact_match": exact / len(labelled),
     "task_metrics": source.metric(targets, predictions),

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from gin import config_parser
 
-from dss_jax.config import flatten, shipped_folder
+from dss_jax.config import NotEmpty, flatten, shipped_folder
 from dss_jax.errors import UserError
 
 Config = TypeVar("Config")
@@ -42,14 +42,15 @@ def parse_setting(text: str, place: str) -> Setting:
 
 
 def load_config(
-  cls: type[Config], files: Sequence[str], overrides: Iterable[Setting] = ()
+  cls: type[Config], files: Sequence[str], overrides: Sequence[Setting] = ()
 ) -> Config:
   """The configuration that the gin files and then the overrides give, fully checked.
 
   Later settings win over earlier ones; a macro that a setting names is used even where a later
   setting wins over that one. Raises UserError, in one sentence with the binding's
   name and place, for an unknown or unused binding, an undefined or circular macro, a REQUIRED
-  left open, and a value of the wrong type or out of bounds.
+  left open, a value of the wrong type or out of bounds, and an override of a macro that has no
+  effect.
   """
   everything = [setting for file in files for setting in _parse_file(file, ())]
   everything += overrides
@@ -71,7 +72,32 @@ def load_config(
   for name, setting in settings.items():
     if "." not in name and name not in used:
       raise UserError(f"{setting.place}: no binding uses {name!r}; {_nearest(name, used)}")
+  _check_effect(overrides, everything, settings, resolver.used)
   return _build(cls, values)
+
+
+def _check_effect(
+  overrides: Sequence[Setting],
+  everything: Sequence[Setting],
+  settings: Mapping[str, Setting],
+  resolved: set[str],
+) -> None:
+  """Raises UserError for a flag whose macro stands behind no value, as a file set those itself."""
+  for setting in overrides:
+    if "." in setting.name or setting.name in resolved or settings[setting.name] is not setting:
+      continue
+    shadowed = (s.name for s in everything if setting.name in _macros_in(s.value))
+    binding = settings[next(shadowed)]
+    raise UserError(
+      f"{setting.place}: has no effect, since {binding.name} is set at {binding.place}; leave out "
+      "one of the two"
+    )
+
+
+def value_in(files: Sequence[str], name: str) -> Any:
+  """The value that gin files give a macro or binding; None where they do not name it."""
+  settings = {setting.name: setting for file in files for setting in _parse_file(file, ())}
+  return _Resolver(settings).value(settings[name])[0] if name in settings else None
 
 
 def to_gin(config: Any) -> str:
@@ -111,18 +137,22 @@ def _find_file(file: str, place: str) -> pathlib.Path:
   for path in candidates:
     if path.is_file():
       return path
-  raise UserError(f"{place}: there is no gin file {file!r}, neither here nor under {shipped}")
+  raise UserError(
+    f"{place}there is no gin file {file!r}, neither here nor under {shipped}; give the path of one"
+  )
 
 
 def _parse_file(file: str, including: tuple[pathlib.Path, ...]) -> list[Setting]:
-  place = str(including[-1]) if including else "--gin-file"
+  place = f"{including[-1]}: " if including else ""
   path = _find_file(file, place)
   if path in including:
-    raise UserError(f"{place}: includes itself through {file!r}; remove one of the includes")
+    raise UserError(f"{place}includes itself through {file!r}; remove one of the includes")
   try:
     text = path.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    raise UserError(
+      f"{path}: cannot be read as UTF-8 text ({error}); give a text file of lines NAME = VALUE"
+    ) from error
   return _parse(io.StringIO(text), str(path), including=(*including, path))
 
 
@@ -154,14 +184,16 @@ def _parse(
     where = place if single or not line else f"{place}:{line}"
     # The last line says what is wrong; one above it may hold the address of a Python object.
     reason = str(error.args[0]).strip().splitlines()[-1].strip()
-    raise UserError(
-      f"{where}: this is not gin: {reason}; write NAME = VALUE, text in quotes"
-    ) from error
+    raise UserError(_not_gin(where, reason, single)) from error
   except (ValueError, EOFError, config_parser.tokenize.TokenError) as error:
-    raise UserError(
-      f"{place}: this is not gin ({error}); write NAME = VALUE, text in quotes"
-    ) from error
+    raise UserError(_not_gin(place, str((*error.args, "")[0]), single)) from error
   return settings
+
+
+def _not_gin(place: str, reason: str, is_flag: bool) -> str:
+  # A shell takes the quotes of a text away unless they stand in quotes themselves.
+  mend = "NAME=VALUE, text as NAME=\"'text'\"" if is_flag else "NAME = VALUE, text in quotes"
+  return f"{place}: this is not gin: {reason.rstrip('.')}; write {mend}"
 
 
 def _used_macros(settings: Sequence[Setting]) -> set[str]:
@@ -188,10 +220,11 @@ def _macros_in(value: Any) -> Iterable[str]:
 
 
 class _Resolver:
-  """Replaces macros by their values."""
+  """Replaces macros by their values and remembers which it met."""
 
   def __init__(self, settings: Mapping[str, Setting]):
     self._settings = settings
+    self.used: set[str] = set()
 
   def value(self, setting: Setting, seen: tuple[str, ...] = ()) -> tuple[Any, str]:
     """The setting's value and the place where it was really written, behind its macros."""
@@ -227,6 +260,7 @@ class _Resolver:
         f"{setting.place}: {setting.name} uses the macro %{name}, which nothing defines; "
         f"{_nearest(name, macros)}"
       )
+    self.used.add(name)
     return self.value(self._settings[name], (*seen, name))
 
 
@@ -272,6 +306,8 @@ def _match(hint: Any, value: Any) -> tuple[str | None, Any]:
   if origin is Annotated:
     problem, converted = _match(arguments[0], value)
     bounds = arguments[1]
+    if isinstance(bounds, NotEmpty):
+      return problem or (None if converted else f"a tuple of {bounds}"), converted
     if problem is None and not (
       (bounds.low is None or converted >= bounds.low)
       and (bounds.high is None or converted <= bounds.high)
@@ -281,8 +317,6 @@ def _match(hint: Any, value: Any) -> tuple[str | None, Any]:
   if origin is Literal:
     return (None if value in arguments else f"one of {', '.join(map(repr, arguments))}", value)
   if origin is tuple and isinstance(value, (list, tuple)):
-    if not value:
-      return "a tuple of at least one", value
     matches = [_match(arguments[0], item) for item in value]
     problem = next((f"a tuple, each {p}" for p, _ in matches if p), None)
     return problem, tuple(converted for _, converted in matches)

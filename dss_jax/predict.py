@@ -11,8 +11,9 @@ from flax import linen as nn
 
 from dss_jax.data.files import PathLike
 from dss_jax.data.records import Row, check_rows, read_rows, write_rows
+from dss_jax.errors import UserError
 from dss_jax.model import decode
-from dss_jax.progress import ProgressLine, progress_line
+from dss_jax.progress import ProgressLine, progress_line, say
 from dss_jax.student import Student
 from dss_jax.train import mesh as meshes
 
@@ -23,7 +24,11 @@ LENGTHS = sorted({2**n for n in range(4, 14)} | {3 * 2**n for n in range(3, 12)}
 
 
 class Predictor:
-  """Decodes greedily with a student's best weights."""
+  """Decodes greedily with a student's best weights.
+
+  Attributes:
+    cut_inputs: for each task, how many texts were cut to the student's longest input so far.
+  """
 
   def __init__(self, student: Student, mesh: jax.sharding.Mesh, *, batch_size: int = 32):
     """Loads the weights.
@@ -35,6 +40,7 @@ class Predictor:
     self._mesh = mesh
     self._rules = meshes.logical_rules(student.config.model, mesh)
     self._batch_size = batch_size
+    self.cut_inputs = {"label": 0, "rationale": 0}
     self.params = student.params(mesh)
     self._greedy = jax.jit(
       functools.partial(decode.greedy, config=student.config.model),
@@ -56,7 +62,11 @@ class Predictor:
       max_output_tokens: by default the longest target that the student was trained on, since
         it has learnt to write no more.
       on_batch: called with the number of texts answered after each batch.
+
+    Raises:
+      UserError: the student was not trained on the task.
     """
+    self._check_trained(task)
     if max_output_tokens is None:
       longest = self._student.card["longest_target_tokens"][task]
       max_output_tokens = min(-(-longest // 8) * 8, self._student.config.data.max_output_tokens)
@@ -71,10 +81,25 @@ class Predictor:
       on_batch(len(numbers))
     return answers
 
+  def _check_trained(self, task: str) -> None:
+    alpha = self._student.config.loss.alpha
+    if task == "rationale" and alpha == 1.0:
+      raise UserError(
+        f"{self._student.directory}: was trained on labels alone and has no rationales to give; "
+        "leave out --explain, or train a student with `dss distill`"
+      )
+    if task == "label" and alpha == 0.0:
+      raise UserError(
+        f"{self._student.directory}: was trained on rationales alone and has no labels to give; "
+        "train a student with an --alpha above 0"
+      )
+
   def _encode(self, text: str, task: str) -> list[int]:
     vocabulary = self._student.vocabulary
     ids = vocabulary.encode(self._student.card["prefixes"][task] + text)
-    return [*ids[: self._student.config.data.max_input_tokens - 1], vocabulary.eos_id]
+    most = self._student.config.data.max_input_tokens - 1
+    self.cut_inputs[task] += len(ids) > most
+    return [*ids[:most], vocabulary.eos_id]
 
   def _decode(self, inputs: Sequence[list[int]], max_output_tokens: int) -> np.ndarray:
     """Token ids written for each input, int32 [len(inputs), max_output_tokens]."""
@@ -110,7 +135,10 @@ def predict_file(
   texts_a_row = 2 if explain else 1
   with progress_line("predicting", total * texts_a_row) as line:
     rows = _predicted(predictor, read_rows(dataset), explain, max_output_tokens, line)
-    return write_rows(os.fspath(output), rows)
+    written = write_rows(os.fspath(output), rows)
+  if cut := predictor.cut_inputs["label"]:
+    say(f"warning: {cut} of {total} inputs were cut to the longest that the student was trained on")
+  return written
 
 
 def _predicted(

@@ -3,32 +3,29 @@
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import types
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from dss_jax import __version__
 from dss_jax.config import FREE_ON_RESUME, RunConfig, flatten
-from dss_jax.data.files import atomic_target
+from dss_jax.data.files import atomic_target, is_url, reason
 from dss_jax.data.prepare import PreparedData
 from dss_jax.data.row_source import EXPLAIN_PREFIX, PREDICT_PREFIX
 from dss_jax.data.vocabularies import Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.gin_door import load_config, to_gin
-from dss_jax.model.t5 import init_params
 from dss_jax.train import mesh as meshes
-from dss_jax.train.checkpoint import Checkpoints
+from dss_jax.train.checkpoint import Checkpoints, has_checkpoint
 
-CONFIG, CARD = "config.gin", "model.json"
+CONFIG, CARD, CHECKPOINTS = "config.gin", "model.json", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,41 +41,30 @@ class Student:
   def open(cls, directory: str | os.PathLike[str]) -> "Student":
     """Reads everything but the weights. Raises UserError where the folder is no student."""
     path = pathlib.Path(directory)
-    if not (path / CONFIG).is_file():
-      raise UserError(f"{path}: holds no {CONFIG}, so it is no student; give a --model-dir of dss")
+    if not _holds_run(path):
+      raise UserError(
+        f"{os.fspath(directory)}: holds no {CONFIG}, so it is no student's folder; give the "
+        "--model-dir of a training run on this machine"
+      )
     config = load_config(RunConfig, [str(path / CONFIG)])
     card = _read_card(path / CARD)
-    spec = card["vocabulary"]["spec"]
-    copy = card["vocabulary"]["file"]
-    vocabulary = load_vocabulary(spec if copy is None else path / copy)
-    if vocabulary.digest != card["vocabulary"]["digest"]:
-      raise UserError(
-        f"{path}: the vocabulary {copy or spec} is not the one that the student was trained with; "
-        "restore the folder from a copy"
-      )
-    return cls(path, config, card, vocabulary)
+    return cls(path, config, card, _own_vocabulary(path, card))
 
   def params(self, mesh: Mesh) -> Any:
     """The weights of the best checkpoint (else the newest), laid out on the mesh."""
-    with contextlib.closing(
-      Checkpoints(self.directory / "checkpoints", keep_best=True)
-    ) as checkpoints:
+    directory = self.directory / CHECKPOINTS
+    if not has_checkpoint(directory):
+      raise UserError(
+        f"{self.directory}: has no checkpoint yet; train it further with the same command"
+      )
+    with contextlib.closing(Checkpoints(directory, keep_best=True, read_only=True)) as checkpoints:
       step = checkpoints.best_step()
-      if step is None:
-        raise UserError(
-          f"{self.directory}: has no checkpoint yet; train it further with the same command"
-        )
+      assert step is not None
       return checkpoints.restore_params(step, self.params_shape(mesh))
 
   def params_shape(self, mesh: Mesh) -> Any:
     """The shapes of the weights with their shardings."""
-    boxed = jax.eval_shape(functools.partial(init_params, self.config.model), jax.random.key(0))
-    rules = meshes.logical_rules(self.config.model, mesh)
-    return jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      nn.meta.unbox(boxed),
-      meshes.param_shardings(boxed, mesh, rules),
-    )
+    return meshes.params_shape(self.config.model, mesh)
 
 
 def with_vocab_size(config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
@@ -98,38 +84,49 @@ def with_vocab_size(config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
   return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
 
 
-def check_directory(config: RunConfig) -> bool:
-  """Whether MODEL_DIR holds this run already.
-
-  Raises UserError where it holds another run, something else, or cannot be written.
-  """
-  path = pathlib.Path(config.model_dir)
-  if not path.exists():
-    return False
-  if not path.is_dir():
-    raise UserError(f"--model-dir {path}: is a file; give the name of a folder")
-  if not (path / CONFIG).is_file():
-    strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+def check_directory(config: RunConfig) -> None:
+  """Raises UserError where MODEL_DIR holds another run or something else, or cannot be a folder."""
+  name = config.model_dir
+  if not name or is_url(name):
+    what = "is a URL, but a run writes to this machine's disks" if name else "is an empty name"
+    raise UserError(f"--model-dir {name}: {what}; give the name of a local folder")
+  path = pathlib.Path(name)
+  if _holds_run(path):
+    differing = differences(load_config(RunConfig, [str(path / CONFIG)]), config)
+    if differing:
+      raise UserError(
+        f"--model-dir {path}: holds a run with another configuration: {'; '.join(differing)}; "
+        "give a new folder, or the same configuration to resume"
+      )
+  elif os.path.isdir(path):
+    # A run that was killed while its teacher was asked has got no further than these.
+    own = (".", "annotated.")
+    strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(own))
     if strangers:
       raise UserError(
         f"--model-dir {path}: holds {strangers[0]!r} but no run; give a new or empty folder"
       )
-    return False
-  differing = differences(load_config(RunConfig, [str(path / CONFIG)]), config)
-  if differing:
-    raise UserError(
-      f"--model-dir {path}: holds a run with another configuration: {'; '.join(differing)}; "
-      "give a new folder, or the same configuration to resume"
-    )
-  return True
+  elif os.path.exists(path):
+    raise UserError(f"--model-dir {path}: is a file; give the name of a folder")
+
+
+def _holds_run(path: pathlib.Path) -> bool:
+  # Unlike pathlib's, false for any name that no file can have.
+  return os.path.isfile(path / CONFIG)
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
   """The fields that make it another run, each as `name was OLD, is NEW`.
 
   Longer training of a run whose learning rate does not depend on its length is the same run.
+  A vocabulary size that is still open (see with_vocab_size) differs from none.
   """
   free = set(FREE_ON_RESUME)
+  if new.model.vocab_size is None:
+    free.add("T5Config.vocab_size")
+  if new.initial_checkpoint is not None:
+    # Settled by that checkpoint, as an open vocabulary size is.
+    free.add("T5Config.shared_relpos_bias")
   if new.optimizer.schedule == "constant" and new.train_steps >= old.train_steps:
     free.add("RunConfig.train_steps")
   old_fields, new_fields = flatten(old), flatten(new)
@@ -147,9 +144,9 @@ def locked(config: RunConfig) -> Iterator[pathlib.Path]:
   try:
     path.mkdir(parents=True, exist_ok=True)
     lock = (path / ".lock").open("w")
-  except OSError as error:
+  except (OSError, ValueError) as error:
     raise UserError(
-      f"--model-dir {path}: cannot be written ({error.strerror}); give another folder"
+      f"--model-dir {path}: cannot be written ({reason(error)}); give another folder"
     ) from error
   with lock:
     try:
@@ -162,9 +159,10 @@ def locked(config: RunConfig) -> Iterator[pathlib.Path]:
 
 
 def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
-  """Writes config.gin, the vocabulary's copy and a first model.json; the card.
+  """The run's card; of a new run, config.gin, the vocabulary's copy and the card are written.
 
-  Where the run was begun before, its data must be the same: else UserError.
+  Where the run was begun before, nothing is written, and its data must be the same: else
+  UserError.
   """
   path = pathlib.Path(config.model_dir)
   fingerprints = {
@@ -179,29 +177,52 @@ def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
         f"--model-dir {path}: the {changed[0]} data are not those that this run began with; "
         "give a new folder, or the old data to resume"
       )
-  else:
-    copy = data.vocabulary.save_copy(path)
-    card = {
-      "student": config.student,
-      "vocabulary": {
-        "spec": data.vocabulary.spec,
-        "digest": data.vocabulary.digest,
-        "size": data.vocabulary.size,
-        "file": None if copy is None else pathlib.Path(copy).name,
-      },
-      "prefixes": {"label": PREDICT_PREFIX, "rationale": EXPLAIN_PREFIX},
-      "longest_target_tokens": data.train.longest_target_tokens,
-      "data": {**fingerprints, "truncated": data.train.truncated, "report": data.report},
-      "finished": False,
-      "steps": 0,
-      "best_step": None,
-      "stopped_early": False,
-      "metrics": {},
-      "versions": versions(),
-    }
-  write_text(path / CONFIG, f"# The whole configuration of this run.\n{to_gin(config)}")
+    return card
+  # First of all, since a folder without it is taken for something else than a run.
+  write_config(config)
+  copy = data.vocabulary.save_copy(path)
+  card = {
+    "student": config.student,
+    "vocabulary": {
+      "spec": data.vocabulary.spec,
+      "digest": data.vocabulary.digest,
+      "size": data.vocabulary.size,
+      "file": None if copy is None else pathlib.Path(copy).name,
+    },
+    "prefixes": {"label": PREDICT_PREFIX, "rationale": EXPLAIN_PREFIX},
+    "longest_target_tokens": data.train.longest_target_tokens,
+    "data": {**fingerprints, "truncated": data.train.truncated, "report": data.report},
+    "finished": False,
+    "steps": 0,
+    "best_step": None,
+    "stopped_early": False,
+    "metrics": {},
+    "versions": versions(),
+  }
   write_card(path, card)
   return card
+
+
+def stored_config(config: RunConfig) -> RunConfig:
+  """The configuration that the run in MODEL_DIR was begun with."""
+  return load_config(RunConfig, [str(pathlib.Path(config.model_dir) / CONFIG)])
+
+
+def has_begun_training(config: RunConfig) -> bool:
+  """Whether the run in MODEL_DIR has weights of its own to go on from."""
+  return has_checkpoint(pathlib.Path(config.model_dir) / CHECKPOINTS)
+
+
+def is_finished(config: RunConfig, card: dict[str, Any]) -> bool:
+  """Whether the run in MODEL_DIR has nothing left to do."""
+  newest = pathlib.Path(config.model_dir) / CHECKPOINTS / str(card["steps"])
+  ended = card["stopped_early"] or card["steps"] >= config.train_steps
+  return card["finished"] and ended and newest.is_dir()
+
+
+def write_config(config: RunConfig) -> None:
+  path = pathlib.Path(config.model_dir) / CONFIG
+  write_text(path, f"# The whole configuration of this run.\n{to_gin(config)}")
 
 
 def write_card(directory: pathlib.Path, card: dict[str, Any]) -> None:
@@ -224,12 +245,58 @@ def versions() -> dict[str, str]:
   }
 
 
+# What the program reads from a card, and of which type it must be.
+_CARD_TYPES: dict[tuple[str, ...], type | types.UnionType] = {
+  ("student",): str,
+  ("vocabulary", "spec"): str,
+  ("vocabulary", "digest"): str,
+  ("vocabulary", "file"): str | None,
+  ("prefixes", "label"): str,
+  ("prefixes", "rationale"): str,
+  ("longest_target_tokens", "label"): int,
+  ("longest_target_tokens", "rationale"): int,
+  ("data", "train"): str,
+  ("data", "evaluation"): str | None,
+  ("finished",): bool,
+  ("steps",): int,
+  ("best_step",): int | None,
+  ("stopped_early",): bool,
+  ("metrics",): dict,
+}
+
+
 def _read_card(path: pathlib.Path) -> dict[str, Any]:
+  mend = "restore it from a copy, or delete it and run the training command again"
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    card = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError as error:
     raise UserError(
       f"{path}: is missing, so the student cannot be opened; run the training command again"
     ) from error
   except (OSError, ValueError) as error:
-    raise UserError(f"{path}: cannot be read as JSON ({error}); restore it from a copy") from error
+    raise UserError(f"{path}: cannot be read as JSON ({reason(error)}); {mend}") from error
+  for keys, kind in _CARD_TYPES.items():
+    value: Any = card
+    for key in keys:
+      value = value.get(key, ...) if isinstance(value, dict) else ...
+    if not isinstance(value, kind):
+      raise UserError(f'{path}: "{".".join(keys)}" is missing or damaged; {mend}')
+  return card
+
+
+def _own_vocabulary(path: pathlib.Path, card: dict[str, Any]) -> Vocabulary:
+  """The vocabulary that a student was trained with, from its copy if it has a file."""
+  spec, copy = card["vocabulary"]["spec"], card["vocabulary"]["file"]
+  place = spec if copy is None else path / copy
+  try:
+    vocabulary = load_vocabulary(place)
+  except UserError as error:
+    raise UserError(
+      f"{place}: the student's vocabulary is missing or damaged; restore it from a copy"
+    ) from error
+  if vocabulary.digest != card["vocabulary"]["digest"]:
+    raise UserError(
+      f"{place}: this is not the vocabulary that the student was trained with; restore it from "
+      "a copy"
+    )
+  return vocabulary

@@ -3,25 +3,31 @@
 import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorboardX
 from rich.console import Console
 from rich.table import Table
+from tensorboardX.summary import hparams
 
 from dss_jax import distill
 from dss_jax.config import RunConfig, SweepConfig
 from dss_jax.errors import TrainingDiverged, UserError
 from dss_jax.gin_door import load_config
 from dss_jax.progress import say
-from dss_jax.student import CARD, write_text
+from dss_jax.student import check_directory, write_text
 
 RESULTS = "sweep.json"
 
 
 def load_grid(file: str) -> list[dict[str, Any]]:
-  """The points of a sweep's gin file, each a value for every name."""
+  """The points of a sweep's gin file, each a value for every name.
+
+  A name is a macro or binding of a run, or STUDENT, whose values are files of
+  gin_configs/models.
+  """
   grid = load_config(SweepConfig, [file]).grid
   empty = [name for name, values in grid.items() if not values]
   if empty or not grid:
@@ -29,6 +35,12 @@ def load_grid(file: str) -> list[dict[str, Any]]:
       f"{file}: SweepConfig.grid has no values{f' for {empty[0]}' if empty else ''}; "
       "give a list of at least one value for each name"
     )
+  for name, values in grid.items():
+    if name in ("MODEL_DIR", "RunConfig.model_dir"):
+      raise UserError(f"{file}: {name} follows from --model-dir; take it out of the grid")
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    if twice:
+      raise UserError(f"{file}: {name} has the value {twice[0]!r} twice; keep one of them")
   return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
@@ -39,9 +51,9 @@ def run(
 ) -> list[dict[str, Any]]:
   """Trains every point that is not trained yet; one result a point, in order.
 
-  Started again after a stop, finished points are read from disk and the others go on. A point
-  that diverges is noted and the sweep goes on. Every configuration is checked before the
-  first run begins.
+  Started again after a stop, finished points are left as they are and the others go on. A
+  point that diverges is noted and the sweep goes on. Every configuration and folder is checked
+  before the first run begins.
 
   Args:
     config_of: the configuration of a point in a MODEL_DIR.
@@ -51,50 +63,52 @@ def run(
   configs = [
     config_of(point, str(folder / name)) for point, name in zip(points, names, strict=True)
   ]
+  for config in configs:
+    check_directory(config)
   results = []
   for number, (point, name, config) in enumerate(zip(points, names, configs, strict=True), 1):
     say(f"sweep {number}/{len(points)}: {name}")
     result = {"run": name, "values": dict(point), **_result(config)}
     results.append(result)
-    _write(folder, results)
+    write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+    _write_hparams(folder / "tensorboard" / name, result)
   return results
 
 
 def _result(config: RunConfig) -> dict[str, Any]:
-  card_path = pathlib.Path(config.model_dir) / CARD
-  if card_path.exists():
-    card = json.loads(card_path.read_text(encoding="utf-8"))
-    if card["finished"]:
-      return _figures(card)
   try:
-    return _figures(distill.run(config))
+    card = distill.run(config)
   except TrainingDiverged as error:
     say(f"warning: {error}")
     return {"failed": str(error), "steps": None, "best_step": None, "metrics": {}}
-
-
-def _figures(card: Mapping[str, Any]) -> dict[str, Any]:
   return {key: card[key] for key in ("steps", "best_step", "metrics")}
 
 
-def _write(folder: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None:
-  """sweep.json, and the newest point for TensorBoard's hparams page."""
-  write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
-  newest = results[-1]
-  if newest["metrics"]:
-    with tensorboardX.SummaryWriter(str(folder / "tensorboard")) as writer:
-      values = {
-        name: value if isinstance(value, (bool, int, float, str)) else repr(value)
-        for name, value in newest["values"].items()
-      }
-      writer.add_hparams(values, newest["metrics"], name=newest["run"], global_step=0)
+def _write_hparams(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
+  """A point and its figures for TensorBoard's hparams page, in place of what was there."""
+  shutil.rmtree(folder, ignore_errors=True)
+  if not result["metrics"]:
+    return
+  values = {
+    name: value if isinstance(value, (bool, int, float, str)) else repr(value)
+    for name, value in result["values"].items()
+  }
+  with tensorboardX.SummaryWriter(str(folder)) as writer:
+    for summary in hparams(values, result["metrics"]):
+      writer.file_writer.add_summary(summary)
+    for name, value in result["metrics"].items():
+      writer.add_scalar(name, value, result["best_step"])
 
 
 def print_table(results: Sequence[Mapping[str, Any]]) -> None:
   """A line a run, the best label accuracy marked."""
   names = list(results[0]["values"])
-  metrics = ("eval_total_loss", "label/eval_loss", "label/eval_accuracy")
-  table = Table(*names, "steps", "best step", *metrics)
+  metrics = {
+    "eval_total_loss": "loss",
+    "label/eval_loss": "label loss",
+    "label/eval_accuracy": "label accuracy",
+  }
+  table = Table(*names, "steps", "best step", *metrics.values())
   accuracies = [result["metrics"].get("label/eval_accuracy", -1.0) for result in results]
   for result, accuracy in zip(results, accuracies, strict=True):
     failed = "failed" in result

@@ -17,7 +17,8 @@ from dss_jax.data.task_files import (
   percent,
 )
 
-_ANSWER = re.compile(r"(?P<rationale>.*?)The answer is (?P<answer>[^\n]*\([^\n]*\)[^\n]*)", re.S)
+# Possessive (*+), so that a text of nothing but brackets is given up at once.
+_ANSWER = re.compile(r"The answer is (?P<answer>[^\n(]*+\([^\n)]*+\)[^\n]*)")
 
 
 def _to_row(published):
@@ -25,12 +26,13 @@ def _to_row(published):
 
 
 def _parse_answer(text):
-  match = _ANSWER.match(text.split("\nQ:")[0].rstrip())
+  text = text.split("\nQ:")[0].rstrip()
+  match = _ANSWER.search(text)
   if match is None:
     raise UnparsableAnswer('no "The answer is (...)" in the first answer')
   label = match["answer"].removesuffix(".")
   # "(some - 8)" and "(8 / 4) and (6 / 4)" are answers, but have no value to learn.
-  return Answer(match["rationale"].strip(), label if value_of(label) is not None else None)
+  return Answer(text[: match.start()].strip(), label if value_of(label) is not None else None)
 
 
 def _metric(targets, predictions):

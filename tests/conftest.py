@@ -6,10 +6,8 @@ import pathlib
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests' programs are tiny and many: compiling them with little optimisation halves the time.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "")
-  + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -29,3 +27,18 @@ def shared():
   if not SHARED.is_dir():
     pytest.skip(f"the real data sets are not at {SHARED}")
   return SHARED
+
+
+@pytest.fixture(scope="session")
+def compile_quickly():
+  """Has tiny programs, of which there are many, compiled with little optimisation.
+
+  It halves the time, where no test before has started JAX. Commands that tests start run as
+  users run them.
+  """
+  import jax
+
+  with pytest.MonkeyPatch.context() as patch:
+    flags = os.environ["XLA_FLAGS"]
+    patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0")
+    jax.devices()

@@ -196,7 +196,7 @@ def test_an_include_and_what_follows_it(tmp_path):
 
 def test_a_missing_file_is_named_with_the_includer(refused_file):
   assert "there is no gin file 'absent.gin'" in refused_file("include 'absent.gin'\n")
-  with pytest.raises(UserError, match=r"^--gin-file: there is no gin file 'absent.gin'"):
+  with pytest.raises(UserError, match=r"^there is no gin file 'absent.gin'"):
     load_config(RunConfig, ["absent.gin"])
 
 

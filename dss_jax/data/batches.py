@@ -14,8 +14,9 @@ from dss_jax.data.packing import Costs, Packer, Packing, RowShape
 
 Batch = dict[str, np.ndarray]
 
-# So many batches are looked at to plan the shapes.
+# So many batches are looked at to plan the shapes; fewer, but at least 8, when they are large.
 PLANNING_BATCHES = 64
+PLANNING_EXAMPLES = 2048
 
 
 class SequenceStore(Protocol):
@@ -171,10 +172,11 @@ class TrainBatches:
     self._batch_size = batch_size
     self._seed = seed
     self.examples = usable_examples(store, tasks)
+    planning_batches = min(PLANNING_BATCHES, max(PLANNING_EXAMPLES // batch_size, 8))
     self.packed = PackedBatches(
       store,
       tasks=tasks,
-      planned_for=[self._numbers(step) for step in range(PLANNING_BATCHES)],
+      planned_for=[self._numbers(step) for step in range(planning_batches)],
       row_multiple=row_multiple,
       costs=costs,
     )

@@ -82,10 +82,7 @@ class Packer:
     """
     self._costs = costs
     most = max(len(inputs) for inputs, _ in sample)
-    self._row_counts = [
-      row_multiple * n for n in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96)
-      if n == 1 or row_multiple * n <= most
-    ]  # fmt: skip
+    self._row_counts = [row_multiple * n for n in _steps(math.ceil(most / row_multiple))]
     needed = [[balanced_rows(lengths, rows)[0] for rows in self._row_counts] for lengths in sample]
     self.shapes = self._plan(needed, max_shapes)
 
@@ -141,6 +138,17 @@ class Packer:
       chosen.append(candidate)
       best = np.minimum(best, price[:, candidate])
     return [candidates[i] for i in sorted(chosen)]
+
+
+def _steps(last: int) -> list[int]:
+  """Numbers up to `last` and with it, so that a row may hold one long sequence, ever further apart.
+
+  From 8 on the gap is an eighth to a quarter of the number.
+  """
+  steps = [1, 2, 3, 4, 6]
+  while steps[-1] < last:
+    steps.append(steps[-1] + max(2 ** (steps[-1].bit_length() - 3), 2))
+  return [step for step in steps if step < last] + [last]
 
 
 def _holds(shape: RowShape, needed: RowShape) -> bool:

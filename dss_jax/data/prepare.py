@@ -5,7 +5,12 @@ from typing import Any
 
 from dss_jax.config import DataConfig
 from dss_jax.data.report import report_on_rows
-from dss_jax.data.row_source import RowSource, source_from_file, source_from_task
+from dss_jax.data.row_source import (
+  RowSource,
+  source_from_file,
+  source_from_task,
+  training_source_from_file,
+)
 from dss_jax.data.task_files import TaskDefinition, load_task
 from dss_jax.data.token_store import LABEL, RATIONALE, TokenStore, open_token_store
 from dss_jax.data.vocabularies import T5_VOCABULARY, Vocabulary, load_vocabulary
@@ -44,7 +49,7 @@ def sources(config: DataConfig) -> tuple[RowSource, RowSource | None]:
     if config.labels != "gold":
       raise UserError("--labels teacher belongs to --task; the rows of --dataset hold their labels")
     assert config.dataset is not None
-    train, evaluation = source_from_file(config.dataset), None
+    train, evaluation = training_source_from_file(config.dataset), None
   if config.eval_dataset is not None:
     evaluation = source_from_file(config.eval_dataset)
   return train, evaluation
@@ -68,9 +73,10 @@ def prepare(config: DataConfig, tasks: tuple[int, ...]) -> PreparedData:
     UserError: rows, vocabulary or task are not as they must be, or no row serves a task.
   """
   train, evaluation = sources(config)
-  vocabulary = load_vocabulary(config.vocabulary or T5_VOCABULARY)
+  _check_rows_for(tasks, train, evaluation)
+  vocabulary = load_vocabulary(T5_VOCABULARY if config.vocabulary is None else config.vocabulary)
   report = report_on_rows(
-    enumerate(train.rows, start=1),
+    enumerate(train.rows if train.given_rows is None else train.given_rows, start=1),
     name=train.name,
     eval_rows=None if evaluation is None else enumerate(evaluation.rows, start=1),
     eval_name="evaluation" if evaluation is None else evaluation.name,
@@ -78,12 +84,6 @@ def prepare(config: DataConfig, tasks: tuple[int, ...]) -> PreparedData:
     max_input_tokens=config.max_input_tokens,
     max_output_tokens=config.max_output_tokens,
   )
-  for task, count, what, mend in (
-    (LABEL, train.summary.labelled, "output_text", "label some rows"),
-    (RATIONALE, train.summary.explained, "rationale", "run `dss tune`, which needs none"),
-  ):
-    if task in tasks and not count:
-      raise UserError(f'{train.name}: no row has a "{what}" to train on; {mend}')
   return PreparedData(
     vocabulary=vocabulary,
     train=tokens(train, vocabulary, config),
@@ -95,6 +95,31 @@ def prepare(config: DataConfig, tasks: tuple[int, ...]) -> PreparedData:
     },
     warnings=list(report.warnings),
   )
+
+
+def _check_rows_for(tasks: tuple[int, ...], train: RowSource, evaluation: RowSource | None) -> None:
+  """Raises UserError where a trained task has no row, or the judged one none to judge by."""
+  for task, count, what, mend in (
+    (LABEL, train.summary.labelled, "output_text", "label some rows"),
+    (RATIONALE, train.summary.explained, "rationale", "run `dss tune`, which needs none"),
+  ):
+    if task in tasks and not count:
+      raise UserError(f'{_place(train)}: no row has "{what}" to train on; {mend}')
+  if evaluation is None:
+    return
+  if LABEL in tasks:
+    count, what = evaluation.summary.labelled, "output_text"
+  else:
+    count, what = evaluation.summary.explained, "rationale"
+  if not count:
+    raise UserError(
+      f'{_place(evaluation)}: no row has "{what}" to evaluate by; add it to some rows, or train '
+      "without evaluation data"
+    )
+
+
+def _place(source: RowSource) -> str:
+  return source.report.get("file", source.name)
 
 
 def tokens(source: RowSource, vocabulary: Vocabulary, config: DataConfig) -> TokenStore:

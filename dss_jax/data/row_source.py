@@ -45,6 +45,7 @@ class RowSource:
     summary: summarise(rows).
     metric: (targets, predictions) of labels -> {name: figure}.
     report: what is known about how the rows were made, as JSON values.
+    given_rows: the rows as their file has them, where `rows` has more (see TrainingRows).
   """
 
   name: str
@@ -52,6 +53,7 @@ class RowSource:
   summary: RowsSummary
   metric: Metric
   report: dict[str, Any]
+  given_rows: Iterable[Row] | None = None
 
   @property
   def digest(self) -> str:
@@ -66,6 +68,27 @@ class FileRows:
 
   def __iter__(self) -> Iterator[Row]:
     return read_rows(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRows:
+  """FileRows with a row of its own for each further rationale that a row has.
+
+  A row that dss annotate left with several "rationales" trains its label once and each of its
+  rationales once.
+  """
+
+  path: PathLike
+
+  def __iter__(self) -> Iterator[Row]:
+    for row in read_rows(self.path):
+      yield row
+      further = row.get("rationales")
+      if "rationale" not in row or not isinstance(further, list):
+        continue
+      for rationale in further:
+        if isinstance(rationale, str) and rationale.strip() and rationale != row["rationale"]:
+          yield {"input_text": row["input_text"], "rationale": rationale}
 
 
 def summarise(rows: Iterable[Row]) -> RowsSummary:
@@ -112,6 +135,19 @@ def source_from_file(path: PathLike) -> RowSource:
   """
   stem = os.path.basename(os.fspath(path)).split(".")[0]
   return source_from_rows(stem, FileRows(path), report={"file": os.fspath(path)})
+
+
+def training_source_from_file(path: PathLike) -> RowSource:
+  """As source_from_file, with every rationale of a row that has several."""
+  source = source_from_file(path)
+  rows = TrainingRows(path)
+  summary = summarise(rows)
+  if summary == source.summary:
+    return source
+  report = {**source.report, "further_rationales": summary.rows - source.summary.rows}
+  return dataclasses.replace(
+    source, rows=rows, summary=summary, report=report, given_rows=source.rows
+  )
 
 
 def source_from_task(

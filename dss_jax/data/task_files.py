@@ -156,7 +156,7 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
     spec.loader.exec_module(module)
   except (Exception, SystemExit) as error:
     del sys.modules[name]
-    reason = " ".join(str(error).split())
+    reason = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     raise UserError(
       f"{path}{_line_in(path, error)}: importing the task file raised"
       f" {type(error).__name__}: {reason}; mend the file"
@@ -171,7 +171,7 @@ def _line_in(path: pathlib.Path, error: BaseException) -> str:
   line = ""
   trace = error.__traceback__
   while trace is not None:
-    if trace.tb_frame.f_code.co_filename == str(path):
+    if pathlib.Path(trace.tb_frame.f_code.co_filename) == path.absolute():
       line = f":{trace.tb_lineno}"
     trace = trace.tb_next
   return line

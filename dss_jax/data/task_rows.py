@@ -123,6 +123,21 @@ def load_rows(
   return TaskRows(rows, report)
 
 
+def published_rows(task: TaskDefinition, path: PathLike) -> Iterator[Row]:
+  """All rows of one published file as the task reads them, whatever its splits.
+
+  Raises:
+    UserError: as load_rows does for a row; the file cannot be read, or has no row.
+  """
+  name = os.fspath(path)
+  is_empty = True
+  for line, values in _read_objects(name):
+    is_empty = False
+    yield _row(task, name, line, values)
+  if is_empty:
+    raise UserError(f"{name}: no rows; give a file of task {task.name}")
+
+
 class _Answers(NamedTuple):
   """Recorded teacher outputs: index of the row -> (line in the answers file, text)."""
 

@@ -22,6 +22,7 @@ MT5_VOCABULARY = "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model"
 # T5X reserves 100 sentinels after a SentencePiece model's pieces; ByT5 has 384 ids in all.
 SENTENCEPIECE_EXTRA_IDS = 100
 BYTE_EXTRA_IDS = 125
+_FIRST_SENTINEL = b"<extra_id_0>"
 
 _COPY_NAME = "sentencepiece.model"
 _FETCH_SECONDS = 60.0
@@ -104,7 +105,8 @@ class ByteVocabulary(Vocabulary):
 class SentencePieceVocabulary(Vocabulary):
   """A SentencePiece model and 100 sentinels after its pieces, `<extra_id_0>` the very last.
 
-  That is seqio.SentencePieceVocabulary(file, extra_ids=100).
+  That is seqio.SentencePieceVocabulary(file, extra_ids=100). A model that holds sentinels of its
+  own, as mT5's does, gets none: extra_ids=0.
   """
 
   extra_ids = SENTENCEPIECE_EXTRA_IDS
@@ -114,6 +116,9 @@ class SentencePieceVocabulary(Vocabulary):
     self.spec = spec
     self.path = path
     self._model = model
+    if _FIRST_SENTINEL in model:
+      # mT5's own model holds its sentinels, and its checkpoints have no rows for more.
+      self.extra_ids = 0
     self._processor = _load_processor(spec, model, self.extra_ids)
     self.size = self._processor.GetPieceSize()
     self.eos_id = self._processor.eos_id()
@@ -164,7 +169,8 @@ def load_vocabulary(spec: str | os.PathLike[str]) -> Vocabulary:
     with open_bytes(spec) as binary:
       model = binary.read()
   except UserError as error:
-    raise UserError(f"vocabulary {error}; or {_MEND}") from None
+    what = str(error).partition(";")[0]
+    raise UserError(f"the vocabulary {what}; {_MEND}") from None
   return SentencePieceVocabulary(spec, pathlib.Path(spec).absolute(), model)
 
 

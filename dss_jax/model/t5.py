@@ -42,6 +42,10 @@ class EncoderLayer(nn.Module):
     config = self.config
     x_BLD = nn.with_logical_constraint(x_BLD, ("batch", "length", "embed"))
     normed = RMSNorm(config.dtype, name="pre_attention_layer_norm")(x_BLD)
+    if not config.shared_relpos_bias:
+      positions = jnp.arange(x_BLD.shape[1])
+      own_bias = RelativePositionBias(config.num_heads, bidirectional=True, name="relpos_bias")
+      bias = bias + own_bias(positions, positions)
     attention = Attention(config, name="attention")
     key, value = attention.keys_and_values(normed)
     mixed = attention(normed, key, value, bias, deterministic=deterministic)
@@ -59,10 +63,11 @@ class Encoder(nn.Module):
     self, embedded_BLD: jax.Array, segment_ids_BL: jax.Array, *, deterministic: bool
   ) -> jax.Array:
     config = self.config
-    positions = jnp.arange(embedded_BLD.shape[1])
-    bias = RelativePositionBias(config.num_heads, bidirectional=True, name="relpos_bias")(
-      positions, positions
-    ) + same_segment_bias(segment_ids_BL, segment_ids_BL)
+    bias = same_segment_bias(segment_ids_BL, segment_ids_BL)
+    if config.shared_relpos_bias:
+      positions = jnp.arange(embedded_BLD.shape[1])
+      shared = RelativePositionBias(config.num_heads, bidirectional=True, name="relpos_bias")
+      bias = shared(positions, positions) + bias
     x_BLD = Dropout(config.dropout_rate)(embedded_BLD, deterministic)
     for index in range(config.num_encoder_layers):
       layer = EncoderLayer(config, name=f"layers_{index}")
@@ -76,6 +81,8 @@ class DecoderLayer(nn.Module):
 
   def setup(self):
     config = self.config
+    if not config.shared_relpos_bias:
+      self.relpos_bias = RelativePositionBias(config.num_heads, bidirectional=False)
     self.pre_self_attention_layer_norm = RMSNorm(config.dtype)
     self.self_attention = Attention(config)
     self.pre_cross_attention_layer_norm = RMSNorm(config.dtype)
@@ -107,6 +114,9 @@ class DecoderLayer(nn.Module):
       assert step is not None
       key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, step, axis=1)
       value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, step, axis=1)
+    if not self.config.shared_relpos_bias:
+      keys = jnp.arange(key.shape[1])
+      self_bias = self_bias + self.relpos_bias(keys if step is None else step[None], keys)
     mixed = self.self_attention(normed, key, value, self_bias, deterministic=deterministic)
     y_BMD = y_BMD + self.dropout(mixed, deterministic)
     normed = self.pre_cross_attention_layer_norm(y_BMD)
@@ -122,7 +132,8 @@ class Decoder(nn.Module):
 
   def setup(self):
     config = self.config
-    self.relpos_bias = RelativePositionBias(config.num_heads, bidirectional=False)
+    if config.shared_relpos_bias:
+      self.relpos_bias = RelativePositionBias(config.num_heads, bidirectional=False)
     self.layers = [
       DecoderLayer(config, name=f"layers_{index}") for index in range(config.num_decoder_layers)
     ]
@@ -144,8 +155,9 @@ class Decoder(nn.Module):
     """Hidden states before the logits, [B, M, D]."""
     positions = jnp.arange(embedded_BMD.shape[1])
     causal = jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED)
-    self_bias = self.relpos_bias(positions, positions) + causal
-    self_bias = self_bias + same_segment_bias(segment_ids_BM, segment_ids_BM)
+    self_bias = causal + same_segment_bias(segment_ids_BM, segment_ids_BM)
+    if self.config.shared_relpos_bias:
+      self_bias = self.relpos_bias(positions, positions) + self_bias
     cross_bias = same_segment_bias(segment_ids_BM, encoder_segment_ids_BL)
     y_BMD = self.dropout(embedded_BMD, deterministic)
     for layer in self.layers:
@@ -168,7 +180,9 @@ class Decoder(nn.Module):
     """Hidden state of position `step`, [B, 1, D], and the caches with that position added."""
     positions = jnp.arange(caches[0][0].shape[1])
     seen = jnp.where(positions <= step, 0.0, MASKED)[None, None, None, :]
-    self_bias = self.relpos_bias(step[None], positions) + seen
+    self_bias = seen
+    if self.config.shared_relpos_bias:
+      self_bias = self.relpos_bias(step[None], positions) + seen
     y, new_caches = embedded_B1D, []
     for layer, cache, cross in zip(self.layers, caches, crosses, strict=True):
       y, new_cache = layer(

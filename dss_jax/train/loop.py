@@ -10,7 +10,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -67,21 +67,28 @@ class Loop:
     self._directory = pathlib.Path(config.model_dir)
     self._progress = Progress()
 
-  def run(self, initial_params: Callable[[], Any] | None = None) -> Outcome:
+  def run(
+    self,
+    initial_params: Callable[[], Any] | None = None,
+    on_start: Callable[[int], None] = lambda step: None,
+  ) -> Outcome:
     """Trains to the end of the run.
 
     Args:
-      initial_params: reads the weights that a run without a checkpoint of its own starts
+      initial_params: gives the weights that a run without a checkpoint of its own starts
         from; by default they are fresh.
+      on_start: called with the number of steps taken earlier, once their state is read.
 
     Raises:
-      TrainingDiverged: the loss or gradient is not finite; the last good checkpoint stands.
+      TrainingDiverged: a loss, gradient or weight is not finite; the last good checkpoint
+        stands.
       Preempted: a signal asked to stop, and the state was saved.
     """
     config = self._config
     keep_best = self._eval_batches is not None and config.evaluation.checkpoint_selection
     self._checkpoints = Checkpoints(self._directory / "checkpoints", keep_best=keep_best)
     state, step = self._restore(initial_params)
+    on_start(step)
     self._writer = MetricsWriter(self._directory, resume_step=step)
     try:
       with StopSignal() as stop, progress_line("step", config.train_steps, step) as line:
@@ -126,6 +133,7 @@ class Loop:
         step += 1
         if unread:
           self._log(*unread, clock, line)
+        clock.tick()
         unread = (step, metrics)
         evaluate_now = self._is_due(step, config.evaluation.interval_steps)
         save_now = self._is_due(
@@ -135,6 +143,7 @@ class Loop:
           continue
         self._log(*unread, clock, line)
         unread = None
+        self._check_finite(step, {"the norm of the weights": self._trainer.weight_norm(state)})
         judged = None
         if evaluate_now and self._eval_batches is not None:
           judged = self._evaluate(state, step, line)
@@ -159,37 +168,43 @@ class Loop:
     sums, gradient_norm = jax.device_get((metrics["sums"], metrics["gradient_norm"]))
     named = named_metrics(sums, "train", alpha=self._config.loss.alpha)
     named["train_gradient_norm"] = float(gradient_norm)
-    bad = [name for name, value in named.items() if not math.isfinite(value)]
-    if bad:
-      self._checkpoints.wait()
-      last_good = self._checkpoints.latest_step()
-      kept = (
-        "no checkpoint was saved yet"
-        if last_good is None
-        else (f"the checkpoint of step {last_good} is kept in {self._directory / 'checkpoints'}")
-      )
-      raise TrainingDiverged(
-        f"step {step}: {bad[0]} is {named[bad[0]]}, so the run stops; {kept}; try a smaller "
-        "--learning-rate-multiplier, OptimizerConfig.warmup_steps, a smaller "
-        "OptimizerConfig.clip_norm, or T5Config.dtype = 'float32', in a new --model-dir"
-      )
+    self._check_finite(step, named)
     named.update(clock.rates())
     self._writer.write(step, named)
     line.update(step, note_of(named))
+
+  def _check_finite(self, step: int, named: Mapping[str, float]) -> None:
+    """Raises TrainingDiverged, with what to try, where a number is none."""
+    bad = [name for name, value in named.items() if not math.isfinite(value)]
+    if not bad:
+      return
+    self._checkpoints.wait()
+    last_good = self._checkpoints.latest_step()
+    kept = (
+      "no checkpoint was saved yet"
+      if last_good is None
+      else f"the checkpoint of step {last_good} is kept in {self._directory / 'checkpoints'}"
+    )
+    raise TrainingDiverged(
+      f"step {step}: {bad[0]} is {named[bad[0]]}, so the run stops; {kept}; try a smaller "
+      "--learning-rate-multiplier, OptimizerConfig.warmup_steps, a smaller "
+      "OptimizerConfig.clip_norm, or T5Config.dtype = 'float32', in a new --model-dir"
+    )
 
   def _evaluate(self, state: TrainState, step: int, line: ProgressLine) -> dict[str, float]:
     """Evaluates, judges the label task, and returns what the checkpoint is ranked by."""
     assert self._eval_batches is not None
     sums = jax.device_get(evaluate(self._trainer, state.params, self._eval_batches))
     named = named_metrics(sums, "eval", alpha=self._config.loss.alpha)
+    self._check_finite(step, named)
     self._writer.write(step, named)
-    judged_sums = (sums.label_loss, sums.label_correct)
+    judged, judged_sums = "label", (sums.label_loss, sums.label_correct)
     if not sums.label_loss.weight:  # trained on rationales alone
-      judged_sums = (sums.rationale_loss, sums.rationale_correct)
+      judged, judged_sums = "rationale", (sums.rationale_loss, sums.rationale_correct)
     loss, accuracy = (float(each.mean()) for each in judged_sums)
     line.say(
       f"step {step}: evaluation loss {named['eval_total_loss']:.4f}, "
-      f"label accuracy {accuracy:.4f}, label loss {loss:.4f}"
+      f"{judged} accuracy {accuracy:.4f}, {judged} loss {loss:.4f}"
     )
     self._judge(accuracy, loss, named)
     return {"accuracy": accuracy, "loss": loss}
@@ -226,14 +241,19 @@ class _Clock:
     self._since: float | None = None
     self._steps = 0
 
-  def rates(self) -> dict[str, float]:
-    """Called once a step; the first after a pause only starts the clock."""
-    now = time.monotonic()
+  def tick(self) -> None:
+    """A step was sent off and the one before it has ended; the first starts the clock."""
+    self._now = time.monotonic()
     if self._since is None:
-      self._since = now
+      self._since = self._now
+    else:
+      self._steps += 1
+
+  def rates(self) -> dict[str, float]:
+    """Steps and examples a second, as far as they are known."""
+    if self._since is None or not self._steps:
       return {}
-    self._steps += 1
-    steps_per_second = self._steps / max(now - self._since, 1e-9)
+    steps_per_second = self._steps / max(self._now - self._since, 1e-9)
     return {
       "time/steps_per_second": steps_per_second,
       "time/examples_per_second": steps_per_second * self._batch_size,

@@ -1,5 +1,6 @@
 """The device mesh, the rules from logical axes to mesh axes, and the shardings they give."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dss_jax.config import MeshConfig, T5Config
 from dss_jax.errors import UserError
+from dss_jax.model.t5 import init_params
 
 Rules = tuple[tuple[str, str | None], ...]
 
@@ -67,6 +69,16 @@ def logical_rules(config: T5Config, mesh: Mesh) -> Rules:
 def param_shardings(boxed_params: Any, mesh: Mesh, rules: Rules) -> Any:
   """A NamedSharding for each leaf of a parameter tree boxed with its logical axes."""
   return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed_params), mesh, rules)
+
+
+def params_shape(config: T5Config, mesh: Mesh) -> Any:
+  """The shapes and dtypes of a student's weights with their shardings on the mesh."""
+  boxed = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    nn.meta.unbox(boxed),
+    param_shardings(boxed, mesh, logical_rules(config, mesh)),
+  )
 
 
 def shardings_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:

@@ -3,11 +3,14 @@
 import json
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from dss_jax.losses import step_by_step
 from dss_jax.losses.step_by_step import TaskSums
@@ -49,26 +52,31 @@ class MetricsWriter:
     path = model_dir / "metrics.jsonl"
     _drop_after(path, resume_step)
     self._file = path.open("a", encoding="utf-8")
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(model_dir / "tensorboard"),
-      purge_step=resume_step + 1 if resume_step else None,
-      flush_secs=5,
-    )
+    folder = model_dir / "tensorboard"
+    folder.mkdir(exist_ok=True)
+    # tensorboardX's SummaryWriter leaves writing to a thread: a run that is killed would lack,
+    # for good, events of steps that its checkpoint lies after. The suffix keeps two files of
+    # one second apart, which would be one file, begun anew.
+    self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
+    # Events of this step and later ones, from before a stop, are void.
+    purge = Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+    self._events.write_event(purge)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds a step's numbers; they can be read, by TensorBoard too, when this returns."""
     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
     self._file.flush()
     for name, value in metrics.items():
-      self._tensorboard.add_scalar(name, value, step)
+      self._events.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+    self._events.flush()
 
   def flush(self) -> None:
     """Puts everything written on disk; called before a checkpoint of the same step."""
     os.fsync(self._file.fileno())
-    self._tensorboard.flush()
 
   def close(self) -> None:
     self._file.close()
-    self._tensorboard.close()
+    self._events.close()
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:

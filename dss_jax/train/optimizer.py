@@ -32,12 +32,21 @@ def make_optimizer(
 
   Adafactor (Shazeer and Stern 2018) as T5X fine-tunes: factored second moments with decay
   1 - t^-0.8, updates clipped to RMS 1 and scaled by the parameter's RMS, no momentum. AdamW
-  with beta 0.9 and 0.999 and epsilon 1e-8, as the paper's published code.
+  with beta 0.9 and 0.999 and epsilon 1e-8, as the paper's published code. With both, a step
+  takes learning rate * weight_decay of each weight off it.
   """
   schedule = learning_rate(config, train_steps)
   if config.name == "adafactor":
+    decay = config.weight_decay
+
+    def decay_rate(step):
+      # optax takes Adafactor's decay as it is; times the learning rate, it means what AdamW's does.
+      return decay * schedule(step)
+
     rule = optax.adafactor(
-      schedule, weight_decay_rate=config.weight_decay or None, multiply_by_parameter_scale=True
+      schedule,
+      weight_decay_rate=decay_rate if decay else None,
+      multiply_by_parameter_scale=True,
     )
   else:
     rule = optax.adamw(schedule, weight_decay=config.weight_decay)

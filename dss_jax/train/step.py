@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -62,22 +63,25 @@ class Trainer:
     batch_sharding = meshes.rows_sharding(mesh)
     self._train = jax.jit(
       self._train_step,
-      in_shardings=(self.state_shardings, batch_sharding),
+      in_shardings=(self.state_shardings, batch_sharding, replicated),
       out_shardings=(self.state_shardings, replicated),
       donate_argnums=0,
     )
+    # An argument of the compiled functions, so that runs that differ in it share them.
+    self._seed = np.uint32(config.seed)
     self._evaluate = jax.jit(
       self._eval_step, in_shardings=(param_shardings, batch_sharding), out_shardings=replicated
     )
+    self._norm = jax.jit(optax.tree.norm, in_shardings=(param_shardings,), out_shardings=replicated)
 
   def init_state(self) -> TrainState:
     """Freshly initialised weights, laid out on the mesh; a function of the seed alone."""
 
-    def init():
-      key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+    def init(seed):
+      key = jax.random.fold_in(jax.random.key(seed), 1)
       return self._fresh_state(nn.meta.unbox(init_params(self.config.model, key)))
 
-    return self._on_mesh(jax.jit(init, out_shardings=self.state_shardings))
+    return self._on_mesh(jax.jit(init, out_shardings=self.state_shardings), self._seed)
 
   def state_from_params(self, params: Any) -> TrainState:
     """A state that starts from given weights, already laid out on the mesh."""
@@ -92,11 +96,15 @@ class Trainer:
 
   def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
     """The state after one update, and the step's `sums` (TaskSums) and `gradient_norm`."""
-    return self._on_mesh(self._train, state, batch)
+    return self._on_mesh(self._train, state, batch, self._seed)
 
   def eval_step(self, params: Any, batch: Arrays) -> TaskSums:
     """Teacher-forced loss and accuracy of a batch, without dropout."""
     return self._on_mesh(self._evaluate, params, batch)
+
+  def weight_norm(self, state: TrainState) -> float:
+    """The Euclidean norm of all weights; not finite as soon as one of them is not, or is huge."""
+    return float(self._on_mesh(self._norm, state.params))
 
   def to_mesh(self, rows: int, fill: Callable[[slice], dict[str, Any]]) -> Arrays:
     """A global batch from a function that fills given rows; each host fills its own alone."""
@@ -128,9 +136,11 @@ class Trainer:
       step=jnp.zeros((), jnp.int32), params=params, opt_state=self._optimizer.init(params)
     )
 
-  def _train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
+  def _train_step(
+    self, state: TrainState, batch: Arrays, seed: jax.Array
+  ) -> tuple[TrainState, Arrays]:
     config = self.config
-    key = jax.random.fold_in(dropout_key(config.seed), state.step)
+    key = jax.random.fold_in(dropout_key(seed), state.step)
     gradient, sums = accumulated_gradient(
       state.params,
       batch,
@@ -150,7 +160,7 @@ class Trainer:
     return sums
 
 
-def dropout_key(seed: int) -> jax.Array:
+def dropout_key(seed: int | jax.Array) -> jax.Array:
   """The key of a run's dropout; XLA's own generator draws masks far faster than threefry."""
   return jax.random.key(seed, impl="rbg")
 

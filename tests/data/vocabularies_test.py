@@ -50,6 +50,18 @@ def _train(folder, **ids):
   return folder / "small.model"
 
 
+def test_a_model_with_sentinels_of_its_own_gets_no_more(tmp_path):
+  """As mT5's: 250,100 pieces with the sentinels, and 250,112 rows in its checkpoints."""
+  path = _train(
+    tmp_path, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, user_defined_symbols=["▁<extra_id_0>"]
+  )
+  vocabulary = load_vocabulary(path)
+  assert vocabulary.extra_ids == 0
+  assert vocabulary.size == sentencepiece.SentencePieceProcessor(str(path)).GetPieceSize()
+  text = "the red box"
+  assert vocabulary.encode(text) == vocabulary.to_seqio().encode(text)
+
+
 def _real_texts(shared):
   texts = list(ODD_TEXTS)
   for name, keys in (("svamp/test.jsonl", ["input", "label"]), ("esnli/valid.jsonl", ["premise"])):

@@ -1,9 +1,10 @@
-"""The `dss` command as a user runs it: in this process where it can be, in its own where it must."""
+"""The `dss` command as a user runs it: in this process if possible, in one of its own if not."""
 
 import contextlib
 import hashlib
 import io
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -14,6 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from dss_jax import cli
+from dss_jax.config import MeshConfig
+from dss_jax.student import Student
+from dss_jax.train.checkpoint import Checkpoints
+from dss_jax.train.mesh import make_mesh
 
 
 class Outcome(NamedTuple):
@@ -37,6 +44,8 @@ class Dss:
     *("--max-input-tokens", "64", "--max-output-tokens", "32"),
   )
 
+  LONG = ("--train-steps", "40", "--evaluation-interval", "3", "--seed", "5")
+
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
     self.write("train.jsonl", sums(1, 40))
@@ -44,8 +53,6 @@ class Dss:
 
   def __call__(self, *arguments: object) -> Outcome:
     """Runs the command in this process: a process of its own costs seconds of imports."""
-    from dss_jax import cli
-
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(sys, "argv", ["dss", *map(str, arguments)])
@@ -78,7 +85,7 @@ class Dss:
   def start(
     self, *arguments: object, code: str = "from dss_jax.cli import main; main()"
   ) -> subprocess.Popen[str]:
-    """A process of its own, running; what it says goes to files of its number."""
+    """A process of its own, running; its numbers may differ from this one's in rounding."""
     return subprocess.Popen(
       [sys.executable, "-c", code, *map(str, arguments)],
       cwd=self.folder,
@@ -86,6 +93,11 @@ class Dss:
       stderr=subprocess.PIPE,
       text=True,
     )
+
+  def finish(self, process: subprocess.Popen[str]) -> Outcome:
+    """What a process left behind, once it has ended; code is negative for a signal's number."""
+    out, err = process.communicate(timeout=300)
+    return Outcome(process.returncode, out, err)
 
   def write(self, name: str, rows: list[Any]) -> pathlib.Path:
     """A JSONL file of rows."""
@@ -100,6 +112,22 @@ class Dss:
 
   def card(self, model_dir: str = "student") -> dict[str, Any]:
     return json.loads((self.folder / model_dir / "model.json").read_text(encoding="utf-8"))
+
+  def numbers(self, model_dir: str = "student") -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without what tells the time."""
+    return [
+      {name: value for name, value in line.items() if not name.startswith("time/")}
+      for line in self.read(f"{model_dir}/metrics.jsonl")
+    ]
+
+  def weights(self, model_dir: str = "student") -> dict[int, Any]:
+    """The weights of every checkpoint that is kept, by step."""
+    student = Student.open(self.folder / model_dir)
+    shape = student.params_shape(make_mesh(MeshConfig(data=1), 4))
+    folder = student.directory / "checkpoints"
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    with contextlib.closing(Checkpoints(folder, keep_best=True, read_only=True)) as checkpoints:
+      return {step: jax.device_get(checkpoints.restore_params(step, shape)) for step in steps}
 
   def tree(self, name: str = ".") -> dict[str, str]:
     """Every path under a folder, hidden ones too, with a digest of what it holds."""
@@ -130,7 +158,7 @@ def sums(seed: int, count: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def compiled_once(tmp_path_factory):
+def compiled_once(tmp_path_factory, compile_quickly):
   """Keeps what XLA compiles for the session: the same tiny student is trained many times."""
   settings = {
     "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
@@ -138,6 +166,9 @@ def compiled_once(tmp_path_factory):
   }
   before = {name: getattr(jax.config, name) for name in settings}
   with pytest.MonkeyPatch.context() as patch:
+    # The same words as compile_quickly's, so that processes of our own find what is kept.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"
+    patch.setenv("XLA_FLAGS", flags)
     patch.setenv("DSS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "dss_cache"))
     for name, value in settings.items():
       patch.setenv(name.upper(), str(value))
@@ -156,6 +187,30 @@ def dss(tmp_path):
   return Dss(folder)
 
 
+@pytest.fixture
+def refuses(dss):
+  """Runs a command that must fail as a user's mistake does: one sentence, exit code 2.
+
+  Every part of `says` must stand in the sentence, and no file may have come, gone or changed.
+  """
+
+  def refuses(*arguments, says, workshop=dss):
+    before = workshop.tree()
+    outcome = workshop(*arguments)
+    told = [
+      line for line in outcome.err.splitlines() if not line.startswith(("tokenising ", "warning: "))
+    ]
+    assert outcome.code == 2, outcome
+    assert len(told) == 1, outcome.err
+    assert told[0].startswith("dss: ")
+    assert outcome.out == ""
+    for part in says:
+      assert part in told[0]
+    assert workshop.tree() == before
+
+  return refuses
+
+
 @pytest.fixture(scope="package")
 def finished(tmp_path_factory, compiled_once):
   """A working folder with a finished student in `student`, for tests that change nothing."""
@@ -164,9 +219,58 @@ def finished(tmp_path_factory, compiled_once):
   return workshop
 
 
+@pytest.fixture(scope="package")
+def whole(finished):
+  """As `finished`, with a longer run in `whole` that nothing disturbed.
+
+  It stops early, some evaluations after its best.
+  """
+  finished.train("whole", *finished.LONG)
+  return finished
+
+
 @pytest.fixture
 def with_student(finished, tmp_path):
   """A copy of that folder, to change."""
   folder = tmp_path / "copy"
   shutil.copytree(finished.folder, folder)
+  return Dss(folder)
+
+
+@pytest.fixture(scope="package")
+def pieces(tmp_path_factory):
+  """The path of a SentencePiece model that knows the words of the rows."""
+  import sentencepiece
+
+  folder = tmp_path_factory.mktemp("vocabulary")
+  words = [text for row in sums(3, 100) for text in (row["input_text"], row["rationale"])]
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(["predict: explain:", *words]),
+    model_prefix=str(folder / "pieces"),
+    vocab_size=60,
+    hard_vocab_limit=False,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    minloglevel=2,
+  )
+  return str(folder / "pieces.model")
+
+
+@pytest.fixture(scope="package")
+def worded(tmp_path_factory, compiled_once, pieces):
+  """As `finished`, with a student that was trained with SentencePiece; the file is gone since."""
+  workshop = Dss(tmp_path_factory.mktemp("worded"))
+  shutil.copy(pieces, workshop.folder / "pieces.model")
+  workshop.train("student", "--vocabulary", "pieces.model")
+  (workshop.folder / "pieces.model").unlink()
+  return workshop
+
+
+@pytest.fixture
+def with_words(worded, tmp_path):
+  """A copy of that folder, to change."""
+  folder = tmp_path / "copy"
+  shutil.copytree(worded.folder, folder)
   return Dss(folder)

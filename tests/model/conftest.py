@@ -11,6 +11,11 @@ from flax import linen as nn
 from dss_jax.model.t5 import init_params
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quickly(compile_quickly):
+  """Every test here compiles something."""
+
+
 @pytest.fixture(scope="session")
 def random_params():
   """Weights of a config's names and shapes, drawn by numpy: nothing to compile."""
@@ -30,3 +35,18 @@ def random_params():
     return jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(boxed))
 
   return random_params
+
+
+@pytest.fixture(scope="session")
+def as_tree():
+  """Stored arrays by name, read whole, as the tree of weights that the network takes."""
+
+  def as_tree(arrays):
+    tree = {}
+    for name, array in arrays.items():
+      *parents, leaf = name.split(".")
+      branch = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
+      branch[leaf] = array.whole().astype(np.float32)
+    return tree
+
+  return as_tree

@@ -1,5 +1,6 @@
 """Greedy decoding over a cache against full forward passes repeated token by token."""
 
+import dataclasses
 import functools
 
 import jax
@@ -30,8 +31,8 @@ def params(random_params):
   return random_params(CONFIG, seed=SEED, gain=2.0)
 
 
-def decoded(params, inputs, max_decode_tokens):
-  decode = jax.jit(functools.partial(greedy, config=CONFIG, max_decode_tokens=max_decode_tokens))
+def decoded(params, inputs, max_decode_tokens, config=CONFIG):
+  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=max_decode_tokens))
   return np.asarray(decode(params, encoder_input_tokens_BL=inputs))
 
 
@@ -40,13 +41,12 @@ def answers(params):
   return decoded(params, INPUTS, TOKENS)
 
 
-@pytest.fixture(scope="module")
-def repeated(params):
+def repeated(config, params):
   """The same without a cache: the whole network for every token."""
   segments = (INPUTS > 0).astype(np.int32)
   ones = np.ones((len(INPUTS), TOKENS), np.int32)
   forward = jax.jit(
-    lambda decoder_inputs: Transformer(CONFIG).apply(
+    lambda decoder_inputs: Transformer(config).apply(
       {"params": params}, INPUTS, segments, decoder_inputs, ones
     )
   )
@@ -64,9 +64,21 @@ def until_end(row):
   return np.concatenate([row[:length], np.full(len(row) - length, PAD_ID)])
 
 
-def test_the_cache_gives_what_full_forward_passes_give(answers, repeated):
+def assert_same(answers, full):
   for row in (0, 1, 3):
-    np.testing.assert_array_equal(answers[row], until_end(repeated[row]))
+    np.testing.assert_array_equal(answers[row], until_end(full[row]))
+
+
+def test_the_cache_gives_what_full_forward_passes_give(params, answers):
+  assert_same(answers, repeated(CONFIG, params))
+
+
+def test_layers_with_position_biases_of_their_own_do_too(random_params):
+  config = dataclasses.replace(CONFIG, shared_relpos_bias=False, num_decoder_layers=2)
+  params = random_params(config, seed=22, gain=2.0)
+  answers = decoded(params, INPUTS, TOKENS, config)
+  assert min(len(set(answers[row])) for row in (0, 1, 3)) >= 8
+  assert_same(answers, repeated(config, params))
 
 
 def test_the_weights_put_the_cache_to_the_test(answers):

@@ -1,0 +1,119 @@
+"""How near `dss annotate` comes to what a teacher's latency allows, and whether memory stays flat.
+
+python benchmarks/annotate_throughput.py [--rows 3200] [--in-flight 32] [--latency-seconds 0.1]
+
+A server in a process of its own, on loopback, answers every chat request after a fixed time: at
+most in_flight / latency rows/s. Prints one line of JSON: rows_per_second, its ratio to that bound,
+the memory in use (MiB resident) at each tenth of the rows and at the end, and how long the client
+waited for a processor: on a machine that does other work the ratio says little.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import resource
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+from dss_jax.data.records import Row
+from dss_jax.teacher.annotate import Settings, annotate
+from dss_jax.teacher.http_client import HttpTeacher
+from dss_jax.teacher.outcome import Choices
+from dss_jax.teacher.prompts import load_prompt
+
+ANSWER = "There are 3 boxes of 4. So there are 3 * 4 = 12. The answer is (3 * 4)."
+
+
+async def serve(port: Connection, latency_seconds: float) -> None:
+  """Answers every request on a connection after the latency, and sends its port once."""
+  body = json.dumps(
+    {
+      "model": "fixed",
+      "choices": [{"message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}],
+      "usage": {"prompt_tokens": 600, "completion_tokens": 30},
+    }
+  ).encode()
+  head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+  response = head.encode() + body
+
+  async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+      while True:
+        lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+        await reader.readexactly(length)
+        await asyncio.sleep(latency_seconds)
+        writer.write(response)
+    writer.close()
+
+  server = await asyncio.start_server(answer, "127.0.0.1", 0)
+  port.send(server.sockets[0].getsockname()[1])
+  await server.serve_forever()
+
+
+def run_server(port: Connection, latency_seconds: float) -> None:
+  asyncio.run(serve(port, latency_seconds))
+
+
+def resident_mib() -> float:
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def waited_for_cpu_seconds() -> float:
+  """Of this process's main thread, since it began (Linux alone tells)."""
+  return int(pathlib.Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--rows", type=int, default=3200)
+  parser.add_argument("--in-flight", type=int, default=32)
+  parser.add_argument("--latency-seconds", type=float, default=0.1)
+  arguments = parser.parse_args()
+  memory: list[float] = []
+
+  def rows() -> Iterator[Row]:
+    for number in range(arguments.rows):
+      if number % max(arguments.rows // 10, 1) == 0:
+        memory.append(resident_mib())
+      yield {"input_text": f"Shop {number} has 3 boxes of 4 pens.\nHow many pens are there?"}
+
+  receiver, sender = multiprocessing.Pipe(duplex=False)
+  server = multiprocessing.Process(
+    target=run_server, args=(sender, arguments.latency_seconds), daemon=True
+  )
+  server.start()
+  teacher = HttpTeacher("fixed", url=f"http://127.0.0.1:{receiver.recv()}/v1")
+  settings = Settings(max_requests_in_flight=arguments.in_flight)
+  with tempfile.TemporaryDirectory() as folder:
+    output = pathlib.Path(folder) / "out.jsonl"
+    report = annotate(rows, output, teacher, load_prompt("svamp"), Choices(), settings)
+  server.terminate()
+  bound = arguments.in_flight / arguments.latency_seconds
+  # The first ten readings are of the counting pass.
+  print(
+    json.dumps(
+      {
+        "rows": report["rows"],
+        "answered": report["statuses"]["answered"],
+        "rows_per_second": report["rows_per_second"],
+        "bound_rows_per_second": bound,
+        "ratio": round(report["rows_per_second"] / bound, 4),
+        "memory_mib_at_tenths": [round(one, 1) for one in memory[10:]],
+        "memory_mib_at_end": round(resident_mib(), 1),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "waited_for_cpu_seconds": waited_for_cpu_seconds(),
+        "user_cpu_seconds": round(resource.getrusage(resource.RUSAGE_SELF).ru_utime, 1),
+      }
+    )
+  )
+
+
+if __name__ == "__main__":
+  main()

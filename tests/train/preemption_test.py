@@ -1,0 +1,59 @@
+"""Signals are remembered, not died of; a second SIGINT interrupts."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from dss_jax.train.preemption import Preempted, StopSignal
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered(number):
+  with StopSignal() as stop:
+    assert stop.number is None
+    os.kill(os.getpid(), number)
+    assert stop.number == number
+
+
+def test_a_second_interrupt_interrupts():
+  with StopSignal() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.number == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_does_not():
+  with StopSignal() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.number == signal.SIGTERM
+
+
+def test_the_handlers_before_come_back():
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with StopSignal():
+    assert signal.getsignal(signal.SIGTERM) != before[0]
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_outside_the_main_thread_it_never_asks():
+  seen = []
+
+  def enter():
+    with StopSignal() as stop:
+      seen.append(stop.number)
+
+  thread = threading.Thread(target=enter)
+  thread.start()
+  thread.join()
+  assert seen == [None]
+
+
+def test_the_exit_code_and_the_sentence():
+  error = Preempted(17, signal.SIGTERM)
+  assert error.exit_code == 143
+  assert "SIGTERM after step 17" in str(error)
+  assert "the same command goes on" in str(error)
