@@ -19,6 +19,7 @@ student.write_card = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 """
 WHILE_SAVING = """
 import os, signal
+from dss_jax.train.checkpoint import Checkpoints
 save = Checkpoints.save
 def save_and_die(self, state, step, *arguments):
   save(self, state, step, *arguments)

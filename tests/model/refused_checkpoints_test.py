@@ -1,4 +1,4 @@
-"""Damaged, mismatched or malicious checkpoints: refused in one sentence, nothing loaded."""
+"""Damaged, mismatched and malicious T5X checkpoints: refused in a sentence, nothing loaded."""
 
 import functools
 import gzip
