@@ -24,6 +24,8 @@ from dss_jax.teacher.tally import Prices, Tally
 LOOK_AHEAD_ROWS = 1024
 # So many requests set aside without an answer in between, and the teacher is taken for gone.
 _HOPELESS_FAILURES = 64
+# Where nothing has been answered yet, a wrong URL or model is likelier than so many bad rows.
+_HOPELESS_FAILURES_AT_START = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,7 @@ class _Run:
     self._in_flight: dict[str, asyncio.Future[Entry | Failure]] = {}
     self._error: Exception | None = None
     self._failures_in_a_row = 0
+    self._hopeless_failures = _HOPELESS_FAILURES_AT_START
     self._started = time.monotonic()
     self.budget = TokenBudget(settings.budget_tokens)
     self.requests = 0
@@ -271,10 +274,11 @@ class _Run:
         answer = await self._answer(pending, sample)
       # Whatever it is ends the run, where the row is waited for.
       except Exception as error:
-        self._error = error
+        # The first one is the cause; others may follow from workers still under way.
+        self._error = self._error or error
         head = self._window[0].done
         if head is not None and not head.done():
-          head.set_exception(error)
+          head.set_exception(self._error)
         return
       pending.answers[sample] = answer
       pending.missing -= 1
@@ -340,9 +344,7 @@ class _Run:
       reply = await self._teacher.ask(question)
     except RequestFailed as error:
       self._failures_in_a_row += 1
-      if self._failures_in_a_row >= max(
-        _HOPELESS_FAILURES, 2 * self._settings.max_requests_in_flight
-      ):
+      if self._failures_in_a_row >= self._hopeless_failures:
         raise UserError(
           f"--teacher {self._teacher.name}: {self._failures_in_a_row} requests in a row failed,"
           f" the last one so: {error}; check the server, then give the same command again:"
@@ -352,4 +354,6 @@ class _Run:
     finally:
       self.budget.settle(question, reserved, reply)
     self._failures_in_a_row = 0
+    # Requests in flight together may all meet one short outage.
+    self._hopeless_failures = max(_HOPELESS_FAILURES, 2 * self._settings.max_requests_in_flight)
     return journal.append(key, reply)

@@ -261,7 +261,7 @@ def _connection(error: Exception) -> _Attempt:
   if isinstance(error, openai.APIConnectionError):
     inner = error.__cause__ or error
     what = f"{type(inner).__name__}: {_one_line(str(inner))}".rstrip(": ")
-    return _Attempt(f"the connection failed ({what})", retry=True)
+    return _Attempt(f"the connection failed: {what}", retry=True)
   if isinstance(error, ValueError | RecursionError):
     return _Attempt("the response is not JSON", retry=True)
   return _Attempt(f"the request failed ({type(error).__name__})", retry=True)

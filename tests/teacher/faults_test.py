@@ -146,12 +146,14 @@ def _kept(output):
   return {int(re.search(r"answer is \((\d+)", line)[1]) for line in whole.splitlines()}
 
 
-def test_a_server_that_never_answers_ends_the_run(
-  server, quick_teacher, svamp_prompt, numbered, tmp_path
+@pytest.mark.parametrize(("answered", "failures"), [(0, 8), (100, 64)])
+def test_a_server_that_is_gone_ends_the_run(
+  answered, failures, server, quick_teacher, svamp_prompt, numbered, tmp_path
 ):
-  server.fault = lambda row, attempt: (500, b"down", ())
+  """After 8 failures where nothing was ever answered, after 64 in a row where something was."""
+  server.fault = lambda row, attempt: (500, b"down", ()) if row >= answered else None
   rows = numbered(500)
-  with pytest.raises(UserError, match=r"64 requests in a row failed.*HTTP 500"):
+  with pytest.raises(UserError, match=f"{failures} requests in a row failed.*HTTP 500"):
     annotate(
       lambda: rows,
       tmp_path / "out.jsonl",
@@ -161,4 +163,4 @@ def test_a_server_that_never_answers_ends_the_run(
       Settings(max_requests_in_flight=16),
     )
   assert not (tmp_path / "out.jsonl").exists()
-  assert len({row for row, _ in server.requests}) < 100
+  assert len({row for row, _ in server.requests}) < answered + failures + 2 * 16

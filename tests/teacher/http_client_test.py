@@ -158,7 +158,7 @@ def test_a_server_that_asks_for_an_hour_sets_the_row_aside(server, quick_teacher
 def test_nobody_listens(server, quick_teacher):
   teacher = quick_teacher(Patience(attempts=2, base_wait_seconds=0.0))
   server.close()
-  with pytest.raises(RequestFailed, match=r"the connection failed .*\(2 attempts\)"):
+  with pytest.raises(RequestFailed, match=r"the connection failed: .*\(2 attempts\)"):
     _ask(teacher)
 
 
