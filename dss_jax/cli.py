@@ -148,7 +148,7 @@ def distill(**flags: Any) -> None:
   _train(["runs/distill.gin"], flags)
 
 
-@dss.command()
+@dss.command(short_help="Train a student on labels alone.")
 @_TRAINING
 def tune(**flags: Any) -> None:
   """Train a student on labels alone (plain supervised tuning)."""
@@ -382,7 +382,7 @@ def export_command(model: str, kind: Any, output: str, dtype: Any) -> None:
   click.echo(json.dumps(export_student(model, output, kind, dtype=dtype)))
 
 
-@dss.command()
+@dss.command(short_help="Make data, train two students, compare.")
 @click.option("--model-dir", default="runs/quickstart", show_default=True, metavar="DIR",
               help="Where data and students go.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the data and of the students.")

@@ -104,7 +104,7 @@ def _with_options(function):
   return function
 
 
-@click.command(cls=_AnnotateCommand)
+@click.command(cls=_AnnotateCommand, short_help="Ask a teacher for labels and rationales.")
 @_with_options
 def annotate(**flags: Any) -> None:
   """Ask a teacher for the labels and rationales that rows lack; resumable.

@@ -81,7 +81,8 @@ def test_every_row_is_accounted_for(server, quick_teacher, svamp_prompt, numbere
   assert report["statuses"] == {
     "failed": 60, "unasked": 0, "unparsable": 1, "undecided": 0, "answered": 939, "untouched": 0,
   }  # fmt: skip
-  assert server.most_in_flight <= 32
+  # The server still counts requests that it hangs on or trickles to when the client has left.
+  assert server.most_in_flight <= 2 * 32
   # After a 429 the row waits for as long as the server said.
   turned_away = [time for row, time in server.requests if row == 30]
   assert len(turned_away) == 3
