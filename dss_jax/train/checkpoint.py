@@ -57,6 +57,8 @@ class Checkpoints:
       best_fn=rank_of if keep_best else None,
       best_mode="max",
       enable_async_checkpointing=not read_only,
+      # What a kill left unfinished would stay for good.
+      cleanup_tmp_directories=not read_only,
       read_only=read_only,
     )
     with self._reading(directory):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -87,6 +88,8 @@ def test_killed_again_and_again(dss):
   outcome = dss.finish(dss.start("distill", *flags))
   assert outcome.code == 0, outcome.err
   assert_same_run(dss, "killed", dss, "whole")
+  names = {path.name for path in (dss.folder / "killed" / "checkpoints").iterdir()}
+  assert names == {str(step) for step in dss.weights("killed")}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -129,6 +132,19 @@ def test_more_steps_go_on_from_the_last(with_student):
   with_student.train("straight", "--train-steps", "8")
   assert_same_run(with_student, "student", with_student, "straight")
   assert "RunConfig.train_steps = 8" in (with_student.folder / "student" / "config.gin").read_text()
+
+
+def test_what_a_kill_left_unfinished_is_removed(with_student):
+  checkpoints = with_student.folder / "student" / "checkpoints"
+  shutil.copytree(checkpoints / "4", checkpoints / "3.orbax-checkpoint-tmp")
+  outcome = with_student(
+    *("predict", "--mesh", "data=1", "--model", "student", "--dataset", "eval.jsonl"),
+    *("--output", "answers.jsonl"),
+  )
+  assert outcome.code == 0, outcome.err
+  assert (checkpoints / "3.orbax-checkpoint-tmp").exists()
+  with_student.train("student", "--train-steps", "6")
+  assert {path.name for path in checkpoints.iterdir()} <= {"4", "6"}
 
 
 def test_more_steps_where_the_rate_depends_on_them_are_another_run(with_student, refuses):
