@@ -53,15 +53,25 @@ setup(
     "tensorstore>=0.1.80",
   ],
   extras_require={
+    # Not beside constraints.txt: Beam works with older versions of protobuf, pyarrow and pillow.
+    "beam": ["apache-beam>=2.77"],
     "gcs": ["gcsfs>=2024.6"],
-    "teacher": ["httpx2>=2.16", "openai>=3.54"],
+    "teacher": ["aiohttp>=3.14"],
     "tensorboard": ["tensorboard>=2.18"],
+    # The compiler that `dss plan` needs, 200 MB; it must be the one that the installed JAX names.
+    "tpu": ["libtpu==0.0.42.*"],
+    # The registry's t5x is an empty package. To be installed by requirements-t5x.txt, since its
+    # own requirements are newer than what it works with.
+    "t5x": [
+      "t5x @ git+https://github.com/google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16"
+    ],
+    # PyTorch, for tests and benchmarks against Hugging Face's T5.
+    "torch": ["torch>=2.8", "transformers>=5"],
     "test": [
+      "aiohttp>=3.14",
       "build>=1.2",
-      "httpx2>=2.16",
       "hypothesis>=6.100",
       "mypy>=1.11",
-      "openai>=3.54",
       "pytest>=8.2",
       "ruff>=0.6",
       "setuptools>=77",

@@ -4,8 +4,9 @@ python benchmarks/annotate_throughput.py [--rows 3200] [--in-flight 32] [--laten
 
 A server in a process of its own, on loopback, answers every chat request after a fixed time: at
 most in_flight / latency rows/s. Prints one line of JSON: rows_per_second, its ratio to that bound,
-the memory in use (MiB resident) at each tenth of the rows and at the end, and how long the client
-waited for a processor: on a machine that does other work the ratio says little.
+the same ratio of a bare client that builds, parses and keeps nothing (what the server and the
+machine allow), the memory in use (MiB resident) at each tenth of the rows and at the end, and how
+long the client waited for a processor: on a machine that does other work the ratios say little.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import pathlib
 import resource
 import tempfile
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
@@ -60,6 +62,25 @@ def run_server(port: Connection, latency_seconds: float) -> None:
   asyncio.run(serve(port, latency_seconds))
 
 
+async def bare_rows_per_second(port: int, in_flight: int, requests: int) -> float:
+  """Requests a second of a client that sends ready bytes and reads as many as it is told."""
+  body = b"x" * 4000
+  request = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+  left = iter(range(requests))
+
+  async def ask() -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in left:
+      writer.write(request)
+      head = (await reader.readuntil(b"\r\n\r\n")).lower()
+      await reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+    writer.close()
+
+  started = time.monotonic()
+  await asyncio.gather(*[ask() for _ in range(in_flight)])
+  return requests / (time.monotonic() - started)
+
+
 def resident_mib() -> float:
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
   return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -89,7 +110,11 @@ def main() -> None:
     target=run_server, args=(sender, arguments.latency_seconds), daemon=True
   )
   server.start()
-  teacher = HttpTeacher("fixed", url=f"http://127.0.0.1:{receiver.recv()}/v1")
+  port = receiver.recv()
+  bare = asyncio.run(
+    bare_rows_per_second(port, arguments.in_flight, min(arguments.rows, 30 * arguments.in_flight))
+  )
+  teacher = HttpTeacher("fixed", url=f"http://127.0.0.1:{port}/v1")
   settings = Settings(max_requests_in_flight=arguments.in_flight)
   with tempfile.TemporaryDirectory() as folder:
     output = pathlib.Path(folder) / "out.jsonl"
@@ -105,6 +130,7 @@ def main() -> None:
         "rows_per_second": report["rows_per_second"],
         "bound_rows_per_second": bound,
         "ratio": round(report["rows_per_second"] / bound, 4),
+        "ratio_of_a_bare_client": round(bare / bound, 4),
         "memory_mib_at_tenths": [round(one, 1) for one in memory[10:]],
         "memory_mib_at_end": round(resident_mib(), 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),

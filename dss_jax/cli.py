@@ -1,17 +1,20 @@
 """The `dss` command: parses, then calls one function. Imports nothing heavy at the top."""
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from dss_jax import __version__
+from dss_jax.cli_distributed import process_options, taking_part
+from dss_jax.cli_errors import told
+from dss_jax.cli_plan import plan
 from dss_jax.cli_teacher import DISTILL_OPTIONS, DISTILL_SETTINGS, annotate, annotate_report
-from dss_jax.errors import TrainingDiverged, UserError
+from dss_jax.config import student_file
+from dss_jax.errors import UserError
+from dss_jax.mesh_presets import mesh_choice
 
 _FOLDER = click.Path(file_okay=True, dir_okay=True)
 
@@ -21,27 +24,12 @@ def main() -> None:
   # XLA, TensorFlow and absl write their own chatter to the terminal unless told not to.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
-    dss(standalone_mode=False)
-  except click.exceptions.Exit as error:
-    sys.exit(error.exit_code)
-  except click.exceptions.NoArgsIsHelpError as error:
-    click.echo(error.format_message(), err=True)
-    sys.exit(2)
-  except click.ClickException as error:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "dss"
-    message = error.format_message().rstrip(".")
-    click.echo(f"dss: {message}; see `{command} --help`", err=True)
-    sys.exit(2)
-  except UserError as error:
-    click.echo(f"dss: {error}", err=True)
-    sys.exit(2)
-  except TrainingDiverged as error:
-    click.echo(f"dss: {error}", err=True)
-    sys.exit(1)
-  except (click.Abort, KeyboardInterrupt):
-    click.echo("dss: interrupted", err=True)
-    sys.exit(130)
+    dss(prog_name="dss", standalone_mode=False)
+  except BaseException as error:
+    code = told(error)
+    if code is None:
+      raise
+    sys.exit(code)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,8 +77,9 @@ _TASK = _options(
 
 _MESH = click.option(
   "--mesh",
-  metavar="data=N,model=M",
-  help="Devices along each axis.  [default: all on data, as far as the batch divides]",
+  metavar="data=N,model=M|NAME",
+  help="Devices along each axis, or a file of gin_configs/meshes, or a TPU slice such as v5e-16.  "
+  "[default: all on data, as far as the batch divides]",
 )
 
 _GIN = _options(
@@ -143,6 +132,7 @@ _ALPHA = click.option("--alpha", type=float, help="Weight of the label's loss; t
 @_TRAINING
 @_ALPHA
 @_options(*DISTILL_OPTIONS)
+@process_options
 def distill(**flags: Any) -> None:
   """Train a student on labels and rationales, step by step."""
   _train(["runs/distill.gin"], flags)
@@ -150,6 +140,7 @@ def distill(**flags: Any) -> None:
 
 @dss.command(short_help="Train a student on labels alone.")
 @_TRAINING
+@process_options
 def tune(**flags: Any) -> None:
   """Train a student on labels alone (plain supervised tuning)."""
   _train(["runs/tune.gin"], flags)
@@ -160,8 +151,11 @@ def tune(**flags: Any) -> None:
   short_help="Train as a gin file says, T5X's way.",
 )
 @_GIN
+@process_options
 @click.pass_context
-def train(context: click.Context, gin_files: tuple[str, ...], gin: tuple[str, ...]) -> None:
+def train(
+  context: click.Context, gin_files: tuple[str, ...], gin: tuple[str, ...], **flags: Any
+) -> None:
   """The same run, T5X's way: --gin_file=FILE ... --gin.NAME=VALUE ..."""
   from dss_jax.gin_door import parse_setting
 
@@ -173,12 +167,13 @@ def train(context: click.Context, gin_files: tuple[str, ...], gin: tuple[str, ..
       raise UserError(f"dss train: {argument!r} is no option; write --gin.NAME=VALUE")
     name = argument.split("=", 1)[0]
     settings.append(parse_setting(argument.removeprefix("--gin."), name))
-  _run(list(gin_files), settings)
+  with taking_part(flags):
+    _run(list(gin_files), settings)
 
 
 def _train(files: list[str], flags: dict[str, Any]) -> None:
-  files, settings = _settings(files, flags)
-  _run(files, settings)
+  with taking_part(flags):
+    _run(*_settings(files, flags))
 
 
 def _settings(files: list[str], flags: dict[str, Any]) -> tuple[list[str], list[Any]]:
@@ -192,8 +187,9 @@ def _settings(files: list[str], flags: dict[str, Any]) -> tuple[list[str], list[
 
     student = student_of(given["initial_checkpoint"], given.get("model_dir"))
   if student is not None:
-    files = [*files, _student_file(student, "--student")]
-  files = [*files, *given["gin_files"]]
+    files = [*files, student_file(student, "--student")]
+  mesh = mesh_choice(given.get("mesh"))
+  files = [*files, *mesh.files, *given["gin_files"]]
   if student is not None and (named := value_in(files, "RunConfig.student")) != student:
     raise UserError(
       f"--student {student}: has no effect, since a --gin-file chooses {named!r}; leave out one "
@@ -215,7 +211,7 @@ def _settings(files: list[str], flags: dict[str, Any]) -> tuple[list[str], list[
     settings.append(
       Setting("TASK_FEATURE_LENGTHS", all_lengths, "--max-input-tokens, --max-output-tokens")
     )
-  for axis, size in _mesh_axes(given.get("mesh")).items():
+  for axis, size in mesh.axes.items():
     settings.append(Setting(f"MeshConfig.{axis}", size, "--mesh"))
   return files, settings + [parse_setting(text, f"--gin {text}") for text in given["gin"]]
 
@@ -236,35 +232,14 @@ def sweep(file: str, **flags: Any) -> None:
     values = [Setting(name, value, file) for name, value in point.items() if name != "STUDENT"]
     values.append(Setting("MODEL_DIR", model_dir, "--model-dir"))
     # A student is a file of settings, not a value.
-    student = [_student_file(point["STUDENT"], file)] if "STUDENT" in point else []
+    student = [student_file(point["STUDENT"], file)] if "STUDENT" in point else []
     return load_config(RunConfig, [*files, *student], settings + values)
 
-  with _stopping():
-    results = sweeping.run(sweeping.load_grid(file), flags["model_dir"], config_of)
+  from dss_jax.compile_cache import keep_compiled_programs
+
+  keep_compiled_programs()
+  results = sweeping.run(sweeping.load_grid(file), flags["model_dir"], config_of)
   sweeping.print_table(results)
-
-
-def _student_file(name: str, place: str) -> str:
-  from dss_jax.config import student_names
-
-  if name not in student_names():
-    raise UserError(
-      f"{place}: there is no student {name!r}; choose one of {', '.join(student_names())}"
-    )
-  return f"models/{name}.gin"
-
-
-def _mesh_axes(text: str | None) -> dict[str, int]:
-  """`data=4,model=2` as a dictionary."""
-  axes = {}
-  for part in (text or "").split(","):
-    if not part:
-      continue
-    name, _, size = part.partition("=")
-    if name not in ("data", "model") or not size.isdecimal() or int(size) < 1:
-      raise UserError(f"--mesh {text}: {part!r} is no axis; write data=N,model=M, from 1 up")
-    axes[name] = int(size)
-  return axes
 
 
 def _run(files: list[str], settings: list[Any]) -> None:
@@ -273,25 +248,15 @@ def _run(files: list[str], settings: list[Any]) -> None:
 
   config = load_config(RunConfig, files, settings)
   from dss_jax import distill as distilling
-
-  with _stopping():
-    card = distilling.run(config)
-  summary = {key: card[key] for key in ("student", "steps", "best_step", "stopped_early")}
-  click.echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-  """Ends the command, in words, when a signal stopped a run."""
+  from dss_jax import processes
   from dss_jax.compile_cache import keep_compiled_programs
-  from dss_jax.train.preemption import Preempted
 
   keep_compiled_programs()
-  try:
-    yield
-  except Preempted as error:
-    click.echo(f"dss: {error}", err=True)
-    sys.exit(error.exit_code)
+  card = distilling.run(config)
+  if not processes.is_first():
+    return
+  summary = {key: card[key] for key in ("student", "steps", "best_step", "stopped_early")}
+  click.echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))
 
 
 @dss.command()
@@ -317,7 +282,7 @@ def predict(
 
   check_rows(dataset)
   from dss_jax.compile_cache import keep_compiled_programs
-  from dss_jax.config import MeshConfig
+  from dss_jax.mesh_presets import mesh_config
   from dss_jax.predict import Predictor, predict_file
   from dss_jax.student import Student
   from dss_jax.train.mesh import make_mesh
@@ -325,9 +290,7 @@ def predict(
   keep_compiled_programs()
   student = Student.open(model)
   batch_size = batch_size or student.config.batch_size
-  predictor = Predictor(
-    student, make_mesh(MeshConfig(**_mesh_axes(mesh)), batch_size), batch_size=batch_size
-  )
+  predictor = Predictor(student, make_mesh(mesh_config(mesh), batch_size), batch_size=batch_size)
   rows = predict_file(
     predictor, dataset, output, explain=explain, max_output_tokens=max_output_tokens
   )
@@ -351,16 +314,14 @@ def evaluate(
 ) -> None:
   """Judge a student on labelled rows; prints JSON."""
   from dss_jax.compile_cache import keep_compiled_programs
-  from dss_jax.config import MeshConfig
   from dss_jax.evaluate import evaluate_student, source_for
+  from dss_jax.mesh_presets import mesh_config
   from dss_jax.student import Student
 
   keep_compiled_programs()
   student = Student.open(model)
   source = source_for(student, dataset, task, data_dir, split)
-  click.echo(
-    json.dumps(evaluate_student(student, source, MeshConfig(**_mesh_axes(mesh))), indent=2)
-  )
+  click.echo(json.dumps(evaluate_student(student, source, mesh_config(mesh)), indent=2))
 
 
 @dss.command(name="export", short_help="Write a student for other programs.")
@@ -394,9 +355,10 @@ def quickstart(model_dir: str, seed: int, gin: tuple[str, ...]) -> None:
 
   settings = [parse_setting(text, f"--gin {text}") for text in gin]
   from dss_jax import quickstart as quickstarts
+  from dss_jax.compile_cache import keep_compiled_programs
 
-  with _stopping():
-    results = quickstarts.run(model_dir, seed, settings)
+  keep_compiled_programs()
+  results = quickstarts.run(model_dir, seed, settings)
   quickstarts.show(results, model_dir)
 
 
@@ -431,6 +393,7 @@ def validate(
 
 dss.add_command(annotate)
 dss.add_command(annotate_report)
+dss.add_command(plan)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,15 @@ DISTILL_SETTINGS = {
 
 DISTILL_OPTIONS = (
   click.option("--teacher", metavar="openai:MODEL|recorded:FILE|t5:MODEL_DIR",
-               help="Ask this teacher for what rows of --dataset lack, before training, as "
+               help="Ask this teacher for what rows lack, before training, as "
                "dss annotate does; the answers are kept in --model-dir.  [default: nobody]"),
   click.option("--teacher-url", metavar="URL", help="The server of openai:MODEL."),
   click.option("--teacher-key-env", metavar="NAME",
                help="The variable that holds its key.  [default: OPENAI_API_KEY]"),
   click.option("--teacher-labels", type=click.Choice(["keep", "missing", "teacher"]),
                help="Which rows get the teacher's label.  [default: missing]"),
-  click.option("--prompt", metavar="NAME|FILE.yaml", help="[default: made from the rows]"),
+  click.option("--prompt", metavar="NAME|FILE.yaml",
+               help="[default: the task's, else one made from the rows]"),
   click.option("--samples", type=int, help="Answers a row, voted on.  [default: 1]"),
   click.option("--temperature", type=float, help="Of the teacher.  [default: 0]"),
   click.option("--keep-rationales", type=int,
@@ -94,6 +95,10 @@ _ANNOTATE = (
                help="Ask no more once so many tokens are spent, earlier runs' included."),
   click.option("--prices", type=click.FloatRange(min=0), nargs=2, metavar="PROMPT COMPLETION",
                help="Money for a million tokens each, for the cost."),
+  click.option("--runner", type=click.Choice(["DirectRunner", "DataflowRunner"]),
+               help="Annotate in parts as an Apache Beam pipeline.  [default: in this process]"),
+  click.option("--runner-option", "runner_options", multiple=True, metavar="NAME=VALUE",
+               help="An option of Beam or its runner; may be repeated."),
   click.option("--dry-run", is_flag=True, help="Print three prompts and what all would cost."),
 )  # fmt: skip
 
@@ -145,7 +150,10 @@ def annotate(**flags: Any) -> None:
   )
   rest = {"task": flags["task"], "prompt": flags["prompt"]}
   if not flags["dry_run"]:
-    report = annotate_file(flags["data"], flags["output"], options, choices, settings, **rest)
+    beam = {"runner": flags["runner"], "runner_options": flags["runner_options"]}
+    report = annotate_file(
+      flags["data"], flags["output"], options, choices, settings, **rest, **beam
+    )
     click.echo(json.dumps(report))
     return
   report = expect_file(flags["data"], options, choices, settings, **rest)

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from dss_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
@@ -59,6 +61,11 @@ class T5Config:
   shared_relpos_bias: bool = True
   dropout_rate: Annotated[float, Bounds(0, 0.99)] = 0.1
   dtype: Literal["float32", "bfloat16"] = "float32"
+  # One loop over the layers of each stack: compiling takes as long as for one of them.
+  scan_layers: bool = False
+  # What the backward pass computes again, to hold less memory: nothing; what is no product of
+  # activations and weights; or everything within a layer. T5X's names.
+  remat: Literal["none", "minimal", "full"] = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +158,10 @@ class MeshConfig:
 
   data: Count | None = None
   model: Count = 1
+  # Whether weights are split over 'data', too; None does so for students that need it.
+  weights_over_data: bool | None = None
+  # The kind of device that the mesh is meant for; None takes what is there.
+  platform: Literal["cpu", "gpu", "tpu"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,12 +195,15 @@ class SweepConfig:
   grid: Mapping[str, list[Any]]
 
 
-# Resuming with another value of these is the same run: where it lies, on which devices, and how
-# its teacher is reached.
+# Resuming with another value of these is the same run: where it lies, on which devices and in
+# how much of their memory, and how its teacher is reached.
 FREE_ON_RESUME = (
   "RunConfig.model_dir",
   "MeshConfig.data",
   "MeshConfig.model",
+  "MeshConfig.weights_over_data",
+  "MeshConfig.platform",
+  "T5Config.remat",
   "TeacherConfig.url",
   "TeacherConfig.key_env",
   "TeacherConfig.max_requests_in_flight",
@@ -218,3 +232,12 @@ def shipped_folder(name: Literal["tasks", "gin_configs"]) -> pathlib.Path:
 def student_names() -> list[str]:
   """The sizes that `--student` takes: the files of gin_configs/models."""
   return sorted(path.stem for path in (shipped_folder("gin_configs") / "models").glob("*.gin"))
+
+
+def student_file(name: str, place: str) -> str:
+  """The gin file of a student; raises UserError, beginning with `place`, for an unknown one."""
+  if name not in student_names():
+    raise UserError(
+      f"{place}: there is no student {name!r}; choose one of {', '.join(student_names())}"
+    )
+  return f"models/{name}.gin"

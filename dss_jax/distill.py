@@ -1,16 +1,26 @@
-"""One training run from a configuration to a student on disk."""
+"""One training run from a configuration to a student on disk.
 
+Several processes may do it together (dss_jax/processes.py). Each reads the rows, lays out its
+own devices' part of everything and takes every step; process 0 alone asks a teacher, decides
+what MODEL_DIR holds and writes there, checkpoints excepted, which all save together.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+from dss_jax import processes
 from dss_jax import student as students
-from dss_jax.config import RunConfig
+from dss_jax.config import RunConfig, flatten
 from dss_jax.data.batches import EvalBatches, TrainBatches
+from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.prepare import PreparedData, prepare
 from dss_jax.data.token_store import LABEL, RATIONALE
 from dss_jax.initial import InitialCheckpoint, resumed
 from dss_jax.model.flops import forward_flops
 from dss_jax.progress import say
-from dss_jax.teacher.before_training import annotated_data
+from dss_jax.teacher.before_training import annotated_rows
 from dss_jax.train.loop import Loop, Outcome
 from dss_jax.train.mesh import make_mesh
 from dss_jax.train.optimizer import make_optimizer
@@ -22,16 +32,19 @@ def run(config: RunConfig) -> dict[str, Any]:
 
   Everything that a user can get wrong is found before MODEL_DIR is touched.
   """
+  _agree_on_config(config)
   mesh = make_mesh(config.mesh, config.batch_size)
   students.check_directory(config)
   tasks = trained_tasks(config.loss.alpha)
-  data_config, annotation = annotated_data(config)
-  data = prepare(data_config, tasks)
+  # Process 0 alone asks: a teacher is asked once.
+  annotated, annotation = processes.from_first("annotated", lambda: annotated_rows(config))
+  data = processes.in_turn("tokens", lambda: prepare(config.data, tasks, annotated))
+  _agree_on_data(config, data)
   if annotation is not None:
     data.report["annotation"] = annotation
   initial_params = []
   if config.initial_checkpoint is not None:
-    if students.has_begun_training(config):
+    if processes.from_first("begun", lambda: students.has_begun_training(config)):
       config = resumed(config, students.stored_config(config))
     else:
       initial = InitialCheckpoint(config, data.vocabulary)
@@ -49,8 +62,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     batch_size=config.batch_size,
     seed=config.seed,
     tasks=tasks,
-    row_multiple=row_multiple,
     costs=costs,
+    row_multiple=row_multiple,
+    length_multiple=aligned_tokens(config.model.dtype),
   )
   eval_batches = None
   if data.evaluation is not None:
@@ -60,23 +74,26 @@ def run(config: RunConfig) -> dict[str, Any]:
       tasks=tasks,
       costs=costs,
       row_multiple=row_multiple,
+      length_multiple=aligned_tokens(config.model.dtype),
     )
-  with students.locked(config) as directory:
-    card = students.begin(config, data)
-    if students.is_finished(config, card):
+  with _model_dir(config) as directory:
+    card = processes.from_first("card", lambda: students.begin(config, data))
+    if processes.from_first("finished", lambda: students.is_finished(config, card)):
       say(f"{config.model_dir} is finished: {_end(card)}; nothing is left to do")
       return card
 
     def on_start(step: int) -> None:
       # Written this late, so that a run whose checkpoint cannot be read stays as it was.
-      students.write_config(config)
+      if processes.is_first():
+        students.write_config(config)
       _announce(config, data, trainer, train_batches, step)
 
     loop = Loop(config, trainer, train_batches, eval_batches)
     # Handed over by pop: a reference kept here would keep the weights in memory for good.
     outcome = loop.run(initial_params.pop if initial_params else None, on_start)
     card = _finished(card, outcome)
-    students.write_card(directory, card)
+    if processes.is_first():
+      students.write_card(directory, card)
   say(f"finished: {_end(card)}")
   return card
 
@@ -88,6 +105,49 @@ def trained_tasks(alpha: float) -> tuple[int, ...]:
   if alpha == 0.0:
     return (RATIONALE,)
   return (LABEL, RATIONALE)
+
+
+def _agree_on_config(config: RunConfig) -> None:
+  """Raises UserError where the processes of a run were started for different ones."""
+  numbers_depend_on = students.versions()
+  numbers_depend_on.pop("python")
+  processes.agree(
+    "the processes run different programs",
+    numbers_depend_on,
+    "install the same versions everywhere",
+  )
+  values = {name: repr(value) for name, value in flatten(config).items()}
+  processes.agree(
+    "the processes have different configurations", values, "give every process the same flags"
+  )
+
+
+def _agree_on_data(config: RunConfig, data: PreparedData) -> None:
+  """Raises UserError where the processes of a run have read different rows or vocabularies."""
+  values = {
+    "the vocabulary": f"{data.vocabulary.spec} (digest {data.vocabulary.digest[:8]})",
+    "the training data": f"{data.train.num_examples} examples ({data.train.fingerprint[:8]})",
+  }
+  if data.evaluation is not None:
+    values["the evaluation data"] = (
+      f"{data.evaluation.num_examples} examples ({data.evaluation.fingerprint[:8]})"
+    )
+  processes.agree("the processes have read different data", values, "give every one the same files")
+
+
+@contextlib.contextmanager
+def _model_dir(config: RunConfig) -> Iterator[pathlib.Path]:
+  """MODEL_DIR, locked by process 0 and seen by all; raises UserError where it is not."""
+  with contextlib.ExitStack() as stack:
+    directory = pathlib.Path(config.model_dir)
+    if processes.is_first():
+      stack.enter_context(students.locked(config))
+    if processes.count() > 1:
+      mark = processes.from_first("mark", lambda: students.leave_mark(directory))
+      students.check_mark(directory, mark)
+      # Nothing is written before all have seen it.
+      processes.wait_for_all("marks")
+    yield directory
 
 
 def _finished(card: dict[str, Any], outcome: Outcome) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax
 
 from dss_jax.config import MeshConfig
 from dss_jax.data.batches import EvalBatches
+from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.prepare import tokens
 from dss_jax.data.row_source import RowSource, source_from_file, source_from_task
 from dss_jax.data.task_files import Metric, accuracy, load_task
@@ -44,7 +45,9 @@ def source_for(
   if task is not None:
     if data_dir is None:
       raise UserError(f"--task {task} needs --data-dir, the folder of its files")
-    return source_from_task(load_task(task), split or "test", data_dir)
+    # A student of one's own teacher is judged without the recorded answers of another.
+    needs_answers = student.config.teacher.name is None
+    return source_from_task(load_task(task), split or "test", data_dir, needs_answers=needs_answers)
   for flag, value in (("--data-dir", data_dir), ("--split", split)):
     if value is not None:
       raise UserError(f"{flag} {value} belongs to --task; leave it out with --dataset")
@@ -77,6 +80,8 @@ def evaluate_student(
     raise UserError(f'{source.name}: no row has "output_text" to judge by; label some rows')
   config = student.config
   mesh = make_mesh(mesh_config, config.batch_size)
+  predictor = Predictor(student, mesh, batch_size=config.batch_size)
+  config = dataclasses.replace(config, model=predictor.model)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
   store = tokens(source, student.vocabulary, config.data)
   batches = EvalBatches(
@@ -85,8 +90,8 @@ def evaluate_student(
     tasks=trained_tasks(config.loss.alpha),
     costs=forward_flops(config.model).of_rows,
     row_multiple=mesh.shape["data"],
+    length_multiple=aligned_tokens(config.model.dtype),
   )
-  predictor = Predictor(student, mesh, batch_size=config.batch_size)
   sums = jax.device_get(evaluate(trainer, predictor.params, batches))
   labelled = [row for row in source.rows if row.get("output_text")]
   with progress_line("answering", len(labelled)) as line:

@@ -18,7 +18,9 @@ from dss_jax.model.checkpoint_folder import CheckpointFolder
 from dss_jax.model.checkpoint_hf_write import write_hf
 from dss_jax.model.checkpoint_orbax import read_arrays
 from dss_jax.model.checkpoint_t5x_write import write_t5x, write_t5x_orbax
+from dss_jax.model.layer_stacks import unstacked
 from dss_jax.model.stored_arrays import (
+  StoredArray,
   StoredArrays,
   first_difference,
   model_shapes,
@@ -87,7 +89,7 @@ def export_student(
 
 
 def best_weights(student: Student) -> tuple[int, StoredArrays]:
-  """The step of the student's best checkpoint and its weights, none read yet.
+  """The step of the student's best checkpoint and its weights, unrolled and none read yet.
 
   Raises:
     UserError: it has no checkpoint, or one that is damaged or of another student.
@@ -101,6 +103,7 @@ def best_weights(student: Student) -> tuple[int, StoredArrays]:
     step = checkpoints.best_step()
   assert step is not None
   arrays = read_arrays(CheckpointFolder(directory / str(step) / "params"))
+  arrays = unstacked(arrays, StoredArray.layers)
   difference = first_difference(shapes_of(arrays), model_shapes(student.config.model))
   if difference:
     name, theirs, ours = difference

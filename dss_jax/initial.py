@@ -100,8 +100,9 @@ class InitialCheckpoint:
     """
     with _named():
       if isinstance(self._source, Student):
-        return self._source.params(mesh)
-      return lay_out(self._source.arrays, params_shape(self.config.model, mesh))
+        return self._source.params(mesh, scan_layers=self.config.model.scan_layers)
+      shape = params_shape(self.config.model, mesh, self.config.mesh.weights_over_data)
+      return lay_out(self._source.arrays, shape)
 
   def _check_vocabulary(self, student: Student, vocabulary: Vocabulary) -> None:
     if student.vocabulary.digest != vocabulary.digest:
@@ -177,7 +178,8 @@ def open_checkpoint(path: str) -> Student | Weights:
       return _open_file(local, path)
     if not local.is_dir():
       raise UserError(f"--initial-checkpoint {path}: no such file or folder; give {_KINDS}")
-    if (local / CONFIG).is_file():
+    # T5X's MODEL_DIR has a file of that name, too.
+    if (local / CONFIG).is_file() and newest_step(local) is None:
       return Student.open(path)
   if folder.has(INDEX):
     return _weights("T5X native", path, read_t5x(path))

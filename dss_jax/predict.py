@@ -13,6 +13,7 @@ from dss_jax.data.files import PathLike
 from dss_jax.data.records import Row, check_rows, read_rows, write_rows
 from dss_jax.errors import UserError
 from dss_jax.model import decode
+from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.progress import ProgressLine, progress_line, say
 from dss_jax.student import Student
 from dss_jax.train import mesh as meshes
@@ -27,6 +28,8 @@ class Predictor:
   """Decodes greedily with a student's best weights.
 
   Attributes:
+    model: the student's architecture with its layers unrolled, as decoding takes them.
+    params: its weights, laid out so.
     cut_inputs: for each task, how many texts were cut to the student's longest input so far.
   """
 
@@ -38,12 +41,13 @@ class Predictor:
     """
     self._student = student
     self._mesh = mesh
-    self._rules = meshes.logical_rules(student.config.model, mesh)
+    self.model = unrolled_config(student.config.model)
+    self._rules = meshes.logical_rules(self.model, mesh)
     self._batch_size = batch_size
     self.cut_inputs = {"label": 0, "rationale": 0}
-    self.params = student.params(mesh)
+    self.params = student.params(mesh, scan_layers=self.model.scan_layers)
     self._greedy = jax.jit(
-      functools.partial(decode.greedy, config=student.config.model),
+      functools.partial(decode.greedy, config=self.model),
       static_argnames="max_decode_tokens",
     )
 

@@ -11,6 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # Elsewhere than on a terminal, a plain line comes this often at the most.
 PLAIN_LINE_SECONDS = 10.0
 
+_is_silent = False
+
+
+def be_silent() -> None:
+  """Has this process tell nothing from now on: of several that do one job, one tells of it."""
+  global _is_silent
+  _is_silent = True
+
 
 class ProgressLine:
   """Tells how far a job is; use it through `progress_line`."""
@@ -54,7 +62,7 @@ class ProgressLine:
 @contextlib.contextmanager
 def progress_line(what: str, total: int, done: int = 0) -> Iterator[ProgressLine]:
   """A line about `what` on standard error, out of the way of a command's output."""
-  console = Console(stderr=True)
+  console = Console(stderr=True, quiet=_is_silent)
   if not console.is_terminal:
     yield ProgressLine(what, total, done, None, console)
     return
@@ -92,4 +100,6 @@ def note_of(metrics: Mapping[str, float]) -> str:
 
 def say(line: str) -> None:
   """A line on standard error."""
+  if _is_silent:
+    return
   print(line, file=sys.stderr, flush=True)

@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 import platform
+import secrets
+import time
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -22,10 +24,13 @@ from dss_jax.data.row_source import EXPLAIN_PREFIX, PREDICT_PREFIX
 from dss_jax.data.vocabularies import Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.gin_door import load_config, to_gin
+from dss_jax.model.layer_stacks import relaid
 from dss_jax.train import mesh as meshes
 from dss_jax.train.checkpoint import Checkpoints, has_checkpoint
 
-CONFIG, CARD, CHECKPOINTS = "config.gin", "model.json", "checkpoints"
+CONFIG, CARD, CHECKPOINTS, LOCK = "config.gin", "model.json", "checkpoints", ".lock"
+
+_MARK_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +55,12 @@ class Student:
     card = _read_card(path / CARD)
     return cls(path, config, card, _own_vocabulary(path, card))
 
-  def params(self, mesh: Mesh) -> Any:
-    """The weights of the best checkpoint (else the newest), laid out on the mesh."""
+  def params(self, mesh: Mesh, *, scan_layers: bool | None = None) -> Any:
+    """The weights of the best checkpoint (else the newest), laid out on the mesh.
+
+    Args:
+      scan_layers: the layout of the layers; by default the one that it was trained in.
+    """
     directory = self.directory / CHECKPOINTS
     if not has_checkpoint(directory):
       raise UserError(
@@ -60,11 +69,18 @@ class Student:
     with contextlib.closing(Checkpoints(directory, keep_best=True, read_only=True)) as checkpoints:
       step = checkpoints.best_step()
       assert step is not None
-      return checkpoints.restore_params(step, self.params_shape(mesh))
+      model = self.config.model
+      if scan_layers is None or scan_layers == model.scan_layers:
+        return checkpoints.restore_params(step, self.params_shape(mesh))
+      wanted = dataclasses.replace(model, scan_layers=scan_layers)
+      return relaid(
+        checkpoints.restore_params(step, self.params_shape(mesh)),
+        meshes.params_shape(wanted, mesh),
+      )
 
   def params_shape(self, mesh: Mesh) -> Any:
     """The shapes of the weights with their shardings."""
-    return meshes.params_shape(self.config.model, mesh)
+    return meshes.params_shape(self.config.model, mesh, self.config.mesh.weights_over_data)
 
 
 def with_vocab_size(config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
@@ -143,7 +159,7 @@ def locked(config: RunConfig) -> Iterator[pathlib.Path]:
   path = pathlib.Path(config.model_dir)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    lock = (path / ".lock").open("w")
+    lock = (path / LOCK).open("w")
   except (OSError, ValueError) as error:
     raise UserError(
       f"--model-dir {path}: cannot be written ({reason(error)}); give another folder"
@@ -156,6 +172,33 @@ def locked(config: RunConfig) -> Iterator[pathlib.Path]:
         f"--model-dir {path}: another run is writing there; wait for it, or give another folder"
       ) from error
     yield path
+
+
+def leave_mark(path: pathlib.Path) -> str:
+  """Writes a word into MODEL_DIR's lock, by which another machine knows that it sees it."""
+  mark = secrets.token_hex(8)
+  (path / LOCK).write_text(mark, encoding="utf-8")
+  return mark
+
+
+def check_mark(path: pathlib.Path, mark: str) -> None:
+  """Raises UserError where MODEL_DIR is not the folder that another process left the mark in.
+
+  A network's file system may take a while to show it.
+  """
+  deadline = time.monotonic() + _MARK_SECONDS
+  while True:
+    try:
+      if (path / LOCK).read_text(encoding="utf-8") == mark:
+        return
+    except OSError:
+      pass
+    if time.monotonic() > deadline:
+      raise UserError(
+        f"--model-dir {path}: is not the folder that process 0 writes to; give one on a file "
+        "system that all machines share"
+      )
+    time.sleep(0.1)
 
 
 def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:

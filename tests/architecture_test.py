@@ -16,16 +16,19 @@ LONGEST_FILE = 450
 # From what users call down to what everything rests on. A module imports its own layer and
 # those below it. A file or folder of dss_jax that is named nowhere here needs a place.
 LAYERS = [
-  {"cli", "cli_teacher", "t5x"},
+  {"cli", "cli_distributed", "cli_errors", "cli_plan", "cli_teacher", "t5x"},
   {
     "distill", "evaluate", "predict", "sweep", "quickstart", "quickstart_data", "initial", "export",
     "hf_folder",
-    "teacher", "jobs", "serve", "registry", "launch",
+    "teacher", "jobs", "serve", "registry", "launch", "plan",
   },
   {"student"},
   {"train"},
   {"losses", "model", "data"},
-  {"config", "gin_door", "progress", "errors", "compile_cache", "__init__"},
+  {
+    "config", "gin_door", "progress", "errors", "compile_cache", "processes", "lost_processes",
+    "mesh_presets", "__init__",
+  },
 ]  # fmt: skip
 # Neighbours that know nothing of each other.
 STRANGERS = {"losses", "model", "data"}
@@ -155,7 +158,9 @@ def modules_after(*arguments):
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "seqio", "tensorboardX", "gin"}
 
 
-@pytest.mark.parametrize("command", [[], ["distill"], ["train"], ["predict"], ["validate"]])
+@pytest.mark.parametrize(
+  "command", [[], ["distill"], ["train"], ["predict"], ["validate"], ["plan"]]
+)
 def test_help_imports_nothing_heavy(command):
   code, modules = modules_after(*command, "--help")
   assert code == 0

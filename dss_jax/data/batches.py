@@ -77,6 +77,7 @@ class PackedBatches:
     planned_for: Sequence[np.ndarray],
     costs: Costs,
     row_multiple: int = 1,
+    length_multiple: int = 8,
   ):
     """Plans the shapes.
 
@@ -85,11 +86,14 @@ class PackedBatches:
       planned_for: example numbers of typical batches.
       costs: what rows cost, to choose cheap shapes by.
       row_multiple: rows come in multiples of this.
+      length_multiple: row lengths are multiples of this.
     """
     self._store = store
     self._tasks = tasks
     sample = [self._lengths(self._sequences(examples)) for examples in planned_for]
-    self.packer = Packer(sample, row_multiple=row_multiple, costs=costs)
+    self.packer = Packer(
+      sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
+    )
     # Real and padded positions so far, for the padding shares.
     self._positions = np.zeros(4)
 
@@ -168,6 +172,7 @@ class TrainBatches:
     tasks: Sequence[int],
     costs: Costs,
     row_multiple: int = 1,
+    length_multiple: int = 8,
   ):
     self._batch_size = batch_size
     self._seed = seed
@@ -177,8 +182,9 @@ class TrainBatches:
       store,
       tasks=tasks,
       planned_for=[self._numbers(step) for step in range(planning_batches)],
-      row_multiple=row_multiple,
       costs=costs,
+      row_multiple=row_multiple,
+      length_multiple=length_multiple,
     )
 
   def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:
@@ -203,13 +209,19 @@ class EvalBatches:
     tasks: Sequence[int],
     costs: Costs,
     row_multiple: int = 1,
+    length_multiple: int = 8,
   ):
     examples = usable_examples(store, tasks)
     self.groups = [
       examples[start : start + batch_size] for start in range(0, len(examples), batch_size)
     ]
     self.packed = PackedBatches(
-      store, tasks=tasks, planned_for=self.groups, row_multiple=row_multiple, costs=costs
+      store,
+      tasks=tasks,
+      planned_for=self.groups,
+      costs=costs,
+      row_multiple=row_multiple,
+      length_multiple=length_multiple,
     )
 
   def packs(self) -> Iterator[tuple[Packing, list[tuple[int, int]]]]:

@@ -29,12 +29,28 @@ class PreparedData:
   warnings: list[str]
 
 
-def sources(config: DataConfig) -> tuple[RowSource, RowSource | None]:
+def sources(config: DataConfig, annotated: str | None = None) -> tuple[RowSource, RowSource | None]:
   """The rows to train on, and those to evaluate on if there are any.
 
   A task is evaluated on its validation split, never on its test split, unless another file
   is given. Raises UserError where the configuration names no data, or names it twice.
+
+  Args:
+    annotated: the file of the same training rows as a teacher has completed them.
   """
+  check_data(config)
+  if config.task is not None:
+    train, evaluation = _task_sources(config, load_task(config.task), annotated)
+  else:
+    assert config.dataset is not None
+    train, evaluation = training_source_from_file(annotated or config.dataset), None
+  if config.eval_dataset is not None:
+    evaluation = source_from_file(config.eval_dataset)
+  return train, evaluation
+
+
+def check_data(config: DataConfig) -> None:
+  """Raises UserError where the configuration names no data, or names it twice."""
   if (config.dataset is None) == (config.task is None):
     both = "both" if config.dataset else "neither"
     raise UserError(
@@ -42,37 +58,45 @@ def sources(config: DataConfig) -> tuple[RowSource, RowSource | None]:
       "--data-dir DIR"
     )
   if config.task is not None:
-    train, evaluation = _task_sources(config, load_task(config.task))
+    if config.data_dir is None:
+      raise UserError(f"--task {config.task} needs --data-dir, the folder of its files")
+    return
+  if config.data_dir is not None:
+    raise UserError("--data-dir belongs to --task; leave it out with --dataset")
+  if config.labels != "gold":
+    raise UserError("--labels teacher belongs to --task; the rows of --dataset hold their labels")
+
+
+def _task_sources(
+  config: DataConfig, task: TaskDefinition, annotated: str | None
+) -> tuple[RowSource, RowSource | None]:
+  assert config.data_dir is not None
+  if annotated is None:
+    train = source_from_task(task, "train", config.data_dir, config.labels)
   else:
-    if config.data_dir is not None:
-      raise UserError("--data-dir belongs to --task; leave it out with --dataset")
-    if config.labels != "gold":
-      raise UserError("--labels teacher belongs to --task; the rows of --dataset hold their labels")
-    assert config.dataset is not None
-    train, evaluation = training_source_from_file(config.dataset), None
-  if config.eval_dataset is not None:
-    evaluation = source_from_file(config.eval_dataset)
-  return train, evaluation
+    train = dataclasses.replace(
+      training_source_from_file(annotated), name=f"{task.name}_train", metric=task.metric
+    )
+  if "validation" not in task.splits or config.eval_dataset is not None:
+    return train, None
+  # Whoever asks a teacher of their own need not have the recorded answers of another.
+  needs_answers = annotated is None
+  return train, source_from_task(task, "validation", config.data_dir, needs_answers=needs_answers)
 
 
-def _task_sources(config: DataConfig, task: TaskDefinition) -> tuple[RowSource, RowSource | None]:
-  if config.data_dir is None:
-    raise UserError(f"--task {config.task} needs --data-dir, the folder of its files")
-  train = source_from_task(task, "train", config.data_dir, config.labels)
-  has_validation = "validation" in task.splits and config.eval_dataset is None
-  return train, source_from_task(task, "validation", config.data_dir) if has_validation else None
-
-
-def prepare(config: DataConfig, tasks: tuple[int, ...]) -> PreparedData:
+def prepare(
+  config: DataConfig, tasks: tuple[int, ...], annotated: str | None = None
+) -> PreparedData:
   """Reads, checks, reports on and tokenises the rows of a run.
 
   Args:
     tasks: LABEL and/or RATIONALE, what the run trains.
+    annotated: as for sources.
 
   Raises:
     UserError: rows, vocabulary or task are not as they must be, or no row serves a task.
   """
-  train, evaluation = sources(config)
+  train, evaluation = sources(config, annotated)
   _check_rows_for(tasks, train, evaluation)
   vocabulary = load_vocabulary(T5_VOCABULARY if config.vocabulary is None else config.vocabulary)
   report = report_on_rows(

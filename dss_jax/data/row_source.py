@@ -151,14 +151,18 @@ def training_source_from_file(path: PathLike) -> RowSource:
 
 
 def source_from_task(
-  task: TaskDefinition, split: str, data_dir: PathLike, labels: Labels = "gold"
+  task: TaskDefinition,
+  split: str,
+  data_dir: PathLike,
+  labels: Labels = "gold",
+  *,
+  needs_answers: bool = True,
 ) -> RowSource:
   """One split of a task, with the task's metric and the report on the teacher's outputs.
 
-  Raises:
-    UserError: as load_rows does.
+  Arguments and errors are those of load_rows.
   """
-  rows, parse_report = load_rows(task, split, data_dir, labels)
+  rows, parse_report = load_rows(task, split, data_dir, labels, needs_answers=needs_answers)
   report = {
     "task": task.name,
     "split": split,

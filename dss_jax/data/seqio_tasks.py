@@ -128,10 +128,16 @@ def _metric_fn(source: RowSource):
 
 
 def _texts(
-  split: str, shuffle_files: bool = False, *, source: RowSource, key: str
+  split: str,
+  shuffle_files: bool = False,
+  seed: int | None = None,
+  *,
+  source: RowSource,
+  key: str,
 ) -> tf.data.Dataset:
   """{"inputs", "targets", "row"} of the rows that have `key`, in their order."""
-  del split, shuffle_files
+  # SeqIO looks for parameters of these names, the seed's where T5X gives it one.
+  del split, shuffle_files, seed
 
   def chunks() -> Iterator[dict[str, list]]:
     numbered = ((i, row) for i, row in enumerate(source.rows) if row.get(key))

@@ -66,7 +66,12 @@ class TaskRows(NamedTuple):
 
 
 def load_rows(
-  task: TaskDefinition, split: str, data_dir: PathLike, labels: Labels = "gold"
+  task: TaskDefinition,
+  split: str,
+  data_dir: PathLike,
+  labels: Labels = "gold",
+  *,
+  needs_answers: bool = True,
 ) -> TaskRows:
   """Reads one split of a task from the published files under `data_dir`.
 
@@ -77,10 +82,44 @@ def load_rows(
   that does not parse leaves nothing of its row, which then is not loaded but counted as
   dropped, and one that is undecided leaves its rationale alone.
 
+  Args:
+    needs_answers: False lets a local file of recorded outputs be missing: rows then have no
+      rationale of a teacher's.
+
   Raises:
     UserError: no such split, file or recorded answer; a row that is not JSON or that the
       task file cannot read; answers that do not fit their rows.
   """
+  report = ParseReport()
+  rows = []
+  for _, row in _split_rows(task, split, data_dir, labels, report, needs_answers):
+    if not row.get("output_text") and not row.get("rationale"):
+      report.dropped += 1
+      continue
+    rows.append(row)
+  return TaskRows(rows, report)
+
+
+def rows_to_annotate(
+  task: TaskDefinition, data_dir: PathLike, labels: Labels = "gold"
+) -> list[tuple[int, Row]]:
+  """(index in its published file, row) of the train split, for a teacher to complete.
+
+  As load_rows, but a row with neither label nor rationale stays, and a local file of recorded
+  outputs may be missing unless the labels are to come from it.
+  """
+  return list(_split_rows(task, "train", data_dir, labels, ParseReport(), False))
+
+
+def _split_rows(
+  task: TaskDefinition,
+  split: str,
+  data_dir: PathLike,
+  labels: Labels,
+  report: ParseReport,
+  needs_answers: bool,
+) -> Iterator[tuple[int, Row]]:
+  """(index in its published file, row) of every row of a split; counts in `report`."""
   if split not in task.splits:
     raise UserError(
       f"task {task.name} has no split {split!r}; it has {', '.join(sorted(task.splits))}"
@@ -94,9 +133,9 @@ def load_rows(
     )
   rows_path = _data_file(data_dir, chosen.rows, task)
   published = list(_read_objects(rows_path))
-  answers = _read_answers(task, chosen, data_dir, len(published))
-  report = ParseReport()
-  rows = []
+  answers = None
+  if needs_answers or from_teacher or _has_answers(chosen, data_dir):
+    answers = _read_answers(task, chosen, data_dir, len(published))
   for index, (line, values) in enumerate(published):
     if not chosen.has(index):
       continue
@@ -111,16 +150,12 @@ def load_rows(
       answer = _parse(task, answers, index, report)
       _count_agreement(task, row, answer, report)
       row = _with_answer(row, answer, from_teacher)
-    if not row.get("output_text") and not row.get("rationale"):
-      report.dropped += 1
-      continue
-    rows.append(row)
+    yield index, row
   if not report.rows:
     raise UserError(
       f"{rows_path}: the {split} split of task {task.name} has no rows, as the file has"
       f" {len(published)}; check the file, or the Split of the task"
     )
-  return TaskRows(rows, report)
 
 
 def published_rows(task: TaskDefinition, path: PathLike) -> Iterator[Row]:
@@ -145,10 +180,23 @@ class _Answers(NamedTuple):
   texts: dict[int, tuple[int, str]]
 
 
-def _data_file(data_dir: PathLike, name: str, task: TaskDefinition) -> str:
-  """The path or URL of one published file."""
+def _place(data_dir: PathLike, name: str) -> str:
+  """The path or URL of a file of the data directory."""
   folder = os.path.expanduser(os.fspath(data_dir))
-  path = f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+  return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def _has_answers(split: Split, data_dir: PathLike) -> bool:
+  """False where a split has no recorded outputs, or their local file is not there."""
+  if split.answers is None:
+    return False
+  path = _place(data_dir, split.answers)
+  return is_url(path) or os.path.isfile(path)
+
+
+def _data_file(data_dir: PathLike, name: str, task: TaskDefinition) -> str:
+  """The path or URL of one published file, which must be there."""
+  path = _place(data_dir, name)
   if not is_url(path) and not os.path.isfile(path):
     raise UserError(
       f"{path}: task {task.name} needs this file and it is not there;"

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from dss_jax.config import T5Config
+from dss_jax.model.attention import KeyValue, same_segment_bias
 from dss_jax.model.decode import EOS_ID, PAD_ID
-from dss_jax.model.t5 import KeyValue, Transformer, same_segment_bias
+from dss_jax.model.layer_stacks import unrolled
+from dss_jax.model.t5 import Transformer
 
 # Worse than any sequence's log-probability, and added where a beam is not to be chosen.
 _NEVER = -1.0e7
@@ -55,6 +57,8 @@ def beam_search(
     Ids, int32 [B, beams, max_decode_tokens], padded after the end mark, and float32 [B, beams].
     A place that no sequence took has padding alone and the score -1e7.
   """
+  # Each layer's cache is written in place, so the layers are gone through one by one.
+  params, config = unrolled(params, config)
   model = Transformer(config)
   variables = {"params": params}
   rows = encoder_input_tokens_BL.shape[0]

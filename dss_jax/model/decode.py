@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from dss_jax.config import T5Config
-from dss_jax.model.t5 import Transformer, same_segment_bias
+from dss_jax.model.attention import same_segment_bias
+from dss_jax.model.layer_stacks import unrolled
+from dss_jax.model.t5 import Transformer
 
 PAD_ID = 0
 EOS_ID = 1
@@ -25,6 +27,8 @@ def greedy(
   the end-of-sequence token (kept) or max_decode_tokens are full; what follows a row's end is
   padding. Encoder positions of id 0 are padding and are not attended.
   """
+  # Each layer's cache is written in place, so the layers are gone through one by one.
+  params, config = unrolled(params, config)
   model = Transformer(config)
   variables = {"params": params}
   segments_BL = (encoder_input_tokens_BL != PAD_ID).astype(jnp.int32)

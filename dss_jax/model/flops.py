@@ -49,3 +49,38 @@ def forward_flops(config: T5Config) -> ForwardFlops:
     decoder_pair=4.0 * decoder * joined,
     cross_pair=4.0 * decoder * joined,
   )
+
+
+class StepFlops(NamedTuple):
+  """Floating-point operations of a training step, all devices together.
+
+  Attributes:
+    model: forwards and backwards, three times a forward pass: what MFU is counted from.
+    recomputed: what rematerialisation computes a second time.
+  """
+
+  model: float
+  recomputed: float
+
+  @property
+  def executed(self) -> float:
+    return self.model + self.recomputed
+
+
+def step_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> StepFlops:
+  """Those of a step over packed rows.
+
+  With remat "full" the backward pass computes each layer again, but not the logits; with
+  "minimal" the attention's pairs alone.
+  """
+  costs = forward_flops(config)
+  forward = costs.of_rows(rows, input_tokens, target_tokens)
+  logits = 2.0 * config.emb_dim * (config.vocab_size or 0)
+  layers_alone = costs._replace(target_token=costs.target_token - logits)
+  pairs_alone = costs._replace(input_token=0.0, target_token=0.0)
+  again = {
+    "none": 0.0,
+    "minimal": pairs_alone.of_rows(rows, input_tokens, target_tokens),
+    "full": layers_alone.of_rows(rows, input_tokens, target_tokens),
+  }[config.remat]
+  return StepFlops(model=3.0 * forward, recomputed=again)

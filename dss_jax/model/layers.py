@@ -1,8 +1,7 @@
-"""T5's layers with T5X's parameter names and logical axes.
+"""T5's layers but for attention, with T5X's parameter names and logical axes.
 
-Shapes: B batch rows, Q and K query and key length, D embed, H heads, K head width, F mlp,
-V vocabulary. Weights are float32; activations have the config's dtype; norms, attention
-logits and softmax are float32 whatever that dtype is.
+Shapes: B batch rows, L length, D embed, F mlp, V vocabulary. Weights are float32; activations
+have the config's dtype; norms are float32 whatever that dtype is.
 """
 
 import math
@@ -11,24 +10,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from dss_jax.config import T5Config
-
-# Added to the logits of masked positions; as T5X has it.
-MASKED = -1e10
+from dss_jax.model.dropout import Dropout
 
 Initializer = Callable[..., jax.Array]
 
 
-def _weight(
+def weight(
   module: nn.Module, name: str, initializer: Initializer, axes: tuple[str, ...], shape: Any
 ) -> jax.Array:
   """The module's float32 weight of this name, boxed with its logical axes when initialised."""
   boxed = nn.with_logical_partitioning(initializer, axes)
-  weight: Any = module.param(name, boxed, shape, jnp.float32)
-  return weight
+  value: Any = module.param(name, boxed, shape, jnp.float32)
+  return value
 
 
 class Dense(nn.Module):
@@ -42,8 +38,35 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (x.shape[-1], self.features)
-    kernel = _weight(self, "kernel", self.initializer, self.axes, shape)
-    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    kernel = weight(self, "kernel", self.initializer, self.axes, shape)
+    return product(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
+  """x @ kernel, with the kernel's gradient asked for in the order that costs less.
+
+  A CPU's matrix product transposes its first operand to sum over tokens, so the narrower of x
+  and the output's gradient comes first; by itself, JAX always puts the gradient there.
+  """
+  return jnp.dot(x, kernel_DF)
+
+
+def _product_forward(x, kernel_DF):
+  return jnp.dot(x, kernel_DF), (x, kernel_DF)
+
+
+def _product_backward(operands, gradient):
+  x, kernel_DF = operands
+  tokens = tuple(range(x.ndim - 1))
+  if kernel_DF.shape[0] <= kernel_DF.shape[1]:
+    kernel_gradient = jax.lax.dot_general(x, gradient, ((tokens, tokens), ((), ())))
+  else:
+    kernel_gradient = jax.lax.dot_general(gradient, x, ((tokens, tokens), ((), ()))).T
+  return jnp.einsum("...f,df->...d", gradient, kernel_DF), kernel_gradient
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 class RMSNorm(nn.Module):
@@ -54,28 +77,10 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = _weight(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
+    scale = weight(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
     x = x.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
     return (x * scale).astype(self.dtype)
-
-
-class Dropout(nn.Module):
-  """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate).
-
-  The mask compares 16 random bits with rate * 2^16, half the bits that a float32 draw takes;
-  with 16 bits the rate is exact to 1e-5.
-  """
-
-  rate: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-    if deterministic or self.rate == 0.0:
-      return x
-    bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint16)
-    keep = bits >= jnp.uint16(round(self.rate * 2**16))
-    return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))
 
 
 class TokenEmbedder(nn.Module):
@@ -87,106 +92,10 @@ class TokenEmbedder(nn.Module):
     assert self.config.vocab_size is not None
     shape = (self.config.vocab_size, self.config.emb_dim)
     normal = nn.initializers.normal(stddev=1.0)
-    self.embedding = _weight(self, "embedding", normal, ("vocab", "embed"), shape)
+    self.embedding = weight(self, "embedding", normal, ("vocab", "embed"), shape)
 
   def __call__(self, tokens_BL: jax.Array) -> jax.Array:
     return jnp.take(self.embedding, tokens_BL, axis=0).astype(self.config.dtype)
-
-
-def relative_position_bucket(
-  relative_position: np.ndarray | jax.Array,
-  *,
-  bidirectional: bool,
-  num_buckets: int = 32,
-  max_distance: int = 128,
-):
-  """The bucket of each key position minus query position (T5, Raffel et al. 2020, section 2.1).
-
-  Half of the buckets are exact distances, the other half grow logarithmically up to
-  max_distance. Bidirectional attention spends half of the buckets on keys to the right.
-  """
-  bucket = jnp.zeros_like(relative_position)
-  if bidirectional:
-    num_buckets //= 2
-    bucket = bucket + (relative_position > 0) * num_buckets
-    distance = jnp.abs(relative_position)
-  else:
-    distance = jnp.maximum(-relative_position, 0)
-  max_exact = num_buckets // 2
-  growth = jnp.log(distance.astype(jnp.float32) / max_exact + np.finfo(np.float32).eps)
-  growth = growth / np.log(max_distance / max_exact) * (num_buckets - max_exact)
-  far = jnp.minimum(max_exact + growth.astype(jnp.int32), num_buckets - 1)
-  return bucket + jnp.where(distance < max_exact, distance, far)
-
-
-class RelativePositionBias(nn.Module):
-  """A learnt number per head and bucket, added to the attention logits: [1, H, Q, K]."""
-
-  num_heads: int
-  bidirectional: bool
-  num_buckets: int = 32
-  max_distance: int = 128
-
-  @nn.compact
-  def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
-    uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-    shape = (self.num_heads, self.num_buckets)
-    embedding = _weight(self, "rel_embedding", uniform, ("heads", "relpos_buckets"), shape)
-    bucket_QK = relative_position_bucket(
-      key_positions[None, :] - query_positions[:, None],
-      bidirectional=self.bidirectional,
-      num_buckets=self.num_buckets,
-      max_distance=self.max_distance,
-    )
-    return jnp.take(embedding, bucket_QK, axis=1)[None]
-
-
-class Attention(nn.Module):
-  """Multi-head attention with an additive bias and no scaling of the logits.
-
-  T5 folds 1/sqrt(head_dim) into the query's initialiser instead of the forward pass.
-  """
-
-  config: T5Config
-
-  def setup(self):
-    config = self.config
-    joined = config.num_heads * config.head_dim
-    normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-
-    def scaled_normal(*args):
-      return normal(*args) / np.sqrt(config.head_dim)
-
-    self.query = Dense(joined, ("embed", "joined_kv"), config.dtype, scaled_normal)
-    self.key = Dense(joined, ("embed", "joined_kv"), config.dtype, normal)
-    self.value = Dense(joined, ("embed", "joined_kv"), config.dtype, normal)
-    self.out = Dense(config.emb_dim, ("joined_kv", "embed"), config.dtype, normal)
-    self.dropout = Dropout(config.dropout_rate)
-
-  def keys_and_values(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values, each [B, L, H, K]."""
-    return self._heads(self.key(x_BLD)), self._heads(self.value(x_BLD))
-
-  def __call__(
-    self,
-    x_BQD: jax.Array,
-    key_BLHK: jax.Array,
-    value_BLHK: jax.Array,
-    bias: jax.Array,
-    *,
-    deterministic: bool,
-  ) -> jax.Array:
-    """Each query's mix of values, [B, Q, D]; `bias` broadcasts to [B, H, Q, L]."""
-    query_BQHK = self._heads(self.query(x_BQD))
-    logits = jnp.einsum("bqhk,blhk->bhql", query_BQHK, key_BLHK, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.config.dtype)
-    weights = self.dropout(weights, deterministic)
-    mixed_BQHK = jnp.einsum("bhql,blhk->bqhk", weights, value_BLHK)
-    return self.out(mixed_BQHK.reshape(*mixed_BQHK.shape[:-2], -1))
-
-  def _heads(self, x: jax.Array) -> jax.Array:
-    x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
-    return nn.with_logical_constraint(x, ("batch", "length", "heads", "kv"))
 
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from dss_jax.config import T5Config
 from dss_jax.errors import UserError
+from dss_jax.model.layer_stacks import is_scanned, stacked, unrolled_config
 from dss_jax.model.t5 import init_params
 
 # A part of an array: first and last-but-one index of each dimension.
@@ -75,6 +76,20 @@ class StoredArray:
 
     return StoredArray(shape, self.dtype, read)
 
+  def layers(self) -> list["StoredArray"]:
+    """The slices along the first axis."""
+    return [self.taken(0, position) for position in range(self.shape[0])]
+
+
+def layers_stacked(layers: list[StoredArray]) -> StoredArray:
+  """Arrays of one shape as one, along a new first axis."""
+  first = layers[0]
+
+  def read(index: Index) -> np.ndarray:
+    return np.stack([layer.read(index[1:]) for layer in layers[index[0]]])
+
+  return StoredArray((len(layers), *first.shape), first.dtype, read)
+
 
 def in_memory(array: np.ndarray) -> StoredArray:
   return StoredArray(array.shape, array.dtype, lambda index: array[index])
@@ -88,7 +103,11 @@ def shapes_of(arrays: StoredArrays) -> dict[str, tuple[int, ...]]:
 
 
 def model_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-  """The shape of each weight of a student, by its name with dots."""
+  """The shape of each weight of a student, by its name with dots, with its layers unrolled.
+
+  Checkpoints are compared so, whatever the layout that either side trains in.
+  """
+  config = unrolled_config(config)
   boxed = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
   return {
     weight_name(path): leaf.shape
@@ -113,10 +132,13 @@ def lay_out(arrays: StoredArrays, shape: Any) -> Any:
   """The weights as a tree like `shape` (ShapeDtypeStructs with shardings), on their devices.
 
   Each device's part is read on its own, so a host holds no more than its devices' parts of one
-  weight beside what they have already. Stored numbers are cast to the tree's dtype.
+  weight beside what they have already. Stored numbers are cast to the tree's dtype, and stored
+  layers are stacked where the tree has them scanned.
 
   Raises UserError where a part cannot be read.
   """
+  if is_scanned(shape):
+    arrays = stacked(arrays, layers_stacked)
 
   def place(path: Any, leaf: Any) -> jax.Array:
     stored = arrays[weight_name(path)]

@@ -13,39 +13,70 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dss_jax.config import T5Config
-from dss_jax.model.layers import (
+from dss_jax.model.attention import (
   MASKED,
   Attention,
-  Dense,
-  Dropout,
-  MlpBlock,
+  Bias,
+  KeyValue,
   RelativePositionBias,
-  RMSNorm,
-  TokenEmbedder,
+  relative_bias,
 )
+from dss_jax.model.dropout import Dropout
+from dss_jax.model.layer_stacks import LAYERS, stacked_params, unrolled_config
+from dss_jax.model.layers import Dense, MlpBlock, RMSNorm, TokenEmbedder
 
-# Keys and values of one attention, each [B, L, H, K].
-KeyValue = tuple[jax.Array, jax.Array]
+_REMAT_POLICIES = {
+  "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
-def same_segment_bias(query_segments_BQ: jax.Array, key_segments_BL: jax.Array) -> jax.Array:
-  """0 where query and key share a segment, very negative elsewhere: float32 [B, 1, Q, L]."""
-  same = query_segments_BQ[:, None, :, None] == key_segments_BL[:, None, None, :]
-  return jnp.where(same, 0.0, MASKED).astype(jnp.float32)
+def _through_layers(
+  layers: Any, x: jax.Array, *shared: Any, count: int, config: T5Config, deterministic: bool
+) -> jax.Array:
+  """The activations after all layers of a stack.
+
+  Args:
+    layers: a list of them, or where they are scanned, one for all `count` of them.
+    shared: what each layer takes beside the activations.
+  """
+
+  def through(layer: Any, x: jax.Array, *shared: Any) -> jax.Array:
+    return layer(x, *shared, deterministic=deterministic)
+
+  if config.remat != "none":
+    # Within a loop the compiler cannot merge the two passes, so nothing need keep it from it.
+    policy = _REMAT_POLICIES[config.remat]
+    through = nn.remat(through, policy=policy, prevent_cse=not config.scan_layers)
+  if not config.scan_layers:
+    for layer in layers:
+      x = through(layer, x, *shared)
+    return x
+
+  def scanned(layer: Any, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+    return through(layer, x, *shared), None
+
+  scan = nn.scan(
+    scanned,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    length=count,
+    metadata_params={nn.PARTITION_NAME: LAYERS},
+  )
+  return scan(layers, x, None)[0]
 
 
 class EncoderLayer(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, bias: jax.Array, *, deterministic: bool) -> jax.Array:
+  def __call__(self, x_BLD: jax.Array, bias: jax.Array | Bias, *, deterministic: bool) -> jax.Array:
     config = self.config
     x_BLD = nn.with_logical_constraint(x_BLD, ("batch", "length", "embed"))
     normed = RMSNorm(config.dtype, name="pre_attention_layer_norm")(x_BLD)
     if not config.shared_relpos_bias:
-      positions = jnp.arange(x_BLD.shape[1])
-      own_bias = RelativePositionBias(config.num_heads, bidirectional=True, name="relpos_bias")
-      bias = bias + own_bias(positions, positions)
+      assert isinstance(bias, Bias)
+      bias = bias.with_table(RelativePositionBias(config.num_heads, name="relpos_bias")())
     attention = Attention(config, name="attention")
     key, value = attention.keys_and_values(normed)
     mixed = attention(normed, key, value, bias, deterministic=deterministic)
@@ -58,22 +89,35 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
   config: T5Config
 
-  @nn.compact
+  def setup(self):
+    config = self.config
+    if config.shared_relpos_bias:
+      self.relpos_bias = RelativePositionBias(config.num_heads)
+    if config.scan_layers:
+      self.layers: Any = EncoderLayer(config)
+    else:
+      self.layers = [EncoderLayer(config) for _ in range(config.num_encoder_layers)]
+    self.encoder_norm = RMSNorm(config.dtype)
+    self.dropout = Dropout(config.dropout_rate)
+
   def __call__(
     self, embedded_BLD: jax.Array, segment_ids_BL: jax.Array, *, deterministic: bool
   ) -> jax.Array:
     config = self.config
-    bias = same_segment_bias(segment_ids_BL, segment_ids_BL)
+    masks = Bias(segment_ids_BL, segment_ids_BL)
+    bias: jax.Array | Bias = masks
     if config.shared_relpos_bias:
-      positions = jnp.arange(embedded_BLD.shape[1])
-      shared = RelativePositionBias(config.num_heads, bidirectional=True, name="relpos_bias")
-      bias = shared(positions, positions) + bias
-    x_BLD = Dropout(config.dropout_rate)(embedded_BLD, deterministic)
-    for index in range(config.num_encoder_layers):
-      layer = EncoderLayer(config, name=f"layers_{index}")
-      x_BLD = layer(x_BLD, bias, deterministic=deterministic)
-    x_BLD = RMSNorm(config.dtype, name="encoder_norm")(x_BLD)
-    return Dropout(config.dropout_rate)(x_BLD, deterministic)
+      bias = masks.with_table(self.relpos_bias()).whole_if_small(config.num_heads)
+    x_BLD = self.dropout(embedded_BLD, deterministic)
+    x_BLD = _through_layers(
+      self.layers,
+      x_BLD,
+      bias,
+      count=config.num_encoder_layers,
+      config=config,
+      deterministic=deterministic,
+    )
+    return self.dropout(self.encoder_norm(x_BLD), deterministic)
 
 
 class DecoderLayer(nn.Module):
@@ -82,7 +126,7 @@ class DecoderLayer(nn.Module):
   def setup(self):
     config = self.config
     if not config.shared_relpos_bias:
-      self.relpos_bias = RelativePositionBias(config.num_heads, bidirectional=False)
+      self.relpos_bias = RelativePositionBias(config.num_heads)
     self.pre_self_attention_layer_norm = RMSNorm(config.dtype)
     self.self_attention = Attention(config)
     self.pre_cross_attention_layer_norm = RMSNorm(config.dtype)
@@ -94,37 +138,65 @@ class DecoderLayer(nn.Module):
   def __call__(
     self,
     y_BMD: jax.Array,
+    encoded_BLD: jax.Array,
+    self_bias: jax.Array | Bias,
+    cross_bias: jax.Array | Bias,
+    *,
+    deterministic: bool,
+  ) -> jax.Array:
+    """The layer's output, [B, M, D], of all positions at once."""
+    y_BMD = nn.with_logical_constraint(y_BMD, ("batch", "length", "embed"))
+    normed = self.pre_self_attention_layer_norm(y_BMD)
+    keys = self.self_attention.keys_and_values(normed)
+    if not self.config.shared_relpos_bias:
+      assert isinstance(self_bias, Bias)
+      self_bias = self_bias.with_table(self.relpos_bias())
+    cross = self.encoder_decoder_attention.keys_and_values(encoded_BLD)
+    return self._after_keys(y_BMD, normed, keys, cross, self_bias, cross_bias, deterministic)
+
+  def decode_step(
+    self,
+    y_B1D: jax.Array,
+    step: jax.Array,
+    cache: KeyValue,
     cross: KeyValue,
     self_bias: jax.Array,
     cross_bias: jax.Array,
-    *,
-    deterministic: bool,
-    cache: KeyValue | None = None,
-    step: jax.Array | None = None,
   ) -> tuple[jax.Array, KeyValue]:
-    """The layer's output and its self-attention keys and values.
-
-    With a cache [B, T, H, K] and a step t, the one query position's key and value are written
-    at t and the query sees the whole cache; without, queries see the keys of their own call.
-    """
-    y_BMD = nn.with_logical_constraint(y_BMD, ("batch", "length", "embed"))
-    normed = self.pre_self_attention_layer_norm(y_BMD)
-    key, value = self.self_attention.keys_and_values(normed)
-    if cache is not None:
-      assert step is not None
-      key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, step, axis=1)
-      value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, step, axis=1)
+    """The layer's output for position `step`, and its cache [B, T, H, K] with that position."""
+    normed = self.pre_self_attention_layer_norm(y_B1D)
+    new = self.self_attention.keys_and_values(normed)
+    key, value = (
+      jax.lax.dynamic_update_slice_in_dim(old, one, step, axis=1)
+      for old, one in zip(cache, new, strict=True)
+    )
     if not self.config.shared_relpos_bias:
-      keys = jnp.arange(key.shape[1])
-      self_bias = self_bias + self.relpos_bias(keys if step is None else step[None], keys)
-    mixed = self.self_attention(normed, key, value, self_bias, deterministic=deterministic)
+      self_bias = self_bias + _decoding_bias(self.relpos_bias(), step, key.shape[1])
+    y_B1D = self._after_keys(y_B1D, normed, (key, value), cross, self_bias, cross_bias, True)
+    return y_B1D, (key, value)
+
+  def _after_keys(
+    self,
+    y_BMD: jax.Array,
+    normed: jax.Array,
+    keys: KeyValue,
+    cross: KeyValue,
+    self_bias: jax.Array | Bias,
+    cross_bias: jax.Array | Bias,
+    deterministic: bool,
+  ) -> jax.Array:
+    """The rest of the layer, once it is known what each attention looks at."""
+    mixed = self.self_attention(normed, *keys, self_bias, deterministic=deterministic)
     y_BMD = y_BMD + self.dropout(mixed, deterministic)
     normed = self.pre_cross_attention_layer_norm(y_BMD)
     mixed = self.encoder_decoder_attention(normed, *cross, cross_bias, deterministic=deterministic)
     y_BMD = y_BMD + self.dropout(mixed, deterministic)
     normed = self.pre_mlp_layer_norm(y_BMD)
-    y_BMD = y_BMD + self.dropout(self.mlp(normed, deterministic=deterministic), deterministic)
-    return y_BMD, (key, value)
+    return y_BMD + self.dropout(self.mlp(normed, deterministic=deterministic), deterministic)
+
+
+def _decoding_bias(table_HP: jax.Array, step: jax.Array, keys: int) -> jax.Array:
+  return relative_bias(table_HP, step, 1, keys, bidirectional=False)
 
 
 class Decoder(nn.Module):
@@ -133,10 +205,11 @@ class Decoder(nn.Module):
   def setup(self):
     config = self.config
     if config.shared_relpos_bias:
-      self.relpos_bias = RelativePositionBias(config.num_heads, bidirectional=False)
-    self.layers = [
-      DecoderLayer(config, name=f"layers_{index}") for index in range(config.num_decoder_layers)
-    ]
+      self.relpos_bias = RelativePositionBias(config.num_heads)
+    if config.scan_layers:
+      self.layers: Any = DecoderLayer(config)
+    else:
+      self.layers = [DecoderLayer(config) for _ in range(config.num_decoder_layers)]
     self.decoder_norm = RMSNorm(config.dtype)
     self.dropout = Dropout(config.dropout_rate)
     if not config.logits_via_embedding:
@@ -153,16 +226,22 @@ class Decoder(nn.Module):
     deterministic: bool,
   ) -> jax.Array:
     """Hidden states before the logits, [B, M, D]."""
-    positions = jnp.arange(embedded_BMD.shape[1])
-    causal = jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED)
-    self_bias = causal + same_segment_bias(segment_ids_BM, segment_ids_BM)
-    if self.config.shared_relpos_bias:
-      self_bias = self.relpos_bias(positions, positions) + self_bias
-    cross_bias = same_segment_bias(segment_ids_BM, encoder_segment_ids_BL)
-    y_BMD = self.dropout(embedded_BMD, deterministic)
-    for layer in self.layers:
-      cross = layer.encoder_decoder_attention.keys_and_values(encoded_BLD)
-      y_BMD, _ = layer(y_BMD, cross, self_bias, cross_bias, deterministic=deterministic)
+    config = self.config
+    masks = Bias(segment_ids_BM, segment_ids_BM, causal=True)
+    self_bias: jax.Array | Bias = masks
+    if config.shared_relpos_bias:
+      self_bias = masks.with_table(self.relpos_bias()).whole_if_small(config.num_heads)
+    cross_bias = Bias(segment_ids_BM, encoder_segment_ids_BL).whole_if_small(config.num_heads)
+    y_BMD = _through_layers(
+      self.layers,
+      self.dropout(embedded_BMD, deterministic),
+      encoded_BLD,
+      self_bias,
+      cross_bias,
+      count=config.num_decoder_layers,
+      config=config,
+      deterministic=deterministic,
+    )
     return self.dropout(self.decoder_norm(y_BMD), deterministic)
 
   def cross_keys_and_values(self, encoded_BLD: jax.Array) -> list[KeyValue]:
@@ -179,15 +258,12 @@ class Decoder(nn.Module):
   ) -> tuple[jax.Array, list[KeyValue]]:
     """Hidden state of position `step`, [B, 1, D], and the caches with that position added."""
     positions = jnp.arange(caches[0][0].shape[1])
-    seen = jnp.where(positions <= step, 0.0, MASKED)[None, None, None, :]
-    self_bias = seen
+    self_bias = jnp.where(positions <= step, 0.0, MASKED)[None, None, None, :]
     if self.config.shared_relpos_bias:
-      self_bias = self.relpos_bias(step[None], positions) + seen
+      self_bias = self_bias + _decoding_bias(self.relpos_bias(), step, len(positions))
     y, new_caches = embedded_B1D, []
     for layer, cache, cross in zip(self.layers, caches, crosses, strict=True):
-      y, new_cache = layer(
-        y, cross, self_bias, cross_bias, deterministic=True, cache=cache, step=step
-      )
+      y, new_cache = layer.decode_step(y, step, cache, cross, self_bias, cross_bias)
       new_caches.append(new_cache)
     return self.decoder_norm(y), new_caches
 
@@ -286,6 +362,11 @@ def output_kernel(params: Any, config: T5Config) -> jax.Array:
 
 
 def init_params(config: T5Config, key: jax.Array) -> Any:
-  """A fresh parameter tree, each leaf boxed with its logical axes (flax LogicallyPartitioned)."""
+  """A fresh parameter tree, each leaf boxed with its logical axes (flax LogicallyPartitioned).
+
+  A key gives the same weights in either layout of the layers.
+  """
   ids = jnp.ones((1, 2), jnp.int32)
-  return Transformer(config).init({"params": key}, ids, ids, ids, ids)["params"]
+  network = Transformer(unrolled_config(config))
+  params = network.init({"params": key}, ids, ids, ids, ids)["params"]
+  return stacked_params(params) if config.scan_layers else params

@@ -4,9 +4,10 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from dss_jax.data.files import PathLike
@@ -57,12 +58,16 @@ def annotate(
   prompt: Prompt,
   choices: Choices,
   settings: Settings | None = None,
+  numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
   """Asks the teacher for what rows lack and writes them; returns the figures.
 
   The rows are gone through twice: once to count and check them before anything is asked, once
   to ask. Answers are kept in journal_path(output) as they come; the output appears whole, in
   the order of the rows, once every row is accounted for.
+
+  Args:
+    numbers: what recorded answers know each row by; by default its place, from 0.
 
   Raises:
     UserError: rows or output are not as they must be, or the teacher answers nothing.
@@ -72,7 +77,8 @@ def annotate(
   check_samples(choices)
   started = time.monotonic()
   tally = Tally()
-  run = _Run(rows(), output, teacher, prompt, choices, settings)
+  numbered = zip(itertools.count() if numbers is None else numbers, rows(), strict=False)
+  run = _Run(numbered, output, teacher, prompt, choices, settings)
   with progress_line("annotating", total) as line:
 
     def written() -> Generator[Row, None, None]:
@@ -147,14 +153,14 @@ class _Run:
 
   def __init__(
     self,
-    rows: Iterable[Row],
+    rows: Iterator[tuple[int, Row]],
     output: PathLike,
     teacher: Teacher,
     prompt: Prompt,
     choices: Choices,
     settings: Settings,
   ):
-    self._rows = enumerate(rows)
+    self._rows = rows
     self._teacher = teacher
     self._prompt = prompt
     self._choices = choices
@@ -176,12 +182,14 @@ class _Run:
   def rows(self) -> Generator[Row, None, None]:
     """The annotated rows, in order; the event loop runs while the next one is waited for."""
     with asyncio.Runner() as runner:
-      workers = runner.run(self._start())
+      # Not runner.run, which changes signal handlers and back at each of as many calls as rows.
+      run = runner.get_loop().run_until_complete
+      workers = run(self._start())
       try:
-        while rows := runner.run(self._next_rows()):
+        while rows := run(self._next_rows()):
           yield from rows
       finally:
-        runner.run(self._stop(workers))
+        run(self._stop(workers))
 
   def warn(self, line: ProgressLine) -> None:
     """Says what an earlier run left behind."""

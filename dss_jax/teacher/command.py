@@ -1,9 +1,10 @@
 """From the options of `dss annotate` to a run: which rows, which teacher, which prompt."""
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from dss_jax.data.files import PathLike, atomic_target, is_url
@@ -12,14 +13,13 @@ from dss_jax.data.task_files import TaskDefinition, load_task
 from dss_jax.data.task_rows import published_rows
 from dss_jax.errors import UserError
 from dss_jax.progress import say
+from dss_jax.teacher.access import DEFAULT_KEY_ENV
 from dss_jax.teacher.annotate import Settings, annotate, check_samples
 from dss_jax.teacher.clients import RecordedTeacher, Teacher, split_teacher
 from dss_jax.teacher.default_prompt import default_prompt
 from dss_jax.teacher.dry_run import dry_run
 from dss_jax.teacher.outcome import Choices
 from dss_jax.teacher.prompts import Prompt, load_prompt, prompt_to_yaml, shipped_prompts
-
-DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,14 @@ def annotate_file(
   *,
   task: str | None = None,
   prompt: str | None = None,
+  runner: str | None = None,
+  runner_options: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Annotates the rows of a file, or of a published file as `task` reads it; the figures.
 
   Args:
+    runner: DirectRunner or DataflowRunner: Apache Beam's workers do it, as `runner_options` say;
+      the output may then be a URL.
     prompt: a shipped name or a YAML file; by default the task's, else one made from the rows,
       which is written to prompt_path(output) and read from there again, edited or not.
 
@@ -63,18 +67,69 @@ def annotate_file(
       opened.
   """
   check_samples(choices)
-  check_output(data, output)
+  if runner is None and runner_options:
+    raise UserError("--runner-option: belongs to --runner; give --runner DirectRunner, or none")
+  if runner is None or not is_url(output):
+    check_output(data, output)
   definition = None if task is None else load_task(task)
   rows = rows_of(data, definition)
+  if runner is None:
+    return annotate_rows(rows, output, options, choices, settings, task=definition, prompt=prompt)
+  try:
+    from dss_jax.teacher.beam_runner import annotate_with_beam
+  except ImportError as error:
+    raise UserError(
+      f"--runner {runner}: Apache Beam is not installed ({error.name}); pip install 'dss-jax[beam]'"
+    ) from None
+  chosen, choices = _settled(rows, output, options, choices, definition, prompt)
+  return annotate_with_beam(
+    rows,
+    output,
+    options.teacher,
+    functools.partial(open_teacher, options, settings.form),
+    chosen,
+    choices,
+    settings,
+    runner=runner,
+    runner_options=runner_options,
+    parse_task=task,
+  )
+
+
+def annotate_rows(
+  rows: Callable[[], Iterable[Row]],
+  output: PathLike,
+  options: TeacherOptions,
+  choices: Choices,
+  settings: Settings,
+  *,
+  task: TaskDefinition | None = None,
+  prompt: str | None = None,
+  numbers: Sequence[int] | None = None,
+) -> dict[str, Any]:
+  """As annotate_file, for rows that are read already; `numbers` as for annotate."""
+  chosen, choices = _settled(rows, output, options, choices, task, prompt)
+  teacher = open_teacher(options, settings.form)
+  return annotate(rows, output, teacher, chosen, choices, settings, numbers)
+
+
+def _settled(
+  rows: Callable[[], Iterable[Row]],
+  output: PathLike,
+  options: TeacherOptions,
+  choices: Choices,
+  task: TaskDefinition | None,
+  prompt: str | None,
+) -> tuple[Prompt, Choices]:
+  """The prompt, and the choices as this kind of teacher allows them."""
+  check_samples(choices)
   kind, _ = split_teacher(options.teacher)
   if kind == "t5" and choices.temperature:
     raise UserError(
       f"--temperature {choices.temperature:g}: a t5: teacher decodes greedily; leave it at 0"
     )
-  chosen = _prompt(prompt, definition, rows, kind, output)
-  if kind != "openai":
-    choices = dataclasses.replace(choices, show_labels=False)
-  return annotate(rows, output, open_teacher(options, settings.form), chosen, choices, settings)
+  chosen = _prompt(prompt, task, rows, kind, output)
+  return chosen, choices if kind == "openai" else dataclasses.replace(choices, show_labels=False)
 
 
 def expect_file(
@@ -135,7 +190,7 @@ def _http(model: str, options: TeacherOptions, form: str) -> Teacher:
     from dss_jax.teacher.http_client import HttpTeacher, Patience
   except ImportError as error:
     raise UserError(
-      f"--teacher openai:{model}: the openai library is not installed ({error.name});"
+      f"--teacher openai:{model}: aiohttp is not installed ({error.name});"
       " pip install 'dss-jax[teacher]'"
     ) from None
   return HttpTeacher(
@@ -166,7 +221,7 @@ def _t5(folder: str, options: TeacherOptions) -> Teacher:
 def _prompt(
   given: str | None,
   task: TaskDefinition | None,
-  rows: Callable[[], Iterator[Row]],
+  rows: Callable[[], Iterable[Row]],
   kind: str,
   output: PathLike | None,
 ) -> Prompt:
@@ -178,7 +233,7 @@ def _prompt(
   if kind == "t5":
     # A student was trained on bare inputs: there is nothing to show it.
     return Prompt(instruction="(none: a student takes the bare input)")
-  if output is not None and os.path.exists(prompt_path(output)):
+  if output is not None and _exists(prompt_path(output)):
     say(f"prompt: {prompt_path(output)}, made by an earlier run; delete it to have it made anew")
     return _with_task(load_prompt(prompt_path(output)), task, kind)
   made = default_prompt(rows())
@@ -190,6 +245,15 @@ def _prompt(
       f" written to {prompt_path(output)}, where you can edit it"
     )
   return _with_task(made, task, kind)
+
+
+def _exists(path: str) -> bool:
+  if not is_url(path):
+    return os.path.exists(path)
+  import fsspec
+
+  system, place = fsspec.core.url_to_fs(path)
+  return system.exists(place)
 
 
 def _with_task(prompt: Prompt, task: TaskDefinition | None, kind: str) -> Prompt:

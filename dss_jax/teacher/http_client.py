@@ -1,33 +1,30 @@
 """A teacher behind an OpenAI-compatible API: vLLM, JetStream, llama.cpp, Ollama, Gemini, ...
 
-The openai library builds and sends the requests. Around it stand what a long run needs: a
-time-out on the whole of each attempt, a bound on the size of what comes back, retries that
-honour Retry-After for all requests at once, and a key that leaves this module in requests only.
+Requests go through aiohttp, whose share of the processor leaves room for hundreds a second;
+OpenAI's own library takes four times as much. Around it stands what a long run needs: a time-out
+on the whole of each attempt, a bound on the size of what comes back, retries that honour
+Retry-After for all requests at once, and a key that leaves this module in requests only.
 """
 
 import asyncio
 import dataclasses
 import email.utils
-import os
+import json
 import random
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import httpx2
-import openai
+import aiohttp
 
+from dss_jax import __version__
 from dss_jax.errors import UserError
+from dss_jax.teacher.access import DEFAULT_KEY_ENV, DEFAULT_URL, checked_url, key_in, proxy_for
 from dss_jax.teacher.clients import Question, Reply, RequestFailed
 
-DEFAULT_URL = "https://api.openai.com/v1"
-DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 MAX_RESPONSE_BYTES = 2**20
 _TOO_LARGE = f"the response has more than {MAX_RESPONSE_BYTES:,} bytes"
-# Stands in the header where a server of one's own asks for no key.
-_NO_KEY = "none"
-_SHORTEST_KEY = 8
 _REFUSED = {
   401: "the key was refused; set {env} to a key that is valid there",
   403: "the key may not use this; set {env} to one that may, or name another model",
@@ -60,10 +57,6 @@ class _Attempt(Exception):
     self.retry_after = retry_after
 
 
-class _TooLarge(Exception):
-  """The response is larger than MAX_RESPONSE_BYTES."""
-
-
 class HttpTeacher:
   """Asks `model` at `url` for chat answers or continuations."""
 
@@ -91,27 +84,19 @@ class HttpTeacher:
     self.name = f"openai:{model}"
     self.retries = 0
     self._model = model
-    self._url = _checked_url(url or DEFAULT_URL)
+    self._url = checked_url(url or DEFAULT_URL)
     self._key_env = key_env
-    self._key = _key(key_env, self._url)
+    self._key = key_in(key_env, self._url)
     self._form = form
     self._patience = patience or Patience()
     self._not_before = 0.0
     # OpenAI's own newer models know the limit under this name alone, other servers the old.
     is_openai = urllib.parse.urlsplit(self._url).hostname == "api.openai.com"
     self._limit_key = "max_completion_tokens" if is_openai and form == "chat" else "max_tokens"
-    self._client = openai.AsyncOpenAI(
-      api_key=self._key or _NO_KEY,
-      base_url=self._url,
-      max_retries=0,
-      timeout=self._patience.timeout_seconds,
-      http_client=openai.DefaultAsyncHttpxClient(
-        # A redirect could carry the key to another host.
-        follow_redirects=False,
-        event_hooks={"response": [_bound_response]},
-        headers={"accept-encoding": "identity"},
-      ),
-    )
+    path = "/chat/completions" if form == "chat" else "/completions"
+    self._endpoint = self._url + path
+    # Opened by the first request: it belongs to the event loop that it is opened in.
+    self._session: aiohttp.ClientSession | None = None
 
   async def ask(self, question: Question) -> Reply:
     """As Teacher.ask: sends the request again, with patience, where that may help."""
@@ -131,7 +116,9 @@ class HttpTeacher:
     raise AssertionError("at least one attempt is made")
 
   async def close(self) -> None:
-    await self._client.close()
+    if self._session is not None:
+      await self._session.close()
+      self._session = None
 
   async def _until_allowed(self) -> None:
     while (wait := self._not_before - time.monotonic()) > 0:
@@ -152,51 +139,85 @@ class HttpTeacher:
     return max(wait, error.retry_after * random.uniform(1.0, 1.1))
 
   async def _attempt(self, question: Question) -> Reply:
+    seconds = self._patience.timeout_seconds
+    try:
+      async with (
+        asyncio.timeout(seconds),
+        self._open().post(
+          self._endpoint, data=self._body(question), allow_redirects=False
+        ) as response,
+      ):
+        content = await _content(response)
+    except _Attempt:
+      raise
+    except TimeoutError:
+      raise _Attempt(f"no whole answer within {seconds:g} seconds", retry=True) from None
+    except Exception as error:
+      what = f"{type(error).__name__}: {_one_line(str(error))}".rstrip(": ")
+      raise _Attempt(f"the connection failed: {what}", retry=True) from None
+    if not 200 <= response.status < 300:
+      raise self._status(response.status, response.headers, content)
+    return self._reply(content)
+
+  def _open(self) -> aiohttp.ClientSession:
+    if self._session is None:
+      headers = {
+        "accept": "application/json",
+        # A few compressed bytes could unpack into more than memory holds.
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+        "user-agent": f"dss_jax/{__version__}",
+      }
+      if self._key:
+        headers["authorization"] = f"Bearer {self._key}"
+      self._session = aiohttp.ClientSession(
+        # The caller bounds the requests in flight.
+        connector=aiohttp.TCPConnector(limit=0),
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(),
+        proxy=proxy_for(self._url),
+        auto_decompress=False,
+      )
+    return self._session
+
+  def _body(self, question: Question) -> bytes:
     body: dict[str, Any] = {
       "model": self._model,
       "temperature": question.temperature,
       self._limit_key: question.max_tokens,
     }
     if self._form == "chat":
-      path, body["messages"] = "/chat/completions", question.messages
+      body["messages"] = question.messages
     else:
-      path, body["prompt"] = "/completions", question.text
+      body["prompt"] = question.text
     if question.stop:
       body["stop"] = list(question.stop)
-    seconds = self._patience.timeout_seconds
-    try:
-      async with asyncio.timeout(seconds):
-        response = await self._client.post(path, cast_to=object, body=body)
-    except TimeoutError:
-      raise _Attempt(f"no whole answer within {seconds:g} seconds", retry=True) from None
-    except openai.APIStatusError as error:
-      raise self._status(error) from None
-    except Exception as error:
-      raise _connection(error) from None
-    return self._reply(response)
+    return json.dumps(body).encode("ascii")
 
-  def _status(self, error: openai.APIStatusError) -> Exception:
-    status = error.status_code
-    said = self._redacted(_one_line(_message(error.body)))
+  def _status(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
+    said = self._redacted(_one_line(_message(content)))
     if status in _REFUSED:
       mend = _REFUSED[status].format(env=self._key_env)
       return UserError(f"--teacher {self.name} at {self._url}: HTTP {status} {said}: {mend}")
     # 408 time-out, 409 conflict, 425 too early, 429 too many requests; all of the server's own.
     retry = status in (408, 409, 425, 429) or status >= 500
     reason = f"HTTP {status} {said}".strip()
-    after = _retry_after(error.response.headers) if retry else None
-    return _Attempt(reason, retry=retry, retry_after=after)
+    return _Attempt(reason, retry=retry, retry_after=_retry_after(headers) if retry else None)
 
-  def _reply(self, response: Any) -> Reply:
+  def _reply(self, content: bytes) -> Reply:
     """What a response says, strictly; a body of another shape is worth another attempt."""
+    try:
+      response = json.loads(content)
+    except (ValueError, RecursionError):
+      raise _Attempt("the response is not JSON", retry=True) from None
     try:
       choice = response["choices"][0]
       text = choice["message"]["content"] if self._form == "chat" else choice["text"]
       finish, usage = choice.get("finish_reason"), response.get("usage")
       model = response.get("model")
     except (KeyError, IndexError, TypeError, AttributeError):
-      kind = "text" if isinstance(response, str) else "JSON of another shape"
-      raise _Attempt(f"the response is no completion, but {kind}", retry=True) from None
+      raise _Attempt("the response is JSON, but no completion", retry=True) from None
     if text is None:
       text = ""
     if not isinstance(text, str):
@@ -221,54 +242,29 @@ class HttpTeacher:
     return text.replace(self._key, "[key]") if self._key else text
 
 
-async def _bound_response(response: httpx2.Response) -> None:
-  """Makes reading the response fail beyond MAX_RESPONSE_BYTES; called before it is read."""
+async def _content(response: aiohttp.ClientResponse) -> bytes:
+  """The body of a response, read no further than MAX_RESPONSE_BYTES."""
   encoding = response.headers.get("content-encoding", "identity").strip().lower()
   if encoding not in ("", "identity"):
-    # A few compressed bytes could unpack into more than memory holds.
-    raise _TooLarge(f"the response is compressed ({encoding[:20]}), which was not asked for")
+    what = f"the response is compressed ({_one_line(encoding)[:20]}), which was not asked for"
+    raise _Attempt(what, retry=False)
   length = response.headers.get("content-length", "")
   if length.isdecimal() and int(length) > MAX_RESPONSE_BYTES:
-    raise _TooLarge(_TOO_LARGE)
-  response.stream = _BoundedStream(response.stream)
+    raise _Attempt(_TOO_LARGE, retry=False)
+  content = bytearray()
+  async for part in response.content.iter_any():
+    content += part
+    if len(content) > MAX_RESPONSE_BYTES:
+      raise _Attempt(_TOO_LARGE, retry=False)
+  return bytes(content)
 
 
-class _BoundedStream(httpx2.AsyncByteStream):
-  def __init__(self, stream: Any):
-    self._stream = stream
-
-  async def __aiter__(self) -> AsyncIterator[bytes]:
-    size = 0
-    async for part in self._stream:
-      size += len(part)
-      if size > MAX_RESPONSE_BYTES:
-        raise _TooLarge(_TOO_LARGE)
-      yield part
-
-  async def aclose(self) -> None:
-    await self._stream.aclose()
-
-
-def _connection(error: Exception) -> _Attempt:
-  """The failure of an attempt that brought no status and no JSON."""
-  cause: BaseException | None = error
-  while cause is not None:
-    if isinstance(cause, _TooLarge):
-      return _Attempt(str(cause), retry=False)
-    cause = cause.__cause__
-  if isinstance(error, openai.APITimeoutError):
-    return _Attempt("no answer in time", retry=True)
-  if isinstance(error, openai.APIConnectionError):
-    inner = error.__cause__ or error
-    what = f"{type(inner).__name__}: {_one_line(str(inner))}".rstrip(": ")
-    return _Attempt(f"the connection failed: {what}", retry=True)
-  if isinstance(error, ValueError | RecursionError):
-    return _Attempt("the response is not JSON", retry=True)
-  return _Attempt(f"the request failed ({type(error).__name__})", retry=True)
-
-
-def _message(body: Any) -> str:
+def _message(content: bytes) -> str:
   """What the body of an error says."""
+  try:
+    body = json.loads(content)
+  except (ValueError, RecursionError):
+    return content[:1000].decode("utf-8", "replace")
   if isinstance(body, Mapping):
     inner = body.get("error", body)
     message = inner.get("message", "") if isinstance(inner, Mapping) else inner
@@ -293,40 +289,6 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return None
   # NaN compares as false with everything.
   return max(seconds, 0.0) if seconds < float("inf") else None
-
-
-def _checked_url(url: str) -> str:
-  try:
-    parts = urllib.parse.urlsplit(url)
-    host, _ = parts.hostname, parts.port
-  except ValueError:
-    parts, host = None, None
-  if parts is None or parts.scheme not in ("http", "https") or not host:
-    raise UserError("--teacher-url: is no URL; write it like http://HOST:PORT/v1")
-  if parts.username or parts.password or parts.query or parts.fragment:
-    # Not shown: what stands there may be a secret.
-    raise UserError(
-      f"--teacher-url with host {host}: carries a user name, password or query;"
-      " give the key in an environment variable (--teacher-key-env)"
-    )
-  return url.rstrip("/")
-
-
-def _key(key_env: str, url: str) -> str:
-  key = os.environ.get(key_env, "").strip()
-  if not key:
-    if url.startswith(DEFAULT_URL) or key_env != DEFAULT_KEY_ENV:
-      raise UserError(
-        f"--teacher at {url}: needs a key, and the environment variable {key_env} is not set;"
-        " set it, or name another with --teacher-key-env"
-      )
-    return ""
-  if len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-    raise UserError(
-      f"--teacher-key-env {key_env}: holds no key (a key has {_SHORTEST_KEY} or more printable"
-      " characters without spaces); set it again"
-    )
-  return key
 
 
 def _one_line(text: str) -> str:

@@ -13,6 +13,8 @@ from dss_jax.teacher.tally import Tally
 
 SHOWN_REASONS = 20
 SHOWN_LINES = 5
+# Below this agreement with gold the report warns of the teacher.
+DOUBTFUL_PERCENT = 50.0
 _MEANING = {
   "failed": "no request succeeded; give the same command again to ask once more",
   "unasked": "the budget was spent",
@@ -97,6 +99,11 @@ def to_text(report: dict[str, Any]) -> str:
       f"answers that agree with the row's own label: {report['agreeing']:,} of"
       f" {report['compared_with_gold']:,} ({report['agreeing_percent']:.2f} %)"
     )
+    if report["agreeing_percent"] < DOUBTFUL_PERCENT:
+      lines.append(
+        "  warning: this teacher is wrong more often than right here; do not train on its labels,"
+        " and drop the rationales that lead to them (--filter gold)"
+      )
   if report["answers"] > report["rows"] - report["statuses"]["untouched"]:
     lines.append(f"mean share of samples that agree: {report['mean_agreement_of_samples']:.3f}")
   lines.append(

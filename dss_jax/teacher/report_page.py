@@ -123,7 +123,8 @@ def _row(line: int, row: Row) -> str:
   told = provenance.get("agreement")
   concerns = [*provenance.get("concerns", [])]
   concerns += [f"dropped for {name}" for name in provenance.get("dropped_for", [])]
-  gold = row.get("output_text") or provenance.get("gold_label", "")
+  # With --labels teacher the row's label is the teacher's, which has a column of its own.
+  gold = provenance.get("gold_label") or row.get("output_text", "")
   cells = [
     f'<td data-key="{line}">{line}</td>',
     f'<td data-key="{STATUSES.index(status)}">{html.escape(status)}</td>',

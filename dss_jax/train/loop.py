@@ -2,6 +2,9 @@
 
 Nothing here waits for the device except where numbers are read: a step's metrics are read
 after the next step was sent off, and the next batch is packed by a thread meanwhile.
+
+In a run of several processes all of them go through it alike: what is decided here follows from
+numbers that every device has, and only process 0 writes them down.
 """
 
 import concurrent.futures
@@ -15,14 +18,15 @@ from typing import Any
 
 import jax
 
+from dss_jax import processes
 from dss_jax.config import RunConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.errors import TrainingDiverged
 from dss_jax.progress import ProgressLine, note_of, progress_line
 from dss_jax.train.checkpoint import Checkpoints, rank_of
 from dss_jax.train.evaluation import evaluate
-from dss_jax.train.metrics import MetricsWriter, named_metrics
-from dss_jax.train.preemption import Preempted, StopSignal
+from dss_jax.train.metrics import MetricsWriter, NoWriter, named_metrics
+from dss_jax.train.preemption import Preempted, StopSignal, StopVote
 from dss_jax.train.step import Trainer, TrainState
 
 
@@ -89,7 +93,9 @@ class Loop:
     self._checkpoints = Checkpoints(self._directory / "checkpoints", keep_best=keep_best)
     state, step = self._restore(initial_params)
     on_start(step)
-    self._writer = MetricsWriter(self._directory, resume_step=step)
+    self._writer: MetricsWriter | NoWriter = NoWriter()
+    if processes.is_first():
+      self._writer = MetricsWriter(self._directory, resume_step=step)
     try:
       with StopSignal() as stop, progress_line("step", config.train_steps, step) as line:
         state, step = self._steps(state, step, stop, line)
@@ -124,6 +130,7 @@ class Loop:
     config = self._config
     unread: tuple[int, Any] | None = None
     clock = _Clock(config.batch_size)
+    vote = StopVote(self._trainer.mesh)
     with concurrent.futures.ThreadPoolExecutor(1, "batches") as thread:
       upcoming = thread.submit(self._batch, step)
       while step < config.train_steps and not self._progress.stopped_early:
@@ -131,6 +138,7 @@ class Loop:
         upcoming = thread.submit(self._batch, step + 1)
         state, metrics = self._trainer.train_step(state, batch)
         step += 1
+        stopped_by = vote.cast(stop.number)
         if unread:
           self._log(*unread, clock, line)
         clock.tick()
@@ -139,7 +147,7 @@ class Loop:
         save_now = self._is_due(
           step, config.checkpoint_interval_steps or config.evaluation.interval_steps
         )
-        if not (evaluate_now or save_now or stop.number):
+        if not (evaluate_now or save_now or stopped_by):
           continue
         self._log(*unread, clock, line)
         unread = None
@@ -149,9 +157,9 @@ class Loop:
           judged = self._evaluate(state, step, line)
         self._save(state, step, judged)
         clock.restart()
-        if stop.number and step < config.train_steps and not self._progress.stopped_early:
+        if stopped_by and step < config.train_steps and not self._progress.stopped_early:
           self._checkpoints.wait()
-          raise Preempted(step, stop.number)
+          raise Preempted(step, stopped_by)
     return state, step
 
   def _is_due(self, step: int, interval_steps: int) -> bool:

@@ -79,6 +79,16 @@ class MetricsWriter:
     self._events.close()
 
 
+class NoWriter:
+  """In place of a MetricsWriter, where another process writes the same numbers."""
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+  def flush(self) -> None: ...
+
+  def close(self) -> None: ...
+
+
 def _drop_after(path: pathlib.Path, step: int) -> None:
   """Removes lines of later steps, and a last line that a kill cut short."""
   if not path.exists():

@@ -3,6 +3,7 @@
 import optax
 
 from dss_jax.config import OptimizerConfig
+from dss_jax.train.per_layer import per_layer
 
 
 def learning_rate(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
@@ -43,10 +44,12 @@ def make_optimizer(
       # optax takes Adafactor's decay as it is; times the learning rate, it means what AdamW's does.
       return decay * schedule(step)
 
-    rule = optax.adafactor(
-      schedule,
-      weight_decay_rate=decay_rate if decay else None,
-      multiply_by_parameter_scale=True,
+    rule = per_layer(
+      optax.adafactor(
+        schedule,
+        weight_decay_rate=decay_rate if decay else None,
+        multiply_by_parameter_scale=True,
+      )
     )
   else:
     rule = optax.adamw(schedule, weight_decay=config.weight_decay)

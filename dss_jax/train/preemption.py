@@ -4,16 +4,14 @@ import signal
 import threading
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-class Preempted(Exception):
-  """The run was asked to stop; its state at `step` is saved."""
+from dss_jax.errors import Preempted
 
-  def __init__(self, step: int, signal_number: int):
-    super().__init__(
-      f"stopped by {signal.Signals(signal_number).name} after step {step}, which is saved; "
-      "the same command goes on from there"
-    )
-    self.exit_code = 128 + signal_number
+__all__ = ["Preempted", "StopSignal", "StopVote"]
 
 
 class StopSignal:
@@ -41,3 +39,38 @@ class StopSignal:
     if self.number == number == signal.SIGINT:
       raise KeyboardInterrupt
     self.number = number
+
+
+class StopVote:
+  """Whether a process was asked to stop, as all processes know it at the same step.
+
+  Each step sends off the largest signal number of all devices after itself and reads that of
+  the step before, which is there by then: nobody waits, and nobody stops alone.
+  """
+
+  def __init__(self, mesh: Mesh):
+    self._is_alone = len({device.process_index for device in mesh.devices.flat}) == 1
+    self._size = mesh.size
+    self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    self._ballots: dict[int, jax.Array] = {}
+    self._sent: jax.Array | None = None
+
+  def cast(self, number: int | None) -> int:
+    """The signal to stop for after this step, 0 for none; called once a step.
+
+    Args:
+      number: the signal that this process was sent, if any.
+    """
+    if self._is_alone:
+      return number or 0
+    before = self._sent
+    self._sent = self._largest(self._ballot(number or 0))
+    return 0 if before is None else int(before)
+
+  def _ballot(self, number: int) -> jax.Array:
+    if number not in self._ballots:
+      self._ballots[number] = jax.make_array_from_callback(
+        (self._size,), self._sharding, lambda index: np.full(1, number, np.int32)
+      )
+    return self._ballots[number]

@@ -17,6 +17,8 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dss_jax.config import RunConfig, T5Config
+from dss_jax.data.batches import empty_batch
+from dss_jax.data.packing import RowShape
 from dss_jax.losses import step_by_step
 from dss_jax.losses.cross_entropy import cross_entropy
 from dss_jax.losses.step_by_step import TaskSums
@@ -41,11 +43,11 @@ class Trainer:
   def __init__(self, config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh):
     self.config = config
     self.mesh = mesh
-    self.rules = meshes.logical_rules(config.model, mesh)
+    self.rules = meshes.logical_rules(config.model, mesh, split_length=True)
     self._optimizer = optimizer
     boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
     self._params_shape = nn.meta.unbox(boxed)
-    param_shardings = meshes.param_shardings(boxed, mesh, self.rules)
+    param_shardings = meshes.param_shardings(boxed, mesh, config.mesh.weights_over_data)
     replicated = NamedSharding(mesh, PartitionSpec())
     state_shape = jax.eval_shape(self._fresh_state, self._params_shape)
     self.state_shardings: Any = TrainState(
@@ -85,6 +87,8 @@ class Trainer:
 
   def state_from_params(self, params: Any) -> TrainState:
     """A state that starts from given weights, already laid out on the mesh."""
+    # Those of another run may be split over other axes than this run's.
+    params = jax.device_put(params, self.state_shardings.params)
     return self._on_mesh(
       jax.jit(
         self._fresh_state,
@@ -97,6 +101,18 @@ class Trainer:
   def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
     """The state after one update, and the step's `sums` (TaskSums) and `gradient_norm`."""
     return self._on_mesh(self._train, state, batch, self._seed)
+
+  def lower(self, shape: RowShape) -> jax.stages.Lowered:
+    """The training step for batches of the shape, ready to be compiled.
+
+    The mesh may be one of devices that are not here, as of a topology to plan for.
+    """
+    sharding = meshes.rows_sharding(self.mesh)
+    batch = {
+      name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+      for name, array in empty_batch(shape).items()
+    }
+    return self._on_mesh(self._train.lower, self.state_shape, batch, self._seed)
 
   def eval_step(self, params: Any, batch: Arrays) -> TaskSums:
     """Teacher-forced loss and accuracy of a batch, without dropout."""
@@ -140,7 +156,8 @@ class Trainer:
     self, state: TrainState, batch: Arrays, seed: jax.Array
   ) -> tuple[TrainState, Arrays]:
     config = self.config
-    key = jax.random.fold_in(dropout_key(seed), state.step)
+    # 1 is folded in for the first weights.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), state.step)
     gradient, sums = accumulated_gradient(
       state.params,
       batch,
@@ -158,11 +175,6 @@ class Trainer:
     weights = step_by_step.task_weights(batch["decoder_loss_weights"], batch["decoder_task_ids"])
     _, sums = batch_loss(params, batch, weights, None, config=self.config, shards=self.mesh.size)
     return sums
-
-
-def dropout_key(seed: int | jax.Array) -> jax.Array:
-  """The key of a run's dropout; XLA's own generator draws masks far faster than threefry."""
-  return jax.random.key(seed, impl="rbg")
 
 
 def batch_loss(

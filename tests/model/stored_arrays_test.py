@@ -54,10 +54,13 @@ def test_every_device_reads_its_own_part_once(arrays):
     ),
     placed,
   )
-  rows = [(index[0].start, index[0].stop) for index in asked["token_embedder.embedding"]]
-  assert sorted(rows) == [(0, 14), (14, 28), (28, 42), (42, 56)]
-  columns = [(index[1].start, index[1].stop) for index in asked["encoder.layers_0.mlp.wi_0.kernel"]]
-  assert sorted(columns) == [(0, 10), (10, 20), (20, 30), (30, 40)]
+  for name, dimension, parts in (
+    ("token_embedder.embedding", 1, [(0, 4), (4, 8), (8, 12), (12, 16)]),
+    ("encoder.layers_0.mlp.wi_0.kernel", 1, [(0, 10), (10, 20), (20, 30), (30, 40)]),
+    ("encoder.layers_0.mlp.wo.kernel", 0, [(0, 10), (10, 20), (20, 30), (30, 40)]),
+  ):
+    read = [(index[dimension].start, index[dimension].stop) for index in asked[name]]
+    assert sorted(read) == parts
 
 
 def test_parts_of_turned_and_joined_arrays():

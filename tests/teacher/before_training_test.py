@@ -12,7 +12,7 @@ from dss_jax.data.row_source import TrainingRows, source_from_file
 from dss_jax.errors import UserError
 from dss_jax.gin_door import Setting, load_config
 from dss_jax.student import check_directory
-from dss_jax.teacher.before_training import annotated_data
+from dss_jax.teacher.before_training import annotated_rows
 
 ROWS = 20
 
@@ -42,10 +42,10 @@ def config(tmp_path):
 
 
 def test_rows_are_annotated_into_the_model_dir(config, tmp_path):
-  data, figures = annotated_data(config())
-  assert data.dataset == str(tmp_path / "model" / "annotated.jsonl")
+  path, figures = annotated_rows(config())
+  assert path == str(tmp_path / "model" / "annotated.jsonl")
   assert figures["statuses"]["answered"] == ROWS
-  source, _ = sources(data)
+  source, _ = sources(config().data, path)
   assert (source.summary.labelled, source.summary.explained) == (ROWS, ROWS)
   # A folder that holds nothing but this is no stranger's.
   check_directory(config())
@@ -54,36 +54,36 @@ def test_rows_are_annotated_into_the_model_dir(config, tmp_path):
 def test_nothing_is_asked_where_there_is_no_teacher(config, tmp_path):
   asked = config()
   alone = dataclasses.replace(asked, teacher=dataclasses.replace(asked.teacher, name=None))
-  assert annotated_data(alone) == (alone.data, None)
+  assert annotated_rows(alone) == (None, None)
   assert not (tmp_path / "model").exists()
 
 
 def test_a_run_taken_up_again_asks_nothing(config, tmp_path):
-  first = annotated_data(config())
+  first = annotated_rows(config())
   (tmp_path / "recorded.jsonl").unlink()
-  assert annotated_data(config()) == first
+  assert annotated_rows(config()) == first
   # How the teacher is reached is no other run.
-  assert annotated_data(config(**{"TeacherConfig.max_requests_in_flight": 3})) == first
+  assert annotated_rows(config(**{"TeacherConfig.max_requests_in_flight": 3})) == first
   with pytest.raises(UserError, match=r"recorded.jsonl: no such file"):
-    annotated_data(config(**{"TeacherConfig.labels": "teacher"}))
+    annotated_rows(config(**{"TeacherConfig.labels": "teacher"}))
 
 
 def test_a_stamp_without_its_rows_is_none(config, tmp_path):
-  annotated_data(config())
+  annotated_rows(config())
   (tmp_path / "model" / "annotated.jsonl").unlink()
-  annotated_data(config())
+  annotated_rows(config())
   assert len(list(read_rows(tmp_path / "model" / "annotated.jsonl"))) == ROWS
 
 
 def test_other_rows_than_the_run_began_with(config, tmp_path):
-  annotated_data(config())
+  annotated_rows(config())
   write_rows(tmp_path / "in.jsonl", [{"input_text": "row 0"}])
-  assert annotated_data(config())[1]["rows"] == 1
+  assert annotated_rows(config())[1]["rows"] == 1
   write_rows(tmp_path / "in.jsonl", [{"input_text": "row 1"}])
   # As after the first checkpoint of the run.
   (tmp_path / "model" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").mkdir(parents=True)
   with pytest.raises(UserError, match="not those that this run began with"):
-    annotated_data(config())
+    annotated_rows(config())
 
 
 @pytest.mark.parametrize(
@@ -92,18 +92,21 @@ def test_other_rows_than_the_run_began_with(config, tmp_path):
     ({"VOCABULARY": "nowhere.model"}, "nowhere.model"),
     ({"EVAL_DATASET": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
     ({"TeacherConfig.filters": ("shape",)}, "'shape' is no concern; choose from agreement"),
-    ({"DATASET": None, "MIXTURE_OR_TASK_NAME": "svamp"}, "belongs to --dataset"),
+    ({"DATASET": None}, "neither of --dataset and --task given"),
+    ({"MIXTURE_OR_TASK_NAME": "svamp"}, "both of --dataset and --task given"),
+    ({"DATASET": None, "MIXTURE_OR_TASK_NAME": "svamp"}, "--task svamp needs --data-dir"),
+    ({"DATASET": None, "MIXTURE_OR_TASK_NAME": "svamp", "DATA_DIR": "."}, "task svamp needs this"),
   ],
 )
 def test_mistakes_are_found_before_anything_is_asked(changes, message, config, tmp_path):
   with pytest.raises(UserError, match=message):
-    annotated_data(config(**changes))
+    annotated_rows(config(**changes))
   assert not (tmp_path / "model").exists()
 
 
 def test_settings_reach_the_annotation(config, tmp_path):
   given = {"TeacherConfig.filters": ("unmentioned",), "TeacherConfig.labels": "keep"}
-  annotated_data(config(**given))
+  annotated_rows(config(**given))
   rows = list(read_rows(tmp_path / "model" / "annotated.jsonl"))
   assert not any("output_text" in row or "rationale" in row for row in rows)
   assert all(row["provenance"]["dropped_for"] == ["unmentioned"] for row in rows)

@@ -114,7 +114,7 @@ def test_names_of_concerns():
 
 
 def test_help_imports_nothing_heavy():
-  heavy = "jax numpy seqio tensorflow openai yaml httpx2"
+  heavy = "jax numpy seqio tensorflow aiohttp yaml"
   code = f"{MAIN[:-8]}\ntry: main()\nexcept SystemExit: pass\n" + (
     f"print([name for name in {heavy.split()!r} if name in sys.modules])"
   )
@@ -125,13 +125,29 @@ def test_help_imports_nothing_heavy():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_openai_library_may_be_missing(dss, numbered, tmp_path, monkeypatch):
+def test_aiohttp_may_be_missing(dss, numbered, tmp_path, monkeypatch):
   write_rows(tmp_path / "in.jsonl", numbered(3))
-  monkeypatch.setitem(sys.modules, "openai", None)
+  monkeypatch.setitem(sys.modules, "aiohttp", None)
   monkeypatch.delitem(sys.modules, "dss_jax.teacher.http_client", raising=False)
   code, _, err = dss(
     "annotate", tmp_path / "in.jsonl", "--teacher", "openai:m", "--output", tmp_path / "o.jsonl",
     "--prompt", "svamp",
   )  # fmt: skip
   assert code == 2
-  assert "pip install 'dss-jax[teacher]'" in err
+  assert "aiohttp is not installed (aiohttp); pip install 'dss-jax[teacher]'" in err
+
+
+def test_beam_may_be_missing(dss, server, numbered, tmp_path, monkeypatch):
+  write_rows(tmp_path / "in.jsonl", numbered(3))
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  monkeypatch.delitem(sys.modules, "dss_jax.teacher.beam_runner", raising=False)
+  code, out, err = dss(
+    "annotate", tmp_path / "in.jsonl", "--teacher", "openai:m", "--teacher-url", server.url,
+    "--prompt", "svamp", "--output", tmp_path / "o.jsonl", "--runner", "DirectRunner",
+  )  # fmt: skip
+  assert (code, out) == (2, "")
+  assert err == (
+    "dss: --runner DirectRunner: Apache Beam is not installed (apache_beam);"
+    " pip install 'dss-jax[beam]'\n"
+  )
+  assert not server.requests

@@ -120,6 +120,8 @@ class FaultServer:
       return True
     if fault == "hang":
       await asyncio.sleep(60)
+    if fault == "hang up":
+      return False
     if fault == "reset":
       writer.write(_head(200, len(good)) + good[: len(good) // 2])
       await writer.drain()

@@ -27,12 +27,13 @@ ONCE = {
   7: (503, b'{"error": {"message": "busy"}}', ()),
   8: (200, b'{"choices": []}', ()),
   9: (200, b'{"choices": [{"message": {"content": 7}}]}', ()),
+  11: "hang up",
 }
 # What goes wrong at every attempt, and the reason that the row is set aside with.
 ALWAYS = {
   93: ("endless", r"more than 1,048,576 bytes"),
   94: ((200, HUGE, ()), r"more than 1,048,576 bytes"),
-  95: ((200, b"[" * 100_000, ()), r"the response is not JSON \(4 attempts\)|another shape"),
+  95: ((200, b"[" * 100_000, ()), r"the response is not JSON \(4 attempts\)"),
   96: ((500, b"\xff\xfe", ()), r"HTTP 500.*\(4 attempts\)"),
   97: ((400, b'{"error": {"message": "too long"}}', ()), r"^HTTP 400 too long$"),
   98: ((200, b"x", ("content-encoding: gzip",)), r"compressed"),

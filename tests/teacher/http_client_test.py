@@ -163,6 +163,39 @@ def test_nobody_listens(server, quick_teacher):
 
 
 @pytest.mark.parametrize(
+  ("fault", "reason"),
+  [
+    ("hang up", r"the connection failed: ServerDisconnectedError"),
+    ("reset", r"the connection failed: \w+: "),
+    ("trickle", "no whole answer within 0.2 seconds"),
+    ((200, b"{}", ("content-type application/json",)), "the connection failed: .*header"),
+    ((200, b"<html>busy</html>", ("content-type: text/html",)), "the response is not JSON"),
+    ((200, b'"yes"', ()), "the response is JSON, but no completion"),
+    ((502, "oops \u2713\n".encode(), ()), "HTTP 502 oops \u2713 "),
+  ],
+)
+def test_reasons(fault, reason, server, quick_teacher):
+  server.fault = lambda row, attempt: fault
+  patience = Patience(timeout_seconds=0.2, attempts=2, base_wait_seconds=0.0)
+  with pytest.raises(RequestFailed, match=rf"^{reason}.*\(2 attempts\)$"):
+    _ask(quick_teacher(patience))
+  assert len(server.requests) == 2
+
+
+def test_a_proxy_of_the_environment_is_asked(server, monkeypatch):
+  """The request goes to the proxy, which is the server here, with the whole URL in its head."""
+  monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+  monkeypatch.setenv("no_proxy", "127.0.0.1")
+  monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+  for url, line in (
+    ("http://near.example/v1", "POST http://near.example/v1/chat/completions "),
+    (server.url, "POST /v1/chat/completions "),
+  ):
+    assert _ask(HttpTeacher("m", url=url)).text == server.answer(1)
+    assert server.headers[-1].startswith(line)
+
+
+@pytest.mark.parametrize(
   ("body", "text"),
   [
     ({"choices": [{"message": {"content": None}}]}, ""),

@@ -63,6 +63,9 @@ def test_figures(annotated):
   text = to_text(report)
   assert "answers that parse: 4 (80.00 %)" in text
   assert "1 of 3 (33.33 %)" in text
+  assert "warning: this teacher is wrong more often than right" in text
+  assert "warning" not in to_text({**report, "agreeing_percent": 50.0})
+  assert "warning" not in to_text({**report, "compared_with_gold": 0})
   assert "1  failed: HTTP 500 (line 5)" in text
 
 
@@ -101,6 +104,16 @@ def test_page(annotated, tmp_path):
   assert not re.search(r"https?://|url\(|@import", text)
   policy = next(value for name, value in page.attributes if name == "content")
   assert policy.startswith("default-src 'none'; script-src 'sha256-")
+
+
+def test_page_shows_the_rows_own_label_beside_the_teachers(tmp_path):
+  outcomes = Outcomes("t", Prompt(instruction="Say."), Choices(labels="teacher"))
+  answer = Entry(Reply("It is yes, so yes.\nAnswer: yes"), "2030-01-01T00:00:00Z")
+  row = outcomes.row({"input_text": "x", "output_text": "no"}, "both", [answer])
+  write_rows(tmp_path / "o.jsonl", [row])
+  write_page(tmp_path / "o.jsonl", tmp_path / "p.html", report_on(tmp_path / "o.jsonl"), max_rows=9)
+  cells = _Page((tmp_path / "p.html").read_text()).cells[-1]
+  assert (row["output_text"], cells[3], cells[4]) == ("yes", "no", "yes")
 
 
 def test_page_shows_the_worst_rows_where_there_are_more(annotated, tmp_path):

@@ -15,7 +15,7 @@ from dss_jax.losses.base import LossSum
 from dss_jax.losses.step_by_step import TaskSums
 from dss_jax.model.t5 import Transformer
 from dss_jax.train import step
-from dss_jax.train.step import Trainer, dropout_key, parameter_count
+from dss_jax.train.step import Trainer, parameter_count
 
 ALPHA = 0.3
 EXAMPLES = np.arange(24)
@@ -353,7 +353,7 @@ def test_the_parts_of_a_batch_have_dropout_of_their_own(make_config, monkeypatch
   monkeypatch.setattr(step, "batch_loss", draw)
   names = ("decoder_loss_weights", "decoder_task_ids")
   batch = {name: jnp.zeros((6, 2)) for name in names}
-  key = dropout_key(0)
+  key = jax.random.key(0)
   config = make_config(accumulation_steps=3)
   gradient, sums = step.accumulated_gradient(jnp.float32(1), batch, key, config=config)
   drawn = [float(jax.random.uniform(jax.random.fold_in(key, part))) for part in range(3)]

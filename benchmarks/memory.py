@@ -1,0 +1,197 @@
+"""The memory that chunks of the vocabulary and blocks of attention save, at the same numbers.
+
+python benchmarks/memory.py [--student large] [--input-tokens 7168] [--output-tokens 1024]
+
+Prints one line of JSON. For cross-entropy and for attention: the temporary memory of a forward
+and backward pass, by the compiler's own analysis, at once and by parts (MiB), their ratio, and the
+relative differences of loss and gradients, run at a smaller size with as many parts. With a
+student, also the memory of its whole training step for one example (two rows) on one device, with
+all logits of attention at once and by blocks, for each way of recomputing (compiled, not run).
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dss_jax.config import MeshConfig, RunConfig
+from dss_jax.data.packing import RowShape
+from dss_jax.gin_door import Setting, load_config
+from dss_jax.losses import cross_entropy
+from dss_jax.model import attention
+from dss_jax.train.mesh import make_mesh
+from dss_jax.train.optimizer import make_optimizer
+from dss_jax.train.step import Trainer
+
+MIB = 2**20
+VOCABULARY = 32_128
+TRIED_TOKENS = 1024
+
+Arrays = dict[str, Any]
+
+
+@contextmanager
+def limit(module: Any, name: str, value: float) -> Iterator[None]:
+  """Another limit of a module for a while."""
+  before = getattr(module, name)
+  setattr(module, name, value)
+  try:
+    yield
+  finally:
+    setattr(module, name, before)
+
+
+def temporary_mib(function: Callable[[Arrays], Any], shapes: Arrays) -> float:
+  analysis: Any = jax.jit(jax.grad(function)).lower(shapes).compile().memory_analysis()
+  return analysis.temp_size_in_bytes / MIB
+
+
+def drawn(shapes: Arrays) -> Arrays:
+  generator = np.random.default_rng(0)
+  return {
+    name: generator.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype)
+    for name, leaf in shapes.items()
+  }
+
+
+def differences(one: Callable, other: Callable, inputs: Arrays) -> dict[str, float]:
+  """Relative, of the loss and of each input's gradient, the largest."""
+  loss, gradient = jax.jit(jax.value_and_grad(one))(inputs)
+  other_loss, other_gradient = jax.jit(jax.value_and_grad(other))(inputs)
+  errors = [
+    float(jnp.linalg.norm(gradient[name] - other_gradient[name]) / jnp.linalg.norm(gradient[name]))
+    for name in inputs
+  ]
+  return {
+    "loss_difference": abs(float(loss - other_loss) / float(loss)),
+    "gradient_difference": max(errors),
+  }
+
+
+def whole_cross_entropy(inputs: Arrays, targets: np.ndarray) -> jax.Array:
+  """The plain formula, all logits at once."""
+  logits = jnp.einsum("rmd,dv->rmv", inputs["hidden"], inputs["kernel"])
+  chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
+  return -jnp.mean(chosen)
+
+
+def chunked_cross_entropy(inputs: Arrays, targets: np.ndarray) -> jax.Array:
+  coefficients = jnp.full(targets.shape, 1 / targets.size, jnp.float32)
+  ids = jnp.asarray(targets)
+  return cross_entropy.cross_entropy(inputs["hidden"], inputs["kernel"], ids, coefficients)[0]
+
+
+def of_cross_entropy(tokens: int, width: int) -> dict[str, float]:
+  def shapes(tokens: int) -> Arrays:
+    return {
+      "hidden": jax.ShapeDtypeStruct((1, tokens, width), np.float32),
+      "kernel": jax.ShapeDtypeStruct((width, VOCABULARY), np.float32),
+    }
+
+  def targets(tokens: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, VOCABULARY, (1, tokens), np.int32)
+
+  at_once = temporary_mib(
+    functools.partial(whole_cross_entropy, targets=targets(tokens)), shapes(tokens)
+  )
+  by_parts = temporary_mib(
+    functools.partial(chunked_cross_entropy, targets=targets(tokens)), shapes(tokens)
+  )
+  with limit(cross_entropy, "CHUNK_BYTES", cross_entropy.CHUNK_BYTES * TRIED_TOKENS / tokens):
+    found = differences(
+      functools.partial(whole_cross_entropy, targets=targets(TRIED_TOKENS)),
+      functools.partial(chunked_cross_entropy, targets=targets(TRIED_TOKENS)),
+      drawn(shapes(TRIED_TOKENS)),
+    )
+  return {"tokens": tokens, **memory(at_once, by_parts), **found}
+
+
+def attention_loss(inputs: Arrays, *, at_once: bool) -> jax.Array:
+  """The sum of squares of one encoder self-attention's mix, its bias included."""
+  segments = jnp.ones((1, inputs["query"].shape[1]), jnp.int32)
+  bias = attention.Bias(segments, segments, inputs["table"])
+  mix = attention._mixed if at_once else attention._mixed_by_blocks
+  mixed = mix(
+    inputs["query"], inputs["key"], inputs["value"], bias.whole() if at_once else bias, 0.0, None
+  )
+  return jnp.sum(jnp.square(mixed))
+
+
+def of_attention(tokens: int, heads: int, head_dim: int) -> dict[str, float]:
+  def shapes(tokens: int) -> Arrays:
+    one = jax.ShapeDtypeStruct((1, tokens, heads, head_dim), np.float32)
+    table = jax.ShapeDtypeStruct((heads, 32), np.float32)
+    return {"query": one, "key": one, "value": one, "table": table}
+
+  whole = functools.partial(attention_loss, at_once=True)
+  by_blocks = functools.partial(attention_loss, at_once=False)
+  at_once, by_parts = (temporary_mib(way, shapes(tokens)) for way in (whole, by_blocks))
+  smaller = attention.LOGITS_BYTES * (TRIED_TOKENS / tokens) ** 2
+  with limit(attention, "LOGITS_BYTES", smaller):
+    found = differences(whole, by_blocks, drawn(shapes(TRIED_TOKENS)))
+  return {"tokens": tokens, "heads": heads, **memory(at_once, by_parts), **found}
+
+
+def memory(at_once: float, by_parts: float) -> dict[str, float]:
+  return {"at_once_mib": at_once, "by_parts_mib": by_parts, "ratio": at_once / by_parts}
+
+
+def of_step(config: RunConfig, shape: RowShape) -> dict[str, float]:
+  """GiB on one device while a training step runs: the state, the batch and what is temporary."""
+  mesh = make_mesh(MeshConfig(data=1), 1)
+  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  analysis: Any = trainer.lower(shape).compile().memory_analysis()
+  state = analysis.argument_size_in_bytes
+  new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+  return {
+    "state_gib": state / 2**30,
+    "temporary_gib": analysis.temp_size_in_bytes / 2**30,
+    "peak_gib": (state + new + analysis.temp_size_in_bytes) / 2**30,
+  }
+
+
+def of_student(name: str, dtype: str, shape: RowShape) -> dict[str, Any]:
+  settings = [
+    Setting("MODEL_DIR", "unused", "--student"),
+    Setting("T5Config.vocab_size", VOCABULARY, "--student"),
+    Setting("T5Config.scan_layers", True, "--student"),
+    Setting("T5Config.dtype", dtype, "--student"),
+  ]
+  config = load_config(RunConfig, ["runs/distill.gin", f"models/{name}.gin"], settings)
+  found: dict[str, Any] = {"student": name, "dtype": dtype, **shape._asdict()}
+  for remat in ("none", "minimal", "full"):
+    run = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+    with limit(attention, "LOGITS_BYTES", 2**60):
+      at_once = of_step(run, shape)
+    found[remat] = {"at_once": at_once, "by_blocks": of_step(run, shape)}
+  return found
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--student")
+  parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+  parser.add_argument("--input-tokens", type=int, default=7168)
+  parser.add_argument("--output-tokens", type=int, default=1024)
+  options = parser.parse_args()
+  found: dict[str, Any] = {
+    "cross_entropy": of_cross_entropy(tokens=16_384, width=512),
+    "attention": of_attention(options.input_tokens, heads=16, head_dim=64),
+  }
+  if options.student:
+    shape = RowShape(2, options.input_tokens, options.output_tokens)
+    found["step"] = of_student(options.student, options.dtype, shape)
+  machine = {"platform": jax.devices()[0].platform, "machine": platform.machine()}
+  print(json.dumps({**found, "jax": jax.__version__, **machine}))
+
+
+if __name__ == "__main__":
+  main()

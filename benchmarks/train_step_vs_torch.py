@@ -1,0 +1,316 @@
+"""Our training step beside PyTorch's: the same students, examples, optimizer and dropout.
+
+python benchmarks/train_step_vs_torch.py --data-dir CQA --vocabulary FILE.model
+    [--task cqa] [--student small] [--batch-size 24] [--repeats 5] [--dtype float32]
+
+The peer is Hugging Face's T5 as the paper's code trains it: one pass over the labels and one over
+the rationales, each padded to its batch's longest. Both take the same examples in the same order,
+with AdamW, clipping by norm and dropout 0.1, on the same device, in processes of their own, by
+turns: a machine that slows down slows down both. Prints one line of JSON:
+
+ours_examples_per_s, peer_examples_per_s, ratio: medians over the repeats, each of a step of each.
+padding_share, peer_padding_share: of all input and target positions that were computed.
+floor_share: ours as a share of what the machine's rate of matrix products (gflops) allows, were
+  nothing computed but the products of real tokens.
+real_tokens_per_s, peak_gib (of the process), first_step_seconds (compilation included): of each.
+
+Needs PyTorch and transformers: pip install -c constraints.txt -e '.[torch]'.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LEARNING_RATE = 5e-5
+CLIP_NORM = 1.0
+
+
+class Job(NamedTuple):
+  """What both programs are given; the lists hold token ids, end mark included."""
+
+  config: Any  # a RunConfig
+  # Of each step, the (input, target) pairs of the labels and those of the rationales.
+  steps: list[tuple[list[tuple[list[int], list[int]]], ...]]
+  example_numbers: list[np.ndarray]
+
+
+def main() -> None:
+  arguments = parsed()
+  for name in ("torch", "transformers"):
+    if importlib.util.find_spec(name) is None:
+      sys.exit(f"{name} is not installed: pip install -c constraints.txt -e '.[torch]'")
+  job = make_job(arguments)
+  context = multiprocessing.get_context("spawn")
+  programs = {}
+  for name, work in (("ours", run_ours), ("peer", run_peer)):
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(job, there), daemon=True)
+    process.start()
+    there.close()
+    # One after the other, so that neither's preparation slows down the other's.
+    programs[name] = (here, here.recv())
+  seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+  for repeat in range(arguments.repeats):
+    for name in ("ours", "peer") if repeat % 2 else ("peer", "ours"):
+      connection, _ = programs[name]
+      connection.send(repeat)
+      seconds[name].append(connection.recv())
+  ends = {}
+  for name, (connection, first) in programs.items():
+    connection.send(None)
+    ends[name] = {**first, **connection.recv()}
+  print(json.dumps(summary(job, seconds, ends)))
+
+
+def parsed() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--data-dir", required=True)
+  parser.add_argument("--vocabulary", required=True)
+  parser.add_argument("--task", default="cqa")
+  parser.add_argument("--student", default="small")
+  parser.add_argument("--batch-size", type=int, default=24)
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+  return parser.parse_args()
+
+
+def run_config(arguments: argparse.Namespace) -> Any:
+  """The configuration of the run that both train."""
+  from dss_jax.config import RunConfig
+  from dss_jax.gin_door import Setting, load_config
+
+  values = {
+    "MODEL_DIR": "unused",
+    "MIXTURE_OR_TASK_NAME": arguments.task,
+    "DATA_DIR": arguments.data_dir,
+    "VOCABULARY": arguments.vocabulary,
+    "BATCH_SIZE": arguments.batch_size,
+    "TASK_FEATURE_LENGTHS": {"inputs": 1024, "targets": 256},
+    "OptimizerConfig.name": "adamw",
+    "OptimizerConfig.base_learning_rate": LEARNING_RATE,
+    "OptimizerConfig.clip_norm": CLIP_NORM,
+    "T5Config.dtype": arguments.dtype,
+    "MeshConfig.data": 1,
+  }
+  files = ["runs/distill.gin", f"models/{arguments.student}.gin"]
+  return load_config(RunConfig, files, [Setting(*item, "") for item in values.items()])
+
+
+def make_job(arguments: argparse.Namespace) -> Job:
+  """Tokenises the task's rows and picks the examples of each step."""
+  from dss_jax.data.batches import example_numbers
+  from dss_jax.data.prepare import prepare
+  from dss_jax.data.token_store import LABEL, RATIONALE
+  from dss_jax.student import with_vocab_size
+
+  config = run_config(arguments)
+  data = prepare(config.data, (LABEL, RATIONALE))
+  numbers = [
+    example_numbers(
+      step, batch_size=arguments.batch_size, num_examples=len(data.train.input_lengths), seed=0
+    )
+    for step in range(arguments.repeats)
+  ]
+
+  def pairs(examples, task):
+    return [
+      (data.train.input_tokens(n, task).tolist(), data.train.target_tokens(n, task).tolist())
+      for n in examples
+      if data.train.target_lengths[n, task]
+    ]
+
+  steps = [tuple(pairs(examples, task) for task in (LABEL, RATIONALE)) for examples in numbers]
+  return Job(with_vocab_size(config, data.vocabulary), steps, numbers)
+
+
+def run_ours(job: Job, connection: Connection) -> None:
+  """Takes the steps that it is told to, as `dss distill` would."""
+  import jax
+
+  from dss_jax.data.batches import TrainBatches
+  from dss_jax.data.packing import aligned_tokens
+  from dss_jax.data.prepare import prepare
+  from dss_jax.data.token_store import LABEL, RATIONALE
+  from dss_jax.model.flops import forward_flops
+  from dss_jax.train.mesh import make_mesh
+  from dss_jax.train.optimizer import make_optimizer
+  from dss_jax.train.step import Trainer
+
+  config, model = job.config, job.config.model
+  store = prepare(config.data, (LABEL, RATIONALE)).train
+  mesh = make_mesh(config.mesh, config.batch_size)
+  batches = TrainBatches(
+    store,
+    batch_size=config.batch_size,
+    seed=0,
+    tasks=(LABEL, RATIONALE),
+    costs=forward_flops(model).of_rows,
+    length_multiple=aligned_tokens(model.dtype),
+  )
+  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  state = trainer.init_state()
+
+  def take(number):
+    nonlocal state
+    packing, sequences = batches.packed.pack(job.example_numbers[number])
+    batch = trainer.to_mesh(
+      packing.shape.rows, lambda rows: batches.packed.fill(packing, sequences, rows)
+    )
+    started = time.perf_counter()
+    state, metrics = trainer.train_step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return time.perf_counter() - started
+
+  first = take(0)
+  for number in range(len(job.steps)):  # every shape is compiled before anything counts
+    take(number)
+  serve(connection, first, take)
+  shapes = [batches.packed.packer.pack(lengths_of(step)).shape for step in job.steps]
+  positions = sum(rows * (inputs + targets) for rows, inputs, targets in shapes)
+  product = jax.jit(lambda a: a @ a)
+  square = jax.numpy.ones((2048, 2048), model.dtype)
+  rates = []
+  for _ in range(9):
+    started = time.perf_counter()
+    product(square).block_until_ready()
+    rates.append(2 * 2048**3 / (time.perf_counter() - started) / 1e9)
+  costs = forward_flops(model)
+  sequences = [pair for step in job.steps for pairs in step for pair in pairs]
+  flops = 3 * sum(costs.of_rows(1, *map(len, pair)) for pair in sequences)
+  connection.send(
+    {
+      "positions": positions,
+      "peak_gib": peak_gib(),
+      "gflops": statistics.median(rates[1:]),
+      "real_flops_a_step": flops / len(job.steps),
+      "device": jax.devices()[0].device_kind,
+      "versions": f"jax {jax.__version__}",
+    }
+  )
+
+
+def run_peer(job: Job, connection: Connection) -> None:
+  """Takes the same steps in PyTorch: two padded passes and one update."""
+  import torch
+  import transformers
+
+  ours = job.config.model
+  config = transformers.T5Config(
+    vocab_size=ours.vocab_size,
+    d_model=ours.emb_dim,
+    d_kv=ours.head_dim,
+    d_ff=ours.mlp_dim,
+    num_layers=ours.num_encoder_layers,
+    num_decoder_layers=ours.num_decoder_layers,
+    num_heads=ours.num_heads,
+    dropout_rate=ours.dropout_rate,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,
+    decoder_start_token_id=0,
+  )
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  if device == "cpu":
+    torch.set_num_threads(os.cpu_count() or 1)
+  torch.manual_seed(0)
+  model = transformers.T5ForConditionalGeneration(config)
+  model = model.to(device, getattr(torch, ours.dtype)).train()
+  optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+
+  def padded(rows, value):
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows], device=device)
+
+  def take(number):
+    passes = []
+    for pairs in job.steps[number]:
+      inputs, targets = zip(*pairs, strict=True)
+      ids = padded(inputs, 0)
+      passes.append(
+        {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded(targets, -100)}
+      )
+    started = time.perf_counter()
+    losses = [model(**each).loss for each in passes]
+    (0.5 * losses[0] + 0.5 * losses[1]).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if device == "cuda":
+      torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+  first = take(0)
+  take(0)
+  serve(connection, first, take)
+  positions = sum(
+    len(pairs) * max(len(pair[side]) for pair in pairs)
+    for step in job.steps
+    for pairs in step
+    for side in (0, 1)
+  )
+  versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+  connection.send({"positions": positions, "peak_gib": peak_gib(), "versions": versions})
+
+
+def serve(connection: Connection, first_step_seconds: float, take: Any) -> None:
+  """Takes the steps whose numbers come in, until None does."""
+  connection.send({"first_step_seconds": first_step_seconds})
+  while (number := connection.recv()) is not None:
+    connection.send(take(number))
+
+
+def lengths_of(step: Any) -> tuple[np.ndarray, np.ndarray]:
+  """The input and target lengths of a step's sequences."""
+  inputs, targets = zip(*((len(a), len(b)) for pairs in step for a, b in pairs), strict=True)
+  return np.array(inputs), np.array(targets)
+
+
+def peak_gib() -> float:
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def summary(job: Job, seconds: dict[str, list[float]], ends: dict[str, Any]) -> dict[str, Any]:
+  batch_size = job.config.batch_size
+  real = sum(int(side.sum()) for step in job.steps for side in lengths_of(step))
+  median = {name: statistics.median(values) for name, values in seconds.items()}
+  ratios = [peer / ours for ours, peer in zip(seconds["ours"], seconds["peer"], strict=True)]
+  floor_seconds = ends["ours"]["real_flops_a_step"] / ends["ours"]["gflops"] / 1e9
+
+  def rounded(values):
+    return {name: round(value, 3) for name, value in values.items()}
+
+  return {
+    "task": job.config.data.task,
+    "student": job.config.student,
+    "batch_size": batch_size,
+    "dtype": job.config.model.dtype,
+    "ours_examples_per_s": round(batch_size / median["ours"], 3),
+    "peer_examples_per_s": round(batch_size / median["peer"], 3),
+    "ratio": round(statistics.median(ratios), 3),
+    "ratios": [round(ratio, 3) for ratio in ratios],
+    "padding_share": round(1 - real / ends["ours"]["positions"], 4),
+    "peer_padding_share": round(1 - real / ends["peer"]["positions"], 4),
+    "floor_share": round(floor_seconds / median["ours"], 3),
+    "gflops": round(ends["ours"]["gflops"], 1),
+    "real_tokens_per_s": rounded(
+      {name: real / len(job.steps) / value for name, value in median.items()}
+    ),
+    "peak_gib": rounded({name: end["peak_gib"] for name, end in ends.items()}),
+    "first_step_seconds": rounded({name: end["first_step_seconds"] for name, end in ends.items()}),
+    "machine": f"{platform.machine()}, {os.cpu_count()} cores, {ends['ours']['device']}",
+    "versions": f"{ends['ours']['versions']}, {ends['peer']['versions']}",
+  }
+
+
+if __name__ == "__main__":
+  main()

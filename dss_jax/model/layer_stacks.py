@@ -1,0 +1,118 @@
+"""The two layouts of a network's layers, and the way from one to the other.
+
+Unrolled, each layer's weights stand by themselves: `encoder.layers_3.mlp.wo.kernel`. Scanned,
+the layers of a stack lie in one array, the first axis of which counts them:
+`encoder.layers.mlp.wo.kernel`. A layer is then a contiguous part, and the names and order of
+its other axes are what they are unrolled.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dss_jax.config import T5Config
+
+STACKS = ("encoder", "decoder")
+# The name of a scanned stack's weights, of the new axis, and the beginning of a layer's name.
+LAYERS = "layers"
+_LAYER = re.compile(rf"({'|'.join(STACKS)})\.{LAYERS}_(\d+)\.(.+)")
+
+Weight = TypeVar("Weight")
+
+
+def unrolled_config(config: T5Config) -> T5Config:
+  return dataclasses.replace(config, scan_layers=False)
+
+
+def is_scanned(params: Any) -> bool:
+  """Whether a tree of weights has its layers in one array each."""
+  return isinstance(params, Mapping) and LAYERS in params.get(STACKS[0], {})
+
+
+def stacked(
+  weights: Mapping[str, Weight], combine: Callable[[list[Weight]], Weight]
+) -> dict[str, Weight]:
+  """Weights by name, of an unrolled network, as a scanned one has them.
+
+  Args:
+    combine: makes one of a weight's layers, given from the first to the last.
+  """
+  result: dict[str, Weight] = {}
+  layers: dict[str, dict[int, Weight]] = {}
+  for name, weight in weights.items():
+    found = _LAYER.fullmatch(name)
+    if found is None:
+      result[name] = weight
+    else:
+      stack, number, rest = found.groups()
+      layers.setdefault(f"{stack}.{LAYERS}.{rest}", {})[int(number)] = weight
+  for name, by_number in layers.items():
+    result[name] = combine([by_number[number] for number in sorted(by_number)])
+  return result
+
+
+def unstacked(
+  weights: Mapping[str, Weight], split: Callable[[Weight], list[Weight]]
+) -> dict[str, Weight]:
+  """Weights by name, of a scanned network, as an unrolled one has them: undoes `stacked`."""
+  result: dict[str, Weight] = {}
+  for name, weight in weights.items():
+    stack, _, rest = name.partition(f".{LAYERS}.")
+    if not rest:
+      result[name] = weight
+      continue
+    for number, layer in enumerate(split(weight)):
+      result[f"{stack}.{LAYERS}_{number}.{rest}"] = layer
+  return result
+
+
+def stacked_params(params: Any) -> Any:
+  """A scanned network's tree of an unrolled one's; boxes of logical axes get the axis "layers"."""
+
+  def combine(layers: list[Any]) -> Any:
+    first = layers[0]
+    if not isinstance(first, nn.LogicallyPartitioned):
+      return jnp.stack(layers)
+    whole = first.replace_boxed(jnp.stack([layer.unbox() for layer in layers]))
+    return whole.add_axis(0, {nn.PARTITION_NAME: LAYERS})
+
+  return unflatten_dict(stacked(flatten_dict(params, sep="."), combine), sep=".")
+
+
+def unrolled(params: Any, config: T5Config) -> tuple[Any, T5Config]:
+  """The weights and the configuration of the same network with its layers unrolled."""
+  if not config.scan_layers:
+    return params, config
+  flat = unstacked(flatten_dict(params, sep="."), list)
+  return unflatten_dict(flat, sep="."), unrolled_config(config)
+
+
+def relaid(params: Any, shape: Any) -> Any:
+  """The weights on their devices in the layout of `shape`, a tree with shardings.
+
+  They go over one by one, and what the caller does not keep is freed on the way: beside the
+  weights themselves, no more than the largest is held.
+  """
+  flat, wanted = flatten_dict(params, sep="."), flatten_dict(shape, sep=".")
+  del params
+  if flat.keys() == wanted.keys():
+    return unflatten_dict(flat, sep=".")
+  names = flat if len(flat) > len(wanted) else wanted
+  layers = stacked({name: [name] for name in names}, lambda each: [name for (name,) in each])
+  result = {}
+  for name, parts in layers.items():
+    if name in flat and name in wanted:
+      result[name] = flat.pop(name)
+    elif name in wanted:
+      stack = jax.jit(lambda *each: jnp.stack(each), out_shardings=wanted[name].sharding)
+      result[name] = stack(*(flat.pop(part) for part in parts))
+    else:
+      take_apart = jax.jit(list, out_shardings=[wanted[part].sharding for part in parts])
+      result.update(zip(parts, take_apart(flat.pop(name)), strict=True))
+  return unflatten_dict(result, sep=".")

@@ -1,0 +1,140 @@
+"""The command line itself: light to start, told by its own help, the same from a wheel."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+COMMANDS = {
+  "distill": ["--model-dir", "--dataset", "--task", "--alpha", "--labels", "--gin-file", "300"],
+  "tune": ["--model-dir", "--dataset", "--task", "--gin-file", "300"],
+  "train": ["--gin_file", "--gin.NAME=VALUE"],
+  "sweep": ["SWEEP.gin", "--model-dir", "--gin-file"],
+  "quickstart": ["--model-dir", "--seed", "--gin"],
+  "predict": ["--model", "--output", "--explain", "--max-output-tokens"],
+  "evaluate": ["--model", "--dataset", "--split", "test"],
+  "validate": ["FILE", "--eval-dataset", "--vocabulary", "7168", "1024", "--json"],
+}
+
+
+def test_help_names_every_command(dss):
+  text = dss("--help").out
+  assert all(f"\n  {command} " in text for command in COMMANDS)
+  assert "..." not in text.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(("command", "words"), COMMANDS.items())
+def test_the_help_of_a_command(dss, command, words):
+  outcome = dss(command, "--help")
+  assert outcome.code == 0
+  assert all(word in outcome.out for word in words)
+
+
+def test_without_a_command_the_help_is_shown(dss):
+  outcome = dss()
+  assert outcome.code == 2
+  assert outcome.err.startswith("Usage: dss ")
+
+
+def test_the_version(dss):
+  from dss_jax import __version__
+
+  assert dss("--version").out == f"dss, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [["--help"], ["distill", "--help"], ["validate", "train.jsonl", "--vocabulary", "bytes"]],
+)
+def test_what_is_light_imports_neither_jax_nor_tensorflow(dss, arguments):
+  code = """
+import sys
+from dss_jax.cli import main
+try:
+  main()
+finally:
+  heavy = {"jax", "tensorflow", "seqio", "flax", "orbax"} & set(sys.modules)
+  assert not heavy, heavy
+"""
+  outcome = dss.finish(dss.start(*arguments, code=code))
+  assert outcome.code == 0, outcome.err
+  assert outcome.err == ""
+
+
+def test_validate_reports(dss):
+  outcome = dss("validate", "train.jsonl", "--eval-dataset", "eval.jsonl", "--json")
+  report = outcome.json
+  assert outcome.code == 0
+  assert (report["train"]["rows"], report["evaluation"]["rows"]) == (40, 12)
+  text = dss("validate", "train.jsonl").out
+  assert "train.jsonl" in text
+  assert "40" in text
+
+
+def test_a_flag_for_one_length_leaves_the_other_to_the_gin_file(dss, monkeypatch):
+  from dss_jax import distill
+
+  lengths = []
+
+  def run(config):
+    lengths.append(dict(config.data.feature_lengths))
+    return dict.fromkeys(("student", "steps", "best_step", "stopped_early", "metrics"))
+
+  monkeypatch.setattr(distill, "run", run)
+  (dss.folder / "mine.gin").write_text("TASK_FEATURE_LENGTHS = {'inputs': 99, 'targets': 33}\n")
+  flags = ("--model-dir", "new", "--gin-file", "mine.gin", "--max-input-tokens", "50")
+  assert dss("distill", *flags).code == 0
+  assert dss("distill", *flags[:2], "--max-output-tokens", "50").code == 0
+  assert lengths == [{"inputs": 50, "targets": 33}, {"inputs": 7168, "targets": 50}]
+
+
+def test_a_wheel_carries_all_it_needs(dss, tmp_path):
+  # Built from a copy: setuptools leaves its files beside what it builds.
+  source = tmp_path / "source"
+  source.mkdir()
+  for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(REPOSITORY / name, source)
+  for name in ("dss_jax", "tasks", "gin_configs"):
+    shutil.copytree(REPOSITORY / name, source / name)
+  build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+  subprocess.run([sys.executable, *build], check=True, capture_output=True)
+  (wheel,) = tmp_path.glob("*.whl")
+  site = tmp_path / "site"
+  pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+  subprocess.run([sys.executable, *pip, str(wheel)], check=True, capture_output=True)
+  assert {path.name for path in site.iterdir() if path.suffix != ".dist-info"} == {"dss_jax", "bin"}
+
+  code = """
+import json, sys
+from dss_jax.cli import main
+try:
+  main()
+finally:
+  import dss_jax
+  from dss_jax.config import shipped_folder
+  from dss_jax.data.task_files import shipped_tasks
+  print(json.dumps([
+    dss_jax.__file__, str(shipped_folder("gin_configs")), [str(t) for t in shipped_tasks().values()]
+  ]), file=sys.stderr)
+"""
+  environment = {**os.environ, "PYTHONPATH": str(site)}
+  for arguments in (["--help"], ["distill", *dss.flags("student", "--train-steps", "2")]):
+    done = subprocess.run(
+      [sys.executable, "-c", code, *arguments],
+      cwd=dss.folder,
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    package, gin, tasks = json.loads(done.stderr.splitlines()[-1])
+    inside = str(site / "dss_jax")
+    assert all(path.startswith(inside) for path in (package, gin, *tasks))
+    assert {"cqa", "svamp", "esnli"} <= {pathlib.Path(path).stem for path in tasks}
+  assert dss.card()["finished"]
