@@ -11,62 +11,29 @@ holds. Every shape is compiled before anything counts: T5X has a new one for alm
 Needs T5X (docs/t5x.md).
 """
 
-import argparse
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 import numpy as np
-from train_step_vs_torch import Job, make_job, peak_gib, run_ours, serve, summary
+from train_step_vs_torch import Job, compared, make_job, parser, peak_gib, serve
 
 
 def main() -> None:
-  arguments = parsed()
+  flags = parser(__doc__, repeats=3)
+  flags.add_argument(
+    "--random-bits", choices=["unsafe_rbg", "rbg", "threefry2x32"], default="unsafe_rbg"
+  )
+  arguments = flags.parse_args()
   try:
     import t5x.models  # noqa: F401
   except ImportError:
     sys.stderr.write("T5X is not installed: pip install --no-deps -r requirements-t5x.txt\n")
     sys.exit(2)
-  job = make_job(arguments)
-  context = multiprocessing.get_context("spawn")
-  programs = {}
-  for name, work, more in (
-    ("ours", run_ours, ()),
-    ("peer", run_peer, (arguments.random_bits,)),
-  ):
-    here, there = context.Pipe()
-    context.Process(target=work, args=(job, there, *more), daemon=True).start()
-    there.close()
-    # One after the other, so that neither's preparation slows down the other's.
-    programs[name] = here, here.recv()
-  seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-  for repeat in range(arguments.repeats):
-    for name in ("ours", "peer") if repeat % 2 else ("peer", "ours"):
-      programs[name][0].send(repeat)
-      seconds[name].append(programs[name][0].recv())
-  ends = {}
-  for name, (connection, first) in programs.items():
-    connection.send(None)
-    ends[name] = {**first, **connection.recv()}
-  print(json.dumps({**summary(job, seconds, ends), "peer_random_bits": arguments.random_bits}))
-
-
-def parsed() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--data-dir", required=True)
-  parser.add_argument("--vocabulary", required=True)
-  parser.add_argument("--task", default="cqa")
-  parser.add_argument("--student", default="small")
-  parser.add_argument("--batch-size", type=int, default=24)
-  parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-  parser.add_argument(
-    "--random-bits", choices=["unsafe_rbg", "rbg", "threefry2x32"], default="unsafe_rbg"
-  )
-  return parser.parse_args()
+  figures = compared(make_job(arguments), run_peer, arguments.random_bits)
+  print(json.dumps({**figures, "peer_random_bits": arguments.random_bits}))
 
 
 def run_peer(job: Job, connection: Connection, random_bits: str) -> None:

@@ -27,6 +27,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -46,43 +47,50 @@ class Job(NamedTuple):
 
 
 def main() -> None:
-  arguments = parsed()
+  arguments = parser(__doc__, repeats=5).parse_args()
   for name in ("torch", "transformers"):
     if importlib.util.find_spec(name) is None:
       sys.exit(f"{name} is not installed: pip install -c constraints.txt -e '.[torch]'")
-  job = make_job(arguments)
-  context = multiprocessing.get_context("spawn")
-  programs = {}
-  for name, work in (("ours", run_ours), ("peer", run_peer)):
-    here, there = context.Pipe()
-    process = context.Process(target=work, args=(job, there), daemon=True)
-    process.start()
-    there.close()
-    # One after the other, so that neither's preparation slows down the other's.
-    programs[name] = (here, here.recv())
-  seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-  for repeat in range(arguments.repeats):
-    for name in ("ours", "peer") if repeat % 2 else ("peer", "ours"):
-      connection, _ = programs[name]
-      connection.send(repeat)
-      seconds[name].append(connection.recv())
-  ends = {}
-  for name, (connection, first) in programs.items():
-    connection.send(None)
-    ends[name] = {**first, **connection.recv()}
-  print(json.dumps(summary(job, seconds, ends)))
+  print(json.dumps(compared(make_job(arguments), run_peer)))
 
 
-def parsed() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
+  """The flags of every comparison of training steps."""
+  parser = argparse.ArgumentParser(description=description.splitlines()[0])
   parser.add_argument("--data-dir", required=True)
   parser.add_argument("--vocabulary", required=True)
   parser.add_argument("--task", default="cqa")
   parser.add_argument("--student", default="small")
   parser.add_argument("--batch-size", type=int, default=24)
-  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--repeats", type=int, default=repeats)
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-  return parser.parse_args()
+  return parser
+
+
+def compared(job: Job, run_peer: Callable[..., None], *more: Any) -> dict[str, Any]:
+  """The figures of our step and of the peer's, taken by turns.
+
+  Args:
+    run_peer: what the peer's process runs, with the job, a connection and `more`.
+  """
+  context = multiprocessing.get_context("spawn")
+  programs = {}
+  for name, work, further in (("ours", run_ours, ()), ("peer", run_peer, more)):
+    here, there = context.Pipe()
+    context.Process(target=work, args=(job, there, *further), daemon=True).start()
+    there.close()
+    # One after the other, so that neither's preparation slows down the other's.
+    programs[name] = here, here.recv()
+  seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+  for repeat in range(len(job.steps)):
+    for name in ("ours", "peer") if repeat % 2 else ("peer", "ours"):
+      programs[name][0].send(repeat)
+      seconds[name].append(programs[name][0].recv())
+  ends = {}
+  for name, (connection, first) in programs.items():
+    connection.send(None)
+    ends[name] = {**first, **connection.recv()}
+  return summary(job, seconds, ends)
 
 
 def run_config(arguments: argparse.Namespace) -> Any:

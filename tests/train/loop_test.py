@@ -1,5 +1,6 @@
 """The order of events: what is logged, evaluated, saved and when a run ends or goes on."""
 
+import contextlib
 import json
 import math
 import os
@@ -154,22 +155,34 @@ def test_rates_are_logged_after_the_first_steps(make_loop, tmp_path):
   assert all(rate > 0 for rate in rates[2:6])
 
 
+@pytest.fixture
+def dying_after(trainer, monkeypatch):
+  """While entered, the run dies in the step after so many; afterwards steps are as before."""
+
+  @contextlib.contextmanager
+  def dying_after(steps):
+    real, taken = trainer.train_step, []
+
+    def killed(state, batch):
+      if len(taken) == steps:
+        raise SystemError("killed")
+      taken.append(1)
+      return real(state, batch)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(trainer, "train_step", killed)
+      with pytest.raises(SystemError):
+        yield
+
+  return dying_after
+
+
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
-  make_loop, lines, kept, uninterrupted, trainer, monkeypatch
+  make_loop, lines, kept, uninterrupted, dying_after
 ):
   """Bit for bit. The kill comes at step 5; the newest checkpoint is of step 4."""
-  real, taken = trainer.train_step, []
-
-  def killed(state, batch):
-    if len(taken) == 4:
-      raise SystemError("killed")
-    taken.append(1)
-    return real(state, batch)
-
-  monkeypatch.setattr(trainer, "train_step", killed)
-  with pytest.raises(SystemError):
+  with dying_after(4):
     make_loop().run()
-  monkeypatch.setattr(trainer, "train_step", real)
   assert max(kept()) == 4
   begun = []
   outcome = make_loop().run(on_start=begun.append)
@@ -179,20 +192,10 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(
-  make_loop, lines, uninterrupted, trainer, monkeypatch
+  make_loop, lines, uninterrupted, dying_after
 ):
-  real = trainer.train_step
-  steps = iter([True, False])
-
-  def killed(state, batch):
-    if not next(steps):
-      raise SystemError("killed")
-    return real(state, batch)
-
-  monkeypatch.setattr(trainer, "train_step", killed)
-  with pytest.raises(SystemError):
+  with dying_after(1):
     make_loop().run()
-  monkeypatch.setattr(trainer, "train_step", real)
   make_loop().run()
   assert lines() == uninterrupted
 
@@ -310,17 +313,8 @@ def test_without_evaluation_data(make_loop, lines, kept):
   assert kept() == [6]
 
 
-def test_checkpoints_have_an_interval_of_their_own(make_loop, kept, trainer, monkeypatch):
-  real, taken = trainer.train_step, []
-
-  def killed(state, batch):
-    if len(taken) == 5:
-      raise SystemError("killed")
-    taken.append(1)
-    return real(state, batch)
-
-  monkeypatch.setattr(trainer, "train_step", killed)
-  with pytest.raises(SystemError):
+def test_checkpoints_have_an_interval_of_their_own(make_loop, kept, dying_after):
+  with dying_after(5):
     make_loop(checkpoint_interval_steps=5, evaluation={"interval_steps": 6}).run()
   assert kept() == [5]
 
