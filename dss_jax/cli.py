@@ -59,6 +59,7 @@ _MACROS = {
   "eval_dataset": "EVAL_DATASET",
   "vocabulary": "VOCABULARY",
   "initial_checkpoint": "INITIAL_CHECKPOINT_PATH",
+  "initial_optimizer_state": "RunConfig.initial_optimizer_state",
   "train_steps": "TRAIN_STEPS",
   "batch_size": "BATCH_SIZE",
   "learning_rate_multiplier": "LEARNING_RATE_MULTIPLIER",
@@ -102,6 +103,8 @@ _TRAINING = _options(
                "[default: T5's published one]"),
   click.option("--initial-checkpoint", metavar="PATH", help="Weights to start from: an earlier "
                "--model-dir, or a T5X or Hugging Face T5 checkpoint.  [default: fresh ones]"),
+  click.option("--initial-optimizer-state/--no-initial-optimizer-state", default=None,
+               help="Adafactor goes on from the moments in a T5X checkpoint.  [default: off]"),
   click.option("--labels", type=click.Choice(["gold", "teacher"]),
                help="Whose labels a task trains on.  [default: gold]"),
   click.option("--max-input-tokens", type=click.IntRange(min=2), help="Longer inputs are cut, "

@@ -185,6 +185,8 @@ class RunConfig:
   # None: as often as the run evaluates.
   checkpoint_interval_steps: Count | None = None
   initial_checkpoint: str | None = None
+  # Whether Adafactor goes on from the moments that T5X's trainer left in the checkpoint.
+  initial_optimizer_state: bool = False
   seed: Seed = 0
 
 

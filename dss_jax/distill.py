@@ -17,6 +17,7 @@ from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.prepare import PreparedData, prepare
 from dss_jax.data.token_store import LABEL, RATIONALE
+from dss_jax.errors import UserError
 from dss_jax.initial import InitialCheckpoint, resumed
 from dss_jax.model.flops import forward_flops
 from dss_jax.progress import say
@@ -33,6 +34,11 @@ def run(config: RunConfig) -> dict[str, Any]:
   Everything that a user can get wrong is found before MODEL_DIR is touched.
   """
   _agree_on_config(config)
+  if config.initial_optimizer_state and config.initial_checkpoint is None:
+    raise UserError(
+      "--initial-optimizer-state: there is no checkpoint to take it from; give "
+      "--initial-checkpoint, too"
+    )
   mesh = make_mesh(config.mesh, config.batch_size)
   students.check_directory(config)
   tasks = trained_tasks(config.loss.alpha)
@@ -42,7 +48,7 @@ def run(config: RunConfig) -> dict[str, Any]:
   _agree_on_data(config, data)
   if annotation is not None:
     data.report["annotation"] = annotation
-  initial_params = []
+  initial = None
   if config.initial_checkpoint is not None:
     if processes.from_first("begun", lambda: students.has_begun_training(config)):
       config = resumed(config, students.stored_config(config))
@@ -51,10 +57,10 @@ def run(config: RunConfig) -> dict[str, Any]:
       config = initial.config
       for note in initial.notes:
         say(note)
-      initial_params.append(initial.params(mesh))
   config = students.with_vocab_size(config, data.vocabulary)
   students.check_directory(config)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  initial_states = [] if initial is None else [initial.state(trainer)]
   row_multiple = mesh.shape["data"] * config.accumulation_steps
   costs = forward_flops(config.model).of_rows
   train_batches = TrainBatches(
@@ -89,8 +95,8 @@ def run(config: RunConfig) -> dict[str, Any]:
       _announce(config, data, trainer, train_batches, step)
 
     loop = Loop(config, trainer, train_batches, eval_batches)
-    # Handed over by pop: a reference kept here would keep the weights in memory for good.
-    outcome = loop.run(initial_params.pop if initial_params else None, on_start)
+    # Handed over by pop: a reference kept here would keep the state in memory for good.
+    outcome = loop.run(initial_states.pop if initial_states else None, on_start)
     card = _finished(card, outcome)
     if processes.is_first():
       students.write_card(directory, card)

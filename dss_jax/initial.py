@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,8 +17,13 @@ from dss_jax.gin_door import Setting, load_config
 from dss_jax.model.checkpoint_folder import CheckpointFolder
 from dss_jax.model.checkpoint_hf import CONFIG as HF_CONFIG
 from dss_jax.model.checkpoint_hf import PICKLES, WEIGHTS, WEIGHTS_INDEX, read_hf
-from dss_jax.model.checkpoint_orbax import STATE, is_array_folder, read_t5x_orbax
-from dss_jax.model.checkpoint_t5x import INDEX, newest_step, read_t5x
+from dss_jax.model.checkpoint_orbax import (
+  STATE,
+  is_array_folder,
+  read_t5x_orbax,
+  read_t5x_orbax_moments,
+)
+from dss_jax.model.checkpoint_t5x import INDEX, newest_step, read_t5x, read_t5x_moments
 from dss_jax.model.stored_arrays import (
   StoredArrays,
   architecture,
@@ -26,8 +32,11 @@ from dss_jax.model.stored_arrays import (
   model_shapes,
   shapes_of,
 )
+from dss_jax.model.stored_moments import StoredMoments
 from dss_jax.student import CONFIG, Student
+from dss_jax.train.adafactor_state import check_moments, with_moments
 from dss_jax.train.mesh import params_shape
+from dss_jax.train.step import Trainer, TrainState
 
 _EMBEDDING = "token_embedder.embedding"
 # Public checkpoints round the rows up to a multiple of 128, some to one of 1,024.
@@ -46,12 +55,14 @@ class Weights:
     format: in words, such as "T5X native".
     model: the architecture that its arrays (and config.json) tell.
     arrays: the weights by our names.
+    moments: opens the optimizer's, too; None for a format that has none.
   """
 
   format: str
   path: str
   model: T5Config
   arrays: StoredArrays
+  moments: Callable[[], StoredMoments] | None = None
 
 
 class InitialCheckpoint:
@@ -92,6 +103,21 @@ class InitialCheckpoint:
         f"{theirs.mlp_activations}, but --student {config.student} has "
         f"{self.config.model.mlp_activations}; set T5Config.mlp_activations to the checkpoint's"
       )
+    self._moments = self._opened_moments() if config.initial_optimizer_state else None
+
+  def state(self, trainer: Trainer) -> TrainState:
+    """The state that the run starts from: step 0, with the weights and, if asked for, moments.
+
+    Raises UserError where a part cannot be read, or where Adafactor has other moments here.
+    """
+    if self._moments is not None:
+      with _named():
+        check_moments(trainer.state_shape.opt_state, self._moments, self._path)
+    state = trainer.state_from_params(self.params(trainer.mesh))
+    if self._moments is None:
+      return state
+    with _named():
+      return dataclasses.replace(state, opt_state=with_moments(state.opt_state, self._moments))
 
   def params(self, mesh: jax.sharding.Mesh) -> Any:
     """The weights, each device's part read on its own.
@@ -103,6 +129,33 @@ class InitialCheckpoint:
         return self._source.params(mesh, scan_layers=self.config.model.scan_layers)
       shape = params_shape(self.config.model, mesh, self.config.mesh.weights_over_data)
       return lay_out(self._source.arrays, shape)
+
+  def _opened_moments(self) -> StoredMoments:
+    """The moments to go on from; raises UserError where there are none, or no Adafactor."""
+    where = f"--initial-checkpoint {self._path}"
+    if self.config.optimizer.name != "adafactor":
+      raise UserError(
+        f"--initial-optimizer-state: T5X's checkpoints have moments of Adafactor, and this run's "
+        f"optimizer is {self.config.optimizer.name}; set OptimizerConfig.name = 'adafactor', or "
+        "leave it out"
+      )
+    if isinstance(self._source, Student):
+      raise UserError(
+        f"{where}: is a student, whose training goes on in its own --model-dir; leave out "
+        "--initial-optimizer-state to start from its weights"
+      )
+    if self._source.moments is None:
+      raise UserError(
+        f"{where}: is a {self._source.format} checkpoint, which holds the weights alone; leave "
+        "out --initial-optimizer-state"
+      )
+    with _named():
+      moments = self._source.moments()
+    self.notes.append(
+      f"Adafactor goes on from the checkpoint's moments of {moments.step:,} updates"
+      + ("; its momentum is left behind" if moments.has_momentum else "")
+    )
+    return moments
 
   def _check_vocabulary(self, student: Student, vocabulary: Vocabulary) -> None:
     if student.vocabulary.digest != vocabulary.digest:
@@ -182,15 +235,15 @@ def open_checkpoint(path: str) -> Student | Weights:
     if (local / CONFIG).is_file() and newest_step(local) is None:
       return Student.open(path)
   if folder.has(INDEX):
-    return _weights("T5X native", path, read_t5x(path))
+    return _t5x("T5X native", path)
   if is_array_folder(folder) or is_array_folder(folder / STATE):
-    return _weights("T5X Orbax", path, read_t5x_orbax(path))
+    opener = functools.partial(read_t5x_orbax_moments, path)
+    return _weights("T5X Orbax", path, read_t5x_orbax(path), opener)
   if folder.local is not None:
     return _open_folder(folder.local, path)
   if folder.has(HF_CONFIG):
     read_hf(path)  # Says that these are read from this machine only.
-  single = read_t5x(path)
-  return _weights("T5X single file", path, single)
+  return _t5x("T5X single file", path)
 
 
 def _open_file(local: pathlib.Path, path: str) -> Weights:
@@ -204,7 +257,7 @@ def _open_file(local: pathlib.Path, path: str) -> Weights:
       f"--initial-checkpoint {path}: is a pickle, which can run any program when it is read; "
       "convert it to safetensors, and give the folder of those"
     )
-  return _weights("T5X native" if local.name == INDEX else "T5X single file", path, read_t5x(path))
+  return _t5x("T5X native" if local.name == INDEX else "T5X single file", path)
 
 
 def _open_folder(local: pathlib.Path, path: str) -> Student | Weights:
@@ -219,8 +272,14 @@ def _open_folder(local: pathlib.Path, path: str) -> Student | Weights:
   raise UserError(f"--initial-checkpoint {path}: is no checkpoint; give {_KINDS}")
 
 
-def _weights(kind: str, path: str, arrays: StoredArrays) -> Weights:
-  return Weights(kind, path, architecture(shapes_of(arrays), path), arrays)
+def _t5x(kind: str, path: str) -> Weights:
+  return _weights(kind, path, read_t5x(path), functools.partial(read_t5x_moments, path))
+
+
+def _weights(
+  kind: str, path: str, arrays: StoredArrays, moments: Callable[[], StoredMoments]
+) -> Weights:
+  return Weights(kind, path, architecture(shapes_of(arrays), path), arrays, moments)
 
 
 def student_of(path: str, model_dir: str | None = None) -> str | None:

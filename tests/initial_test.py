@@ -25,9 +25,13 @@ from dss_jax.initial import (
   student_of,
 )
 from dss_jax.model.checkpoint_hf_write import write_hf
+from dss_jax.model.checkpoint_t5x import read_t5x, read_t5x_moments
 from dss_jax.model.checkpoint_t5x_write import write_t5x, write_t5x_orbax
+from dss_jax.model.layer_stacks import unrolled
 from dss_jax.model.stored_arrays import in_memory, model_shapes
 from dss_jax.train.mesh import make_mesh
+from dss_jax.train.optimizer import make_optimizer
+from dss_jax.train.step import Trainer
 
 FLOAT32 = np.dtype(np.float32)
 BYTES = load_vocabulary("bytes")
@@ -265,3 +269,67 @@ def test_the_command_finds_the_size_and_resumes_without_the_checkpoint(tmp_path)
   other = load_vocabulary("bytes")
   other.digest = "other"
   assert "was trained with the vocabulary bytes" in refusal(model_dir, vocabulary=other)
+
+
+def with_moments_of(path, optimizer="adafactor", student="tiny", **model):
+  config = config_of(path, student, **model)
+  return dataclasses.replace(
+    config,
+    initial_optimizer_state=True,
+    optimizer=dataclasses.replace(config.optimizer, name=optimizer),
+  )
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_run_starts_from_t5xs_moments_where_asked_to(shared, scan_layers):
+  path = shared / "checkpoints/t5x_native_tiny"
+  initial = InitialCheckpoint(with_moments_of(path, scan_layers=scan_layers), BYTES)
+  assert "goes on from the checkpoint's moments of 200 updates" in initial.notes[-1]
+  config = initial.config
+  optimizer = make_optimizer(config.optimizer, config.train_steps)
+  state = initial.state(Trainer(config, optimizer, make_mesh(MeshConfig(data=1), 1)))
+  assert state.step == 0
+  weights, _ = unrolled(state.params, config.model)
+  stored = read_t5x(path)["decoder.layers_1.mlp.wo.kernel"].whole()
+  np.testing.assert_array_equal(weights["decoder"]["layers_1"]["mlp"]["wo"]["kernel"], stored)
+  leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+  counts = {int(leaf.max()) for path, leaf in leaves if "count" in jax.tree_util.keystr(path)}
+  # Adafactor's own count, and the schedule's of the learning rate.
+  assert counts == {200, 0}
+  moments = read_t5x_moments(path).v["decoder.layers_1.mlp.wo.kernel"].whole()
+  name = "['layers']" if scan_layers else "['layers_1']"
+  (got,) = [
+    leaf
+    for path, leaf in leaves
+    if jax.tree_util.keystr(path).endswith(f".v['decoder']{name}['mlp']['wo']['kernel']")
+  ]
+  np.testing.assert_array_equal(got[1] if scan_layers else got, moments)
+
+
+def test_moments_that_there_are_not(tmp_path, shared):
+  def refused(config):
+    with pytest.raises(UserError) as caught:
+      InitialCheckpoint(config, BYTES)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+  path = write("t5x", tmp_path / "t5x", drawn(TINY))
+  assert f"--initial-checkpoint {path}/checkpoint: holds the weights alone" in refused(
+    with_moments_of(path)
+  )
+  path = write("hf", tmp_path / "hf", drawn(TINY))
+  assert "is a Hugging Face checkpoint, which holds the weights alone" in refused(
+    with_moments_of(path)
+  )
+  path = shared / "checkpoints/t5x_native_tiny"
+  assert "this run's optimizer is adamw" in refused(with_moments_of(path, "adamw"))
+
+
+def test_moments_without_a_checkpoint(capsys, monkeypatch, tmp_path):
+  arguments = ["dss", "distill", "--dataset", "none.jsonl", "--model-dir", str(tmp_path / "run")]
+  monkeypatch.setattr(sys, "argv", [*arguments, "--initial-optimizer-state"])
+  with pytest.raises(SystemExit) as stopped:
+    cli.main()
+  assert stopped.value.code == 2
+  assert "--initial-optimizer-state: there is no checkpoint" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()

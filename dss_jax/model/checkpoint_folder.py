@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ _CONTEXT = ts.Context(
   }
 )
 # Version 2 of T5X's format kept the bits of bfloat16 as unsigned numbers.
-_DTYPES = {
+FLOATS_BY_ZARR = {
   "<f4": np.dtype(np.float32),
   "<f2": np.dtype(np.float16),
   "<f8": np.dtype(np.float64),
@@ -148,7 +149,11 @@ def why(error: BaseException) -> str:
 
 
 def zarr_array(
-  kvstore: dict[str, Any], metadata: bytes | None, place: str, name: str
+  kvstore: dict[str, Any],
+  metadata: bytes | None,
+  place: str,
+  name: str,
+  dtypes: Mapping[str, np.dtype] = FLOATS_BY_ZARR,
 ) -> StoredArray:
   """The zarr (version 2) array in a key-value store, checked but not yet read.
 
@@ -157,11 +162,12 @@ def zarr_array(
     metadata: the content of its `.zarray`.
     place: the checkpoint, which errors begin with.
     name: the weight's name in errors.
+    dtypes: those that it may have, by zarr's names for them; floats unless given.
 
   Raises:
     UserError: no float array, or chunks larger than the array, which only a malicious file has.
   """
-  shape, dtype = _checked_metadata(metadata, place, name)
+  shape, dtype = _checked_metadata(metadata, place, name, dtypes)
 
   @functools.cache
   def store() -> Any:
@@ -191,7 +197,7 @@ def zarr_array(
 
 
 def _checked_metadata(
-  metadata: bytes | None, place: str, name: str
+  metadata: bytes | None, place: str, name: str, dtypes: Mapping[str, np.dtype]
 ) -> tuple[tuple[int, ...], np.dtype]:
   if metadata is None:
     raise UserError(
@@ -205,7 +211,7 @@ def _checked_metadata(
     compressor = (fields["compressor"] or {"id": None})["id"]
     if fields["zarr_format"] != 2 or fields["filters"] or compressor not in _COMPRESSORS:
       raise ValueError("its encoding is unknown")
-    dtype = _DTYPES[fields["dtype"]]
+    dtype = dtypes[fields["dtype"]]
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
       f"{place}: the .zarray of the weight {name} describes no array of floats ({why(error)}); "

@@ -5,9 +5,14 @@ own. They are read through tensorstore alone: Orbax's metadata files decide on n
 """
 
 import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from dss_jax.errors import UserError
 from dss_jax.model.checkpoint_folder import (
+  FLOATS_BY_ZARR,
   CheckpointFolder,
   open_kvstore,
   read_keys,
@@ -16,11 +21,14 @@ from dss_jax.model.checkpoint_folder import (
 )
 from dss_jax.model.scanned_layers import unstacked
 from dss_jax.model.stored_arrays import StoredArrays
+from dss_jax.model.stored_moments import NO_STATE, StoredMoments, moments_of
 
 STATE = "state"
 MANIFEST = "manifest.ocdbt"
 _DESCRIPTION = "/.zarray"
 _LIST_SECONDS = 120.0
+_MOMENTS = "state.param_states."
+_STEP = "state.step"
 
 
 def read_t5x_orbax(path: str | os.PathLike[str]) -> StoredArrays:
@@ -32,37 +40,43 @@ def read_t5x_orbax(path: str | os.PathLike[str]) -> StoredArrays:
   Raises:
     UserError: the folder holds no readable weights.
   """
-  folder = CheckpointFolder(path)
-  if not is_array_folder(folder):
-    folder = folder / STATE
+  folder = _array_folder(path)
   return unstacked(read_arrays(folder, "target."), folder.name)
+
+
+def read_t5x_orbax_moments(path: str | os.PathLike[str]) -> StoredMoments:
+  """The moments of Adafactor beside the weights of T5X's Orbax checkpoint, none read yet.
+
+  Raises:
+    UserError: the folder holds the weights alone, or nothing readable.
+  """
+  folder = _array_folder(path)
+  if not _names(folder, _MOMENTS):
+    raise UserError(f"{folder.name}: {NO_STATE}")
+  integers: dict[str, np.dtype] = {"<i4": np.dtype(np.int32), "<i8": np.dtype(np.int64)}
+  step = read_arrays(folder, _STEP, integers)[""].whole()
+  return moments_of(read_arrays(folder, _MOMENTS), step, folder.name)
+
+
+def _array_folder(path: str | os.PathLike[str]) -> CheckpointFolder:
+  folder = CheckpointFolder(path)
+  return folder if is_array_folder(folder) else folder / STATE
 
 
 def is_array_folder(folder: CheckpointFolder) -> bool:
   return folder.has(MANIFEST) or folder.has("_METADATA")
 
 
-def read_arrays(folder: CheckpointFolder, beginning: str = "") -> StoredArrays:
+def read_arrays(
+  folder: CheckpointFolder, beginning: str = "", dtypes: Mapping[str, np.dtype] = FLOATS_BY_ZARR
+) -> StoredArrays:
   """The arrays whose names begin so, by the rest of their names.
 
   Raises:
-    UserError: there are none, or one is no array of floats.
+    UserError: there are none, or one has none of the dtypes.
   """
-  ocdbt = folder.has(MANIFEST)
-  base = {"driver": "ocdbt", "base": folder.kvstore} if ocdbt else folder.kvstore
-  store = open_kvstore(base, folder.name)
-  try:
-    keys = [key.decode() for key in store.list().result(_LIST_SECONDS)]
-  except Exception as error:
-    raise UserError(
-      f"{folder.name}: its arrays cannot be listed ({why(error)}); the "
-      "checkpoint is damaged, so copy it again"
-    ) from None
-  names = sorted(
-    key.removesuffix(_DESCRIPTION)
-    for key in keys
-    if key.startswith(beginning) and key.endswith(_DESCRIPTION)
-  )
+  ocdbt, base, store = _store(folder)
+  names = _names(folder, beginning)
   if not names:
     raise UserError(
       f"{folder.name}: holds no zarr arrays whose names begin with {beginning!r}; give the folder "
@@ -73,5 +87,29 @@ def read_arrays(folder: CheckpointFolder, beginning: str = "") -> StoredArrays:
   for name, metadata in zip(names, described, strict=True):
     path = f"{name}/" if ocdbt else f"{base['path']}{name}/"
     weight = name.removeprefix(beginning)
-    arrays[weight] = zarr_array({**base, "path": path}, metadata, folder.name, weight)
+    arrays[weight] = zarr_array({**base, "path": path}, metadata, folder.name, weight, dtypes)
   return arrays
+
+
+def _store(folder: CheckpointFolder) -> tuple[bool, dict[str, Any], Any]:
+  """Whether the arrays lie in an OCDBT store, and where; and the opened store."""
+  ocdbt = folder.has(MANIFEST)
+  base = {"driver": "ocdbt", "base": folder.kvstore} if ocdbt else folder.kvstore
+  return ocdbt, base, open_kvstore(base, folder.name)
+
+
+def _names(folder: CheckpointFolder, beginning: str) -> list[str]:
+  """The names of the arrays that begin so."""
+  _, _, store = _store(folder)
+  try:
+    keys = [key.decode() for key in store.list().result(_LIST_SECONDS)]
+  except Exception as error:
+    raise UserError(
+      f"{folder.name}: its arrays cannot be listed ({why(error)}); the "
+      "checkpoint is damaged, so copy it again"
+    ) from None
+  return sorted(
+    key.removesuffix(_DESCRIPTION)
+    for key in keys
+    if key.startswith(beginning) and key.endswith(_DESCRIPTION)
+  )

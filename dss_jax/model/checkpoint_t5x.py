@@ -2,7 +2,7 @@
 
 The index is `{version, optimizer: {target: the weights, state: the optimizer's}}`. A weight
 stands in it whole, or as the name of the folder that holds it; nothing else that it says about
-where the weight lies is believed. Only the weights are decoded.
+where the weight lies is believed. Only the weights are decoded, and the moments when asked for.
 """
 
 import math
@@ -29,6 +29,7 @@ from dss_jax.model.stored_arrays import (
   StoredArrays,
   in_memory,
 )
+from dss_jax.model.stored_moments import NO_STATE, StoredMoments, moments_of
 
 INDEX = "checkpoint"
 # The oldest layout is read whole, so it must fit into memory; the large models never had it.
@@ -36,6 +37,8 @@ _SINGLE_FILE_BYTES = 8 * 2**30
 # Flax's codes of what it adds to msgpack.
 _NDARRAY = 1
 _CHUNKED = "__msgpack_chunked_array__"
+# Version 2 kept the bits of bfloat16 as unsigned numbers.
+_DTYPES = {**FLOATS, "uint16": BFLOAT16}
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -57,18 +60,52 @@ def read_t5x(path: str | os.PathLike[str]) -> StoredArrays:
     UserError: the index or an array's description is missing, damaged or not T5X's; a weight
       lies outside the folder; a pickle stands in the index's place.
   """
+  folder, place, tree = _opened(path)
+  return unstacked(_arrays(folder, _target(tree, place), place), place)
+
+
+def read_t5x_moments(path: str | os.PathLike[str]) -> StoredMoments:
+  """The moments of Adafactor beside a native checkpoint's weights, none of them read yet.
+
+  Raises:
+    UserError: as read_t5x does, and where the checkpoint holds the weights alone.
+  """
+  folder, place, tree = _opened(path)
+  _target(tree, place)
+  state = tree["optimizer"].get("state")
+  branch = state.get("param_states") if isinstance(state, dict) else None
+  if not isinstance(branch, dict) or not branch:
+    raise UserError(f"{place}: {NO_STATE}")
+  try:
+    step = _decoded(state.get("step"), {"int32": np.dtype(np.int32)})
+  except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+    raise UserError(
+      f"{place}: the optimizer's step is no number ({error!s:.120}); copy the checkpoint again"
+    ) from None
+  return moments_of(_arrays(folder, branch, place), step, place)
+
+
+def _opened(path: str | os.PathLike[str]) -> tuple[CheckpointFolder, str, Any]:
+  """A checkpoint's folder, the place of its index, and what the index holds."""
   folder, name = _index_of(path)
   place = f"{folder.name}/{name}"
   raw = folder.read(name, _SINGLE_FILE_BYTES)
   if raw is None:
     raise UserError(f"{place}: no such file; give the folder of a T5X checkpoint")
-  leaves = dict(_leaves(_target(_unpacked(raw, place), place), (), place))
+  return folder, place, _unpacked(raw, place)
+
+
+def _arrays(
+  folder: CheckpointFolder, branch: Mapping[str, Any], place: str
+) -> dict[str, StoredArray]:
+  """The arrays under a branch of the index, by their names with dots."""
+  leaves = dict(_leaves(branch, (), place))
   stored = {key: leaf for key, leaf in leaves.items() if _is_spec(leaf)}
   arrays = _stored_arrays(folder, stored, place)
   for key, leaf in leaves.items():
     if key not in arrays:
       arrays[key] = _inline(leaf, key, place)
-  return unstacked({key: arrays[key] for key in leaves}, place)
+  return {key: arrays[key] for key in leaves}
 
 
 def _index_of(path: str | os.PathLike[str]) -> tuple[CheckpointFolder, str]:
@@ -201,12 +238,12 @@ def _inline(leaf: Any, key: str, place: str) -> StoredArray:
     ) from None
 
 
-def _decoded(leaf: Any) -> np.ndarray:
+def _decoded(leaf: Any, dtypes: Mapping[str, np.dtype] = _DTYPES) -> np.ndarray:
   """Flax's array: shape, name of the dtype, bytes."""
   if not isinstance(leaf, _Packed) or leaf.code != _NDARRAY:
     raise ValueError(f"{str(leaf)[:40]} stands in its place")
   shape, dtype_name, data = msgpack.unpackb(leaf.data, raw=False)
-  dtype = BFLOAT16 if dtype_name == "uint16" else FLOATS[dtype_name]
+  dtype = dtypes[dtype_name]
   if not all(type(size) is int and size >= 0 for size in shape):
     raise ValueError(f"{shape} is no shape")
   if math.prod(shape) * dtype.itemsize != len(data):

@@ -5,6 +5,8 @@ bias: `encoder.encoder.attention.query.kernel` is [embed, layers, heads, head_di
 `encoder.layers_0.attention.query.kernel`, [embed, heads * head_dim], and so on.
 """
 
+from collections.abc import Callable
+
 from dss_jax.errors import UserError
 from dss_jax.model.stored_arrays import StoredArray, StoredArrays
 
@@ -12,8 +14,16 @@ _STACKS = ("encoder", "decoder")
 _LAYER_AXIS = 1
 
 
-def unstacked(arrays: StoredArrays, place: str) -> dict[str, StoredArray]:
+def unstacked(
+  arrays: StoredArrays,
+  place: str,
+  layer_axis: Callable[[str], int] = lambda weight: _LAYER_AXIS,
+) -> dict[str, StoredArray]:
   """The weights with each scanned array taken apart into its layers; others as they are.
+
+  Args:
+    layer_axis: the axis of layers of an array by its name within the stack, such as
+      "attention.query.kernel".
 
   Raises UserError, beginning with `place`, for a scanned array without a layer axis, or with
   another number of layers than its stack's first.
@@ -26,12 +36,13 @@ def unstacked(arrays: StoredArrays, place: str) -> dict[str, StoredArray]:
     if stack not in _STACKS or inner != stack:
       result[name] = array
       continue
+    axis = layer_axis(weight)
     if len(array.shape) < 2:
       raise UserError(
         f"{place}: the weight {name} of shape {array.shape} has no axis of layers, as the scanned "
         "weights around it do; give another copy of the checkpoint"
       )
-    count = array.shape[_LAYER_AXIS]
+    count = array.shape[axis]
     first, expected = layers.setdefault(stack, (name, count))
     if count != expected:
       raise UserError(
@@ -42,7 +53,7 @@ def unstacked(arrays: StoredArrays, place: str) -> dict[str, StoredArray]:
     if count > 10_000:
       raise UserError(f"{place}: the weight {name} declares {count:,} layers; 10,000 is the most")
     for layer in range(count):
-      one = array.taken(_LAYER_AXIS, layer)
+      one = array.taken(axis, layer)
       result[f"{stack}.layers_{layer}.{weight}"] = _heads_joined(weight, one)
   return result
 

@@ -73,14 +73,14 @@ class Loop:
 
   def run(
     self,
-    initial_params: Callable[[], Any] | None = None,
+    initial_state: Callable[[], TrainState] | None = None,
     on_start: Callable[[int], None] = lambda step: None,
   ) -> Outcome:
     """Trains to the end of the run.
 
     Args:
-      initial_params: gives the weights that a run without a checkpoint of its own starts
-        from; by default they are fresh.
+      initial_state: gives the state that a run without a checkpoint of its own starts from;
+        by default it is fresh.
       on_start: called with the number of steps taken earlier, once their state is read.
 
     Raises:
@@ -91,7 +91,7 @@ class Loop:
     config = self._config
     keep_best = self._eval_batches is not None and config.evaluation.checkpoint_selection
     self._checkpoints = Checkpoints(self._directory / "checkpoints", keep_best=keep_best)
-    state, step = self._restore(initial_params)
+    state, step = self._restore(initial_state)
     on_start(step)
     self._writer: MetricsWriter | NoWriter = NoWriter()
     if processes.is_first():
@@ -112,13 +112,11 @@ class Loop:
       self._writer.close()
       self._checkpoints.close()
 
-  def _restore(self, initial_params: Callable[[], Any] | None) -> tuple[TrainState, int]:
+  def _restore(self, initial_state: Callable[[], TrainState] | None) -> tuple[TrainState, int]:
     """The newest checkpoint's state and step, or the initial state and 0."""
     step = self._checkpoints.latest_step()
-    if step is None and initial_params is not None:
-      return self._trainer.state_from_params(initial_params()), 0
     if step is None:
-      return self._trainer.init_state(), 0
+      return (initial_state or self._trainer.init_state)(), 0
     state, progress = self._checkpoints.restore(step, self._trainer.state_shape)
     self._progress = Progress(**progress)
     return state, step

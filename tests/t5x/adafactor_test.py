@@ -8,14 +8,23 @@ import optax
 import pytest
 
 from dss_jax.config import OptimizerConfig
+from dss_jax.model.checkpoint_orbax import read_t5x_orbax_moments
+from dss_jax.model.checkpoint_t5x import read_t5x_moments
+from dss_jax.model.stored_arrays import in_memory
+from dss_jax.model.stored_moments import moments_of
+from dss_jax.train.adafactor_state import check_moments, with_moments
 from dss_jax.train.optimizer import make_optimizer
 
 WHY = "T5X is not installed (docs/t5x.md)"
 pytestmark = pytest.mark.t5x
 pytest.importorskip("t5x.models", reason=WHY, exc_type=ImportError)
+adafactor = pytest.importorskip("t5x.adafactor")
+checkpoints = pytest.importorskip("t5x.checkpoints")
+partitioning = pytest.importorskip("t5x.partitioning")
 train_state = pytest.importorskip("t5x.train_state")
 
 UPDATES = 4
+LAYERS = 3
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,7 @@ def plain(tree):
   }
 
 
-def moments_of(state):
+def moments_of_student(state):
   """{"v", "v_row", "v_col"} of the student's optimizer."""
   (factored,) = [
     leaf
@@ -81,7 +90,7 @@ def test_weights_and_moments_are_t5xs(state, gradients):
     theirs = theirs.apply_gradient(gradient, learning_rate=1e-3)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = jax.tree.map(np.asarray, optax.apply_updates(params, updates))
-    moments = moments_of(opt_state)
+    moments = moments_of_student(opt_state)
     wanted, their_moments = plain(theirs.params), theirs.param_states
     for path, weight in jax.tree_util.tree_leaves_with_path(params):
       name = jax.tree_util.keystr(path)
@@ -97,6 +106,108 @@ def test_weights_and_moments_are_t5xs(state, gradients):
         np.testing.assert_allclose(got, expected, rtol=1e-5, err_msg=f"{name} {kind}")
       factored += their_state.v_row.size > 1
   assert 0 < factored < UPDATES * len(jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("form", ["native", "orbax"])
+def test_an_update_goes_on_from_t5xs_moments(form, state, gradients, tmp_path):
+  """T5X takes two updates and saves; the third is then the same here as there."""
+  theirs = state
+  for gradient in gradients[:2]:
+    theirs = theirs.apply_gradient(gradient, learning_rate=1e-3)
+  partitioner = partitioning.PjitPartitioner(num_partitions=1)
+  if form == "native":
+    checkpoints.Checkpointer(theirs, partitioner, str(tmp_path)).save(theirs)
+    stored = read_t5x_moments(tmp_path / "checkpoint_2")
+  else:
+    writer = checkpoints.OrbaxCheckpointManagerInterface(str(tmp_path), theirs, partitioner)
+    writer.save(theirs)
+    writer.close()
+    stored = read_t5x_orbax_moments(tmp_path / "checkpoint_2")
+  assert stored.step == 2
+  optimizer = make_optimizer(OptimizerConfig(clip_norm=None), 300)
+  params = plain(theirs.params)
+  fresh = optimizer.init(params)
+  check_moments(fresh, stored, "here")
+  updates, opt_state = optimizer.update(gradients[2], with_moments(fresh, stored), params)
+  assert moments_of_student(opt_state).count == 3
+  after = plain(theirs.apply_gradient(gradients[2], learning_rate=1e-3).params)
+  assert_steps(updates, params, after)
+
+
+def assert_steps(updates, before, after):
+  for path, update in jax.tree_util.tree_leaves_with_path(updates):
+    want = at(after, path) - at(before, path)
+    # The weights' own rounding, too.
+    bound = 1e-5 * np.abs(want).max() + 1e-6 * np.abs(at(before, path)).max()
+    np.testing.assert_allclose(update, want, rtol=1e-4, atol=bound, err_msg=str(path))
+
+
+# Of scalable_t5's kernels: the axes of one layer, and how T5X factors the scanned array.
+WIDTH, HEADS, HEAD_DIM, MLP = 130, 2, 70, 150
+SCANNED = {
+  "attention/query": (("embed", "layers", "heads", "kv"), (WIDTH, LAYERS, HEADS, HEAD_DIM)),
+  "attention/out": (("heads", "layers", "kv", "embed"), (HEADS, LAYERS, HEAD_DIM, WIDTH)),
+  "mlp/wi_0": (("embed", "layers", "mlp"), (WIDTH, LAYERS, MLP)),
+  "mlp/wo": (("mlp", "layers", "embed"), (MLP, LAYERS, WIDTH)),
+}
+
+
+def of_layer(name, array, layer):
+  """A layer's matrix out of the scanned array, its heads and their widths joined."""
+  one = array[:, layer]
+  return one.reshape((-1, WIDTH) if name.endswith(("out", "wo")) else (WIDTH, -1))
+
+
+def test_an_update_goes_on_from_t5xs_scanned_moments():
+  """T5X factors a stack by its logical axes; the student, each layer by its lengths."""
+  rules = adafactor.standard_logical_factor_rules()
+  factor_map = adafactor.HParamMap(
+    [(f"{name}/kernel", tuple(rules[axis] for axis in axes)) for name, (axes, _) in SCANNED.items()]
+  )
+  optimizer_def = adafactor.Adafactor(factor_map=factor_map, decay_rate=0.8, step_offset=0)
+  generator = np.random.default_rng(5)
+
+  def draw(scale):
+    tree = {}
+    for name, (_, shape) in SCANNED.items():
+      module, part = name.split("/")
+      kernel = (scale * generator.normal(size=shape)).astype(np.float32)
+      tree.setdefault(module, {})[part] = {"kernel": kernel}
+    return {"encoder": {"encoder": tree}}
+
+  params, *gradients = draw(1.0), draw(1e-3), draw(1e-2), draw(1e-3)
+  theirs = optimizer_def.create(params)
+  for gradient in gradients[:2]:
+    theirs = theirs.apply_gradient(gradient, learning_rate=1e-3)
+  arrays = {}
+  for name in SCANNED:
+    state = at_names(theirs.state.param_states, name)
+    for kind in ("v", "v_row", "v_col", "m"):
+      key = f"encoder.encoder.{name.replace('/', '.')}.kernel.{kind}"
+      arrays[key] = in_memory(np.asarray(getattr(state, kind)))
+  stored = moments_of(arrays, np.int32(2), "here")
+
+  def unrolled(tree):
+    layers = {f"layers_{number}": {"attention": {}, "mlp": {}} for number in range(LAYERS)}
+    for name in SCANNED:
+      module, part = name.split("/")
+      for number in range(LAYERS):
+        kernel = of_layer(name, np.asarray(at_names(tree, name)), number)
+        layers[f"layers_{number}"][module][part] = {"kernel": kernel}
+    return {"encoder": layers}
+
+  before, gradient = unrolled(theirs.target), unrolled(gradients[2])
+  optimizer = make_optimizer(OptimizerConfig(clip_norm=None), 300)
+  fresh = optimizer.init(before)
+  check_moments(fresh, stored, "here")
+  updates, _ = optimizer.update(gradient, with_moments(fresh, stored), before)
+  after = unrolled(theirs.apply_gradient(gradients[2], learning_rate=1e-3).target)
+  assert_steps(updates, before, after)
+
+
+def at_names(tree, name):
+  module, part = name.split("/")
+  return tree["encoder"]["encoder"][module][part]["kernel"]
 
 
 def at(tree, path):

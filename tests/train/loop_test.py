@@ -319,18 +319,19 @@ def test_checkpoints_have_an_interval_of_their_own(make_loop, kept, dying_after)
   assert kept() == [5]
 
 
-def test_the_weights_that_a_run_starts_from(make_loop, trainer, lines, uninterrupted):
+def test_the_state_that_a_run_starts_from(make_loop, trainer, lines, uninterrupted):
   given = jax.device_get(trainer.init_state().params)
-  ours = jax.device_put(given, trainer.state_shardings.params)
-  make_loop(name="same").run(initial_params=lambda: ours)
+
+  def starting_from(scale):
+    params = jax.tree.map(lambda leaf: scale * leaf, given)
+    return lambda: trainer.state_from_params(params)
+
+  make_loop(name="same").run(initial_state=starting_from(1.0))
   assert lines("same") == uninterrupted
-  other = jax.device_put(
-    jax.tree.map(lambda leaf: 0.5 * leaf, given), trainer.state_shardings.params
-  )
-  make_loop(name="other", train_steps=2).run(initial_params=lambda: other)
+  make_loop(name="other", train_steps=2).run(initial_state=starting_from(0.5))
   assert lines("other")[0] != uninterrupted[0]
-  # A run with a checkpoint of its own does not ask for them.
-  make_loop(name="other", train_steps=4).run(initial_params=lambda: pytest.fail("was asked"))
+  # A run with a checkpoint of its own does not ask for it.
+  make_loop(name="other", train_steps=4).run(initial_state=lambda: pytest.fail("was asked"))
 
 
 def poisoned(real, at, poison):
