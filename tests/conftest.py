@@ -42,3 +42,18 @@ def compile_quickly():
     flags = os.environ["XLA_FLAGS"]
     patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0")
     jax.devices()
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+  """Stored arrays by name are the same: names, dtypes and every number."""
+
+  import numpy as np
+
+  def assert_same(one, other):
+    assert set(one) == set(other)
+    for name in one:
+      left, right = one[name].whole(), other[name].whole()
+      np.testing.assert_array_equal(left, right, strict=True)
+
+  return assert_same

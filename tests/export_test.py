@@ -79,15 +79,9 @@ def model(tmp_path_factory):
   return directory
 
 
-def assert_same(one, other):
-  assert set(one) == set(other)
-  for name in one:
-    np.testing.assert_array_equal(one[name].whole(), other[name].whole(), strict=True)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_there_and_back(model, tmp_path, form, dtype):
+def test_there_and_back(model, tmp_path, form, dtype, assert_same):
   student = Student.open(model)
   step, weights = best_weights(student)
   written = export_student(model, tmp_path / "out", form, dtype=dtype)

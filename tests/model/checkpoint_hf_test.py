@@ -79,12 +79,6 @@ def change(folder, **fields):
   path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def assert_same(one, other):
-  assert set(one) == set(other)
-  for name in one:
-    np.testing.assert_array_equal(one[name].whole(), other[name].whole(), strict=True)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_numbers_are_transformers(shared, as_tree, family):
   config, arrays = read_hf(shared / "checkpoints" / family)
@@ -147,14 +141,14 @@ def test_what_transformers_wrote_is_written_again(shared, tmp_path, family):
 
 @pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_written_is_read_back(tmp_path, name, kind):
+def test_what_is_written_is_read_back(tmp_path, name, kind, assert_same):
   arrays = written(CONFIGS[name], tmp_path, kind)
   config, read = read_hf(tmp_path)
   assert config == CONFIGS[name]
   assert_same(read, {name: in_memory(one.whole().astype(kind)) for name, one in arrays.items()})
 
 
-def test_large_weights_go_into_several_files(tmp_path):
+def test_large_weights_go_into_several_files(tmp_path, assert_same):
   arrays = written(GATED, tmp_path, shard_bytes=8000)
   files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
   assert len(files) > 2
@@ -173,7 +167,7 @@ def test_a_part_is_the_part_of_the_whole(tmp_path):
   np.testing.assert_array_equal(one.read(index), one.whole()[index])
 
 
-def test_a_second_name_of_the_table_must_be_the_table(folder):
+def test_a_second_name_of_the_table_must_be_the_table(folder, assert_same):
   path = folder / "model.safetensors"
   arrays = load_file(path)
   copies = {

@@ -5,13 +5,11 @@ import gzip
 import json
 
 import jax
-import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 
-from dss_jax.config import T5Config
 from dss_jax.errors import UserError
 from dss_jax.model import zarr_writer
 from dss_jax.model.checkpoint_orbax import read_t5x_orbax
@@ -29,16 +27,6 @@ from dss_jax.model.stored_arrays import (
 from dss_jax.model.t5 import Transformer
 
 FLOAT32 = np.dtype(np.float32)
-# A model whose every dimension is another number, so that none is taken for another.
-SMALL = T5Config(
-  emb_dim=16,
-  num_heads=8,
-  head_dim=3,
-  mlp_dim=40,
-  num_encoder_layers=2,
-  num_decoder_layers=1,
-  vocab_size=56,
-)
 READERS = {
   "t5x_native_tiny": read_t5x,
   "t5x_native_scan_bf16": read_t5x,
@@ -47,45 +35,6 @@ READERS = {
 }
 WEIGHT = "encoder.layers_0.mlp.wo.kernel"
 FOLDER = f"target.{WEIGHT}"
-
-
-@pytest.fixture
-def arrays():
-  generator = np.random.default_rng(0)
-  return {
-    name: in_memory(generator.normal(size=shape).astype(np.float32))
-    for name, shape in model_shapes(SMALL).items()
-  }
-
-
-def assert_same(one, other):
-  assert set(one) == set(other)
-  for name in one:
-    left, right = one[name].whole(), other[name].whole()
-    assert left.dtype == right.dtype
-    np.testing.assert_array_equal(left, right, strict=True)
-
-
-def index_of(folder):
-  return msgpack.unpackb((folder / "checkpoint").read_bytes(), raw=False)
-
-
-def change(folder, edit):
-  """Rewrites the index after `edit` has changed it."""
-  tree = index_of(folder)
-  edit(tree)
-  (folder / "checkpoint").write_bytes(msgpack.packb(tree))
-
-
-def leaf_of(tree, name=WEIGHT):
-  return functools.reduce(lambda node, key: node[key], name.split("."), tree["optimizer"]["target"])
-
-
-def refusal(read, *arguments):
-  with pytest.raises(UserError) as caught:
-    read(*arguments)
-  assert "\n" not in str(caught.value)
-  return str(caught.value)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -159,14 +108,14 @@ def test_a_single_file_is_what_flax_reads(shared, as_tree):
   jax.tree.map(np.testing.assert_array_equal, as_tree(read_t5x(path)), want)
 
 
-def test_an_orbax_checkpoint_is_what_orbax_reads(shared, as_tree):
+def test_an_orbax_checkpoint_is_what_orbax_reads(shared, as_tree, assert_same):
   folder = shared / "checkpoints/t5x_orbax_tiny"
   want = ocp.PyTreeCheckpointer().restore(folder / "state")["target"]
   jax.tree.map(np.testing.assert_array_equal, as_tree(read_t5x_orbax(folder)), want)
   assert_same(read_t5x_orbax(folder / "state"), read_t5x_orbax(folder))
 
 
-def test_arrays_cut_into_pieces_by_flax(arrays, tmp_path, monkeypatch):
+def test_arrays_cut_into_pieces_by_flax(arrays, tmp_path, monkeypatch, assert_same):
   monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 512)
   tree = {}
   for name, array in arrays.items():
@@ -184,7 +133,9 @@ def test_arrays_cut_into_pieces_by_flax(arrays, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("write", "read"), [(write_t5x, read_t5x), (write_t5x_orbax, read_t5x_orbax)]
 )
-def test_what_is_written_is_read_back(arrays, tmp_path, monkeypatch, write, read, kind):
+def test_what_is_written_is_read_back(
+  arrays, tmp_path, monkeypatch, write, read, kind, assert_same
+):
   monkeypatch.setattr(zarr_writer, "CHUNK_BYTES", 1000)
   path = write(arrays, tmp_path / "out", step=12, dtype=kind)
   assert path == tmp_path / "out/checkpoint_12"
@@ -193,12 +144,12 @@ def test_what_is_written_is_read_back(arrays, tmp_path, monkeypatch, write, read
   assert_same(read(path), cast)
 
 
-def test_the_native_format_is_t5x_s(arrays, tmp_path, shared):
+def test_the_native_format_is_t5x_s(arrays, tmp_path, shared, index):
   """The index and the arrays' descriptions against those that T5X wrote."""
   theirs = shared / "checkpoints/t5x_native_tiny"
   stored = read_t5x(theirs)
   ours = write_t5x(stored, tmp_path, step=200, dtype=FLOAT32)
-  tree, want = index_of(ours), index_of(theirs)
+  tree, want = index.tree(ours), index.tree(theirs)
   assert tree["optimizer"]["target"] == want["optimizer"]["target"]
   assert tree["version"] == want["version"] == 3
   # An empty one makes T5X's loader crash.
@@ -219,27 +170,27 @@ def test_orbax_itself_reads_what_is_written_as_its_own(arrays, tmp_path, as_tree
   jax.tree.map(np.testing.assert_array_equal, restored["target"], as_tree(arrays))
 
 
-def test_version_2_kept_bfloat16_as_unsigned_numbers(arrays, tmp_path):
+def test_version_2_kept_bfloat16_as_unsigned_numbers(arrays, tmp_path, assert_same, index):
   path = write_t5x(arrays, tmp_path, step=1, dtype=BFLOAT16)
 
   def older(tree):
     tree["version"] = 2
-    leaf_of(tree)["dtype"] = "uint16"
+    index.leaf(tree, WEIGHT)["dtype"] = "uint16"
 
-  change(path, older)
+  index.change(path, older)
   description = path / FOLDER / ".zarray"
   description.write_text(description.read_text().replace("bfloat16", "<u2"))
   cast = {name: in_memory(array.whole().astype(BFLOAT16)) for name, array in arrays.items()}
   assert_same(read_t5x(path), cast)
 
 
-def test_zeros_are_stored_too(arrays, tmp_path):
+def test_zeros_are_stored_too(arrays, tmp_path, assert_same):
   """A chunk that is not there could not be told from one that got lost."""
   zeros = {name: in_memory(np.zeros(array.shape, np.float32)) for name, array in arrays.items()}
   assert_same(read_t5x(write_t5x(zeros, tmp_path, step=0, dtype=FLOAT32)), zeros)
 
 
-def test_a_failed_write_leaves_nothing(arrays, tmp_path):
+def test_a_failed_write_leaves_nothing(arrays, tmp_path, refusal, index):
   def fail(index):
     raise UserError("the weight cannot be read")
 

@@ -9,32 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from dss_jax.config import MeshConfig, T5Config
-from dss_jax.model.stored_arrays import StoredArray, in_memory, lay_out, model_shapes
+from dss_jax.config import MeshConfig
+from dss_jax.model.stored_arrays import StoredArray, in_memory, lay_out
 from dss_jax.train.mesh import make_mesh, params_shape
 
-# A model whose every dimension is another number, so that none is taken for another.
-SMALL = T5Config(
-  emb_dim=16,
-  num_heads=8,
-  head_dim=3,
-  mlp_dim=40,
-  num_encoder_layers=2,
-  num_decoder_layers=1,
-  vocab_size=56,
-)
 
-
-@pytest.fixture
-def arrays():
-  generator = np.random.default_rng(0)
-  return {
-    name: in_memory(generator.normal(size=shape).astype(np.float32))
-    for name, shape in model_shapes(SMALL).items()
-  }
-
-
-def test_every_device_reads_its_own_part_once(arrays):
+def test_every_device_reads_its_own_part_once(arrays, small, index):
   mesh = make_mesh(MeshConfig(data=2, model=4), 4)
   asked = {}
 
@@ -46,7 +26,7 @@ def test_every_device_reads_its_own_part_once(arrays):
     return StoredArray(array.shape, array.dtype, read)
 
   placed = lay_out(
-    {name: watched(name, array) for name, array in arrays.items()}, params_shape(SMALL, mesh)
+    {name: watched(name, array) for name, array in arrays.items()}, params_shape(small, mesh)
   )
   jax.tree_util.tree_map_with_path(
     lambda path, leaf: np.testing.assert_array_equal(
@@ -63,7 +43,7 @@ def test_every_device_reads_its_own_part_once(arrays):
     assert sorted(read) == parts
 
 
-def test_parts_of_turned_and_joined_arrays():
+def test_parts_of_turned_and_joined_arrays(index):
   whole = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
   stored = in_memory(whole)
   layer = stored.taken(1, 2).joined(1)

@@ -5,7 +5,6 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 
-from dss_jax.errors import UserError
 from dss_jax.model.checkpoint_orbax import read_t5x_orbax_moments
 from dss_jax.model.checkpoint_t5x import read_t5x_moments
 from dss_jax.model.checkpoint_t5x_write import write_t5x, write_t5x_orbax
@@ -16,7 +15,7 @@ NOTHING = np.zeros(1, np.float32)
 LAYERS = 3
 
 
-def test_the_moments_of_t5xs_orbax_checkpoint(shared):
+def test_the_moments_of_t5xs_orbax_checkpoint(shared, small):
   folder = shared / "checkpoints/t5x_orbax_tiny"
   stored = read_t5x_orbax_moments(folder)
   theirs = ocp.PyTreeCheckpointer().restore(folder / "state")
@@ -58,7 +57,7 @@ OUT = "encoder.encoder.attention.out.kernel"
 
 @pytest.mark.parametrize("heads", [1, 2, 4], ids=["narrower", "square", "wider"])
 @pytest.mark.parametrize("scanned", [QUERY, OUT])
-def test_scanned_moments_are_those_of_each_layer(scanned, heads):
+def test_scanned_moments_are_those_of_each_layer(scanned, heads, arrays):
   """The means of squares as T5X takes them of the stack, against those of each matrix."""
   embed, head_dim = 8, 4
   generator = np.random.default_rng(heads)
@@ -82,13 +81,6 @@ def test_scanned_moments_are_those_of_each_layer(scanned, heads):
     np.testing.assert_allclose(stored.v_col[name].whole(), matrix.mean(shorter), rtol=1e-6)
 
 
-def refusal(read, *arguments):
-  with pytest.raises(UserError) as caught:
-    read(*arguments)
-  assert "\n" not in str(caught.value)
-  return str(caught.value)
-
-
 def single_file(folder, step, **kinds):
   """T5X's oldest layout, with the moments of one weight."""
   weight = np.ones(3, np.float32)
@@ -105,7 +97,7 @@ def test_a_momentum_is_told_of_and_left(tmp_path):
   assert (stored.step, set(stored.v), stored.has_momentum) == (7, {"scale"}, True)
 
 
-def test_what_is_no_state_of_adafactor(tmp_path):
+def test_what_is_no_state_of_adafactor(tmp_path, refusal):
   ones = np.ones(3, np.float32)
   adam = single_file(tmp_path, np.asarray(7, np.int32), grad_ema=ones, grad_sq_ema=ones)
   assert "the optimizer's scale.grad_ema is no moment of Adafactor" in refusal(
@@ -117,7 +109,7 @@ def test_what_is_no_state_of_adafactor(tmp_path):
   assert "the optimizer's step is no number" in refusal(read_t5x_moments, wrong)
 
 
-def test_weights_alone_are_refused(tmp_path):
+def test_weights_alone_are_refused(tmp_path, arrays, refusal):
   arrays = {"scale": in_memory(np.ones(3, np.float32))}
   float32 = np.dtype(np.float32)
   native = write_t5x(arrays, tmp_path / "a", step=3, dtype=float32)
