@@ -65,8 +65,10 @@ def plan(**flags: Any) -> None:
   config = load_config(RunConfig, files, settings)
   prepare_compiler()
   from dss_jax.plan import command, report
+  from dss_jax.plan.apart import apart
 
-  planned = command.plan(
+  planned = apart(
+    command.plan,
     config,
     tpu_slice,
     input_tokens=flags["input_tokens"],
