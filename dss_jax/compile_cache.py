@@ -18,3 +18,5 @@ def keep_compiled_programs() -> None:
   default = pathlib.Path.home() / ".cache" / "dss_jax"
   cache = pathlib.Path(os.environ.get("DSS_CACHE_DIR") or default)
   jax.config.update("jax_compilation_cache_dir", str(cache / "xla" / platform.node()))
+  # By default those that compile within a second are left out: half of a small run's.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

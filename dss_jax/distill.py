@@ -27,6 +27,9 @@ from dss_jax.train.mesh import make_mesh
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer, parameter_count
 
+# Shapes that these do not have are compiled when they come.
+_STEPS_AHEAD = 64
+
 
 def run(config: RunConfig) -> dict[str, Any]:
   """Trains the student, or goes on training it; returns its model.json.
@@ -93,10 +96,17 @@ def run(config: RunConfig) -> dict[str, Any]:
       if processes.is_first():
         students.write_config(config)
       _announce(config, data, trainer, train_batches, step)
+      trainer.compile_ahead(
+        train_batches.shapes(step, min(step + _STEPS_AHEAD, config.train_steps)),
+        eval_batches.shapes() if eval_batches is not None else [],
+      )
 
     loop = Loop(config, trainer, train_batches, eval_batches)
     # Handed over by pop: a reference kept here would keep the state in memory for good.
-    outcome = loop.run(initial_states.pop if initial_states else None, on_start)
+    try:
+      outcome = loop.run(initial_states.pop if initial_states else None, on_start)
+    finally:
+      trainer.stop_compiling()
     card = _finished(card, outcome)
     if processes.is_first():
       students.write_card(directory, card)

@@ -15,8 +15,8 @@ from dss_jax.data.packing import Costs, Packer, Packing, RowShape
 Batch = dict[str, np.ndarray]
 
 # So many batches are looked at to plan the shapes; fewer, but at least 8, when they are large.
-PLANNING_BATCHES = 64
-PLANNING_EXAMPLES = 2048
+PLANNING_BATCHES = 128
+PLANNING_EXAMPLES = 4096
 
 
 class SequenceStore(Protocol):
@@ -108,6 +108,10 @@ class PackedBatches:
     ]  # fmt: skip
     return packing, sequences
 
+  def shape_of(self, examples: np.ndarray) -> RowShape:
+    """The shape that a batch of the examples has, which does not count as a batch."""
+    return self.packer.pack(self._lengths(self._sequences(examples))).shape
+
   def fill(
     self, packing: Packing, sequences: list[tuple[int, int]], rows: slice = slice(None)
   ) -> Batch:
@@ -191,6 +195,11 @@ class TrainBatches:
     """The packed rows of step n, counted from 0."""
     return self.packed.pack(self._numbers(step))
 
+  def shapes(self, first_step: int, last_step: int) -> list[RowShape]:
+    """The shapes of the steps' batches, last_step excluded, each once, in their order."""
+    steps = range(first_step, last_step)
+    return list(dict.fromkeys(self.packed.shape_of(self._numbers(step)) for step in steps))
+
   def _numbers(self, step: int) -> np.ndarray:
     numbers = example_numbers(
       step, batch_size=self._batch_size, num_examples=len(self.examples), seed=self._seed
@@ -228,6 +237,10 @@ class EvalBatches:
     """The packed rows of every batch."""
     for group in self.groups:
       yield self.packed.pack(group)
+
+  def shapes(self) -> list[RowShape]:
+    """The shapes of the batches, each once, in their order."""
+    return list(dict.fromkeys(map(self.packed.shape_of, self.groups)))
 
 
 def empty_batch(shape: RowShape) -> Batch:

@@ -5,7 +5,7 @@ forward pass that the gradient does.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from dss_jax.losses.cross_entropy import cross_entropy
 from dss_jax.losses.step_by_step import TaskSums
 from dss_jax.model.t5 import Transformer, init_params, output_kernel
 from dss_jax.train import mesh as meshes
+from dss_jax.train.ahead import CompiledAhead
 
 Arrays = dict[str, jax.Array]
 
@@ -74,6 +75,7 @@ class Trainer:
     self._evaluate = jax.jit(
       self._eval_step, in_shardings=(param_shardings, batch_sharding), out_shardings=replicated
     )
+    self._ahead = CompiledAhead({})
     self._norm = jax.jit(optax.tree.norm, in_shardings=(param_shardings,), out_shardings=replicated)
 
   def init_state(self) -> TrainState:
@@ -100,23 +102,37 @@ class Trainer:
 
   def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
     """The state after one update, and the step's `sums` (TaskSums) and `gradient_norm`."""
-    return self._on_mesh(self._train, state, batch, self._seed)
+    train = self._ahead.get(("train", _shape_of(batch))) or self._train
+    return self._on_mesh(train, state, batch, self._seed)
+
+  def compile_ahead(self, train: Iterable[RowShape], evaluate: Iterable[RowShape]) -> None:
+    """Begins to compile the steps for batches of these shapes, in this order, in other threads."""
+    self.stop_compiling()
+    self._ahead = CompiledAhead(
+      {("train", shape): functools.partial(self.lower, shape) for shape in train}
+      | {("evaluate", shape): functools.partial(self.lower_eval, shape) for shape in evaluate}
+    )
+
+  def stop_compiling(self) -> None:
+    """Ends what compile_ahead began."""
+    self._ahead.close()
+    self._ahead = CompiledAhead({})
 
   def lower(self, shape: RowShape) -> jax.stages.Lowered:
     """The training step for batches of the shape, ready to be compiled.
 
     The mesh may be one of devices that are not here, as of a topology to plan for.
     """
-    sharding = meshes.rows_sharding(self.mesh)
-    batch = {
-      name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-      for name, array in empty_batch(shape).items()
-    }
-    return self._on_mesh(self._train.lower, self.state_shape, batch, self._seed)
+    return self._on_mesh(self._train.lower, self.state_shape, self._batch_shape(shape), self._seed)
+
+  def lower_eval(self, shape: RowShape) -> jax.stages.Lowered:
+    """The evaluation step for batches of the shape, ready to be compiled."""
+    return self._on_mesh(self._evaluate.lower, self.state_shape.params, self._batch_shape(shape))
 
   def eval_step(self, params: Any, batch: Arrays) -> TaskSums:
     """Teacher-forced loss and accuracy of a batch, without dropout."""
-    return self._on_mesh(self._evaluate, params, batch)
+    evaluate = self._ahead.get(("evaluate", _shape_of(batch))) or self._evaluate
+    return self._on_mesh(evaluate, params, batch)
 
   def weight_norm(self, state: TrainState) -> float:
     """The Euclidean norm of all weights; not finite as soon as one of them is not, or is huge."""
@@ -143,6 +159,13 @@ class Trainer:
       for name in pieces
     }
 
+  def _batch_shape(self, shape: RowShape) -> dict[str, jax.ShapeDtypeStruct]:
+    sharding = meshes.rows_sharding(self.mesh)
+    return {
+      name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+      for name, array in empty_batch(shape).items()
+    }
+
   def _on_mesh(self, function, *arguments):
     with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
       return function(*arguments)
@@ -166,15 +189,21 @@ class Trainer:
       # A chunk's logits are spread over the whole mesh: rows by data, words by model.
       shards=self.mesh.size,
     )
-    updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
-    metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradient)}
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
+      metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradient)}
+      params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   def _eval_step(self, params: Any, batch: Arrays) -> TaskSums:
     weights = step_by_step.task_weights(batch["decoder_loss_weights"], batch["decoder_task_ids"])
     _, sums = batch_loss(params, batch, weights, None, config=self.config, shards=self.mesh.size)
     return sums
+
+
+def _shape_of(batch: Arrays) -> RowShape:
+  rows, inputs = batch["encoder_input_tokens"].shape
+  return RowShape(rows, inputs, batch["decoder_input_tokens"].shape[1])
 
 
 def batch_loss(

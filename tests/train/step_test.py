@@ -314,6 +314,29 @@ def test_two_runs_with_one_seed_are_the_same_run_and_learn(real, fresh, on_mesh)
   assert losses[-1] < 0.98 * losses[0]
 
 
+def test_a_step_compiled_ahead_is_the_same_step(real, fresh, on_mesh, monkeypatch):
+  rows, inputs = on_mesh["encoder_input_tokens"].shape
+  shape = RowShape(rows, inputs, on_mesh["decoder_input_tokens"].shape[1])
+  want_loss = loss_of(real.train_step(fresh(), on_mesh)[1])
+  params = fresh().params
+  want_sums = jax.device_get(real.eval_step(params, on_mesh))
+  real.compile_ahead([shape], [shape])
+  assert all(real._ahead.get((kind, shape)) for kind in ("train", "evaluate"))
+  # What is compiled when first met is not asked.
+  monkeypatch.setattr(real, "_train", None)
+  monkeypatch.setattr(real, "_evaluate", None)
+  state = fresh()
+  after, metrics = real.train_step(state, on_mesh)
+  assert loss_of(metrics) == want_loss
+  assert int(after.step) == 1
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))  # donated
+  sums = jax.device_get(real.eval_step(params, on_mesh))
+  jax.tree.map(np.testing.assert_array_equal, sums, want_sums)
+  real.stop_compiling()
+  monkeypatch.undo()
+  assert loss_of(real.train_step(fresh(), on_mesh)[1]) == want_loss
+
+
 def test_dropout_differs_from_step_to_step(real, fresh, on_mesh):
   """The same weights at step 0 and, twice, at step 1."""
   losses = []
