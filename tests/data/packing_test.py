@@ -62,6 +62,14 @@ def test_rows_are_levelled_by_exchanges():
   assert sorted(map(len, members)) == [2, 3]
 
 
+def test_the_next_fullest_row_exchanges_where_the_fullest_cannot(monkeypatch):
+  """The fullest holds the 70 alone; the next, of 60 and 40 targets, gives a 40 for a 20."""
+  batch = lengths([10, 20, 10, 30, 70], [40, 60, 40, 20, 70])
+  assert packing.balanced_rows(batch, 3, length_multiple=1)[0] == RowShape(3, 70, 80)
+  monkeypatch.setattr(packing, "GIVING_ROWS", 1)
+  assert packing.balanced_rows(batch, 3, length_multiple=1)[0] == RowShape(3, 70, 100)
+
+
 def test_both_sides_are_balanced():
   """Two sequences of long inputs and two of long targets: one of each in a row."""
   shape, members = balanced_rows(lengths([80, 80, 8, 8], [8, 8, 80, 80]), 2)
@@ -169,6 +177,92 @@ def test_more_shapes_cost_no_more():
     return sum(costs(*packer.pack(batch).shape) for batch in sample)
 
   assert cost(6) < cost(1)
+
+
+def short_targets(count):
+  """Targets a seventh as long as the inputs, their sum of more varied size."""
+  rng = np.random.default_rng(0)
+  short = np.arange(48) < 24
+  return [
+    lengths(
+      rng.integers(40, 90, 48),
+      np.where(short, rng.integers(2, 6, 48), rng.integers(3, 30, 48)),
+    )
+    for _ in range(count)
+  ]
+
+
+def padding_and_cost(sample):
+  """The padding shares of inputs and targets, and what the sample costs."""
+
+  def cheap_pairs(rows, inputs, targets):
+    return rows * (inputs + 2 * targets + 3e-4 * (inputs**2 + targets**2 + inputs * targets))
+
+  packer = Packer(sample, costs=cheap_pairs, length_multiple=4)
+  shapes = [packer.pack(batch).shape for batch in sample]
+  tokens = np.sum([[side.sum() for side in batch] for batch in sample], axis=0)
+  room = np.sum([[rows * inputs, rows * targets] for rows, inputs, targets in shapes], axis=0)
+  return 1 - tokens / room, sum(cheap_pairs(*shape) for shape in shapes)
+
+
+def test_short_targets_are_not_padded_for_the_inputs_sake(monkeypatch):
+  sample = short_targets(48)
+  padding, cost = padding_and_cost(sample)
+  assert np.all(padding < packing.MOST_PADDING)
+  monkeypatch.setattr(packing, "ROOM_WEIGHTS", (0.0,))
+  by_cost_alone, least_cost = padding_and_cost(sample)
+  assert by_cost_alone[1] > 0.09
+  assert cost < 1.005 * least_cost
+
+
+@pytest.mark.parametrize("limit", ["MOST_PADDING", "MOST_COST"])
+def test_cost_alone_decides_where_less_padding_is_not_to_be_had_or_too_dear(monkeypatch, limit):
+  sample = short_targets(48)
+  monkeypatch.setattr(packing, limit, 0.0)
+  padding, cost = padding_and_cost(sample)
+  monkeypatch.setattr(packing, "ROOM_WEIGHTS", (0.0,))
+  by_cost_alone, least_cost = padding_and_cost(sample)
+  assert cost == least_cost
+  assert padding.tolist() == by_cost_alone.tolist()
+
+
+@pytest.fixture
+def dealt(monkeypatch):
+  """The numbers of rows that batches are dealt over from now on."""
+  counts = []
+  deal = packing.balanced_rows
+
+  def counted(batch, rows, length_multiple):
+    counts.append(rows)
+    return deal(batch, rows, length_multiple)
+
+  monkeypatch.setattr(packing, "balanced_rows", counted)
+  return counts
+
+
+def test_numbers_of_rows_that_cost_much_are_left_out_and_change_no_shape(monkeypatch, dealt):
+  sample = batches(32, 48)
+  found = Packer(sample, costs=costs).shapes
+  few = len(dealt)
+  monkeypatch.setattr(packing, "TRIED_COST", np.inf)
+  assert found == Packer(sample, costs=costs).shapes
+  assert few < 0.7 * (len(dealt) - few)
+
+
+def test_a_batch_is_dealt_for_shapes_with_room_for_it_alone(dealt):
+  sample = batches(32, 48)
+  packer = Packer(sample, costs=costs)
+  dealt.clear()
+  for batch in sample:
+    packer.pack(batch)
+    inputs, targets = (side.sum() for side in batch)
+    with_room = {
+      shape.rows
+      for shape in packer.shapes
+      if inputs <= shape.rows * shape.input_tokens and targets <= shape.rows * shape.target_tokens
+    }
+    assert set(dealt) <= with_room
+    dealt.clear()
 
 
 def test_a_batch_too_long_for_all_shapes_gets_one_that_others_like_it_share():
