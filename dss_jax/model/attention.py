@@ -89,7 +89,8 @@ class Bias:
   """What is added to the logits, as that from which it is worked out.
 
   Attributes:
-    table_HP: the relative position bias of each head and bucket; None adds none.
+    table_HP: the relative position bias of each head and bucket, or [B, H, P], a copy of it for
+      each row; None adds none.
     causal: a query sees no later position. Buckets are the decoder's then, else the encoder's.
   """
 
@@ -110,8 +111,25 @@ class Bias:
       bias = bias + jnp.where(seen, 0.0, MASKED)
     if self.table_HP is None:
       return bias
-    position = relative_bias(self.table_HP, first, queries, keys, bidirectional=not self.causal)
-    return position + bias
+
+    def of_table(table_HP: jax.Array) -> jax.Array:
+      return relative_bias(table_HP, first, queries, keys, bidirectional=not self.causal)
+
+    if self.table_HP.ndim == 2:
+      return of_table(self.table_HP) + bias
+    return jax.vmap(of_table)(self.table_HP)[:, 0] + bias
+
+  def with_table_of_rows(self) -> "Bias":
+    """With a copy of the table for each row.
+
+    Each device then adds up the gradient of its own rows' copies, and they are added over all
+    devices once. The gradient of one table would be, in each block, as large as its logits.
+    """
+    if self.table_HP is None:
+      return self
+    rows = self.query_segments_BQ.shape[0]
+    table_BHP = jnp.broadcast_to(self.table_HP, (rows, *self.table_HP.shape))
+    return self.with_table(nn.with_logical_constraint(table_BHP, ("batch", "heads", None)))
 
   def whole(self) -> jax.Array:
     return self.of_queries(0, self.query_segments_BQ)
@@ -208,11 +226,13 @@ class Attention(nn.Module):
 
 def _mixed(query_BQHK, key_BLHK, value_BLHK, bias, dropout_rate, dropout_key) -> jax.Array:
   """Attention's mix of values, [B, Q, H, K]; logits and softmax are float32."""
-  logits = jnp.einsum("bqhk,blhk->bhql", query_BQHK, key_BLHK, preferred_element_type=jnp.float32)
+  # Heads before positions, as the logits have them: what a CPU multiplies without strided copies.
+  query_BHQK, key_BHLK, value_BHLK = (x.swapaxes(1, 2) for x in (query_BQHK, key_BLHK, value_BLHK))
+  logits = jnp.einsum("bhqk,bhlk->bhql", query_BHQK, key_BHLK, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(logits + bias, axis=-1).astype(query_BQHK.dtype)
   if dropout_rate:
     weights = dropped(weights, dropout_rate, dropout_key)
-  return jnp.einsum("bhql,blhk->bqhk", weights, value_BLHK)
+  return jnp.einsum("bhql,bhlk->bhqk", weights, value_BHLK).swapaxes(1, 2)
 
 
 def _mixed_by_blocks(
@@ -247,6 +267,7 @@ def _mixed_by_blocks(
   def visit(_, numbered_block):
     return None, of_block(*numbered_block, keys_and_values, bias, dropout_key)
 
+  bias = bias.with_table_of_rows()
   keys_and_values = (widened(key_BLHK), widened(value_BLHK))
   numbered_blocks = (jnp.arange(blocks), split(query_BQHK), split(bias.query_segments_BQ))
   _, mixed = jax.lax.scan(visit, None, numbered_blocks)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from dss_jax.config import T5Config
 from dss_jax.model import attention
@@ -22,6 +22,7 @@ from dss_jax.model.attention import (
   same_segment_bias,
 )
 from dss_jax.model.t5 import Transformer
+from dss_jax.plan.collectives import totals
 
 CONFIG = T5Config(
   emb_dim=6,
@@ -317,6 +318,24 @@ def test_no_array_of_heads_queries_and_keys_is_held(monkeypatch):
   assert held(attention._mixed) > all_logits
   monkeypatch.setattr(attention, "LOGITS_BYTES", all_logits / 32)
   assert held(attention._mixed_by_blocks) < all_logits / 2
+
+
+def test_devices_add_up_the_table_s_gradient_once(blocks_of_eight):
+  """Not in each block, where it is as large as the block's logits."""
+  inputs, bias = case("encoder", rows=8)
+  mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+  rows, whole = (jax.NamedSharding(mesh, PartitionSpec(*spec)) for spec in (["data"], []))
+
+  def of_table(table, inputs, bias):
+    return jnp.sum(mixed(attention._mixed_by_blocks, {**inputs, "table": table}, bias))
+
+  with jax.set_mesh(mesh), nn.logical_axis_rules([("batch", "data")]):
+    lowered = jax.jit(
+      jax.grad(of_table), in_shardings=(whole, rows, rows), out_shardings=whole
+    ).lower(inputs.pop("table"), inputs, bias)
+  collectives = totals(lowered.compile().as_text())
+  assert set(collectives) == {"all-reduce"}
+  assert collectives["all-reduce"].result_bytes == 4 * 2 * 32
 
 
 @pytest.mark.parametrize("shared", [True, False])
