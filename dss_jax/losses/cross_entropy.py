@@ -24,6 +24,7 @@ class TokenLosses(NamedTuple):
   correct: jax.Array
 
 
+@jax.named_scope("cross_entropy")
 def cross_entropy(
   hidden_RMD: jax.Array,
   kernel_DV: jax.Array,
@@ -80,8 +81,9 @@ def _fused_forward(hidden, kernel, targets, coefficients, label_smoothing, z_los
   def visit(kernel_gradient, chunk):
     hidden_RmD, targets_Rm, coefficients_Rm = chunk
     logits = _logits(hidden_RmD, kernel)
-    loss, correct, log_z, soft = _token_losses(logits, targets_Rm, label_smoothing, z_loss)
-    probability = jnp.exp(logits - log_z[..., None])
+    loss, correct, log_z, probability = _token_losses(logits, targets_Rm, label_smoothing, z_loss)
+    confidence, low = _soft_target(label_smoothing, logits.shape[-1])
+    soft = jnp.where(_words(logits) == targets_Rm[..., None], confidence, low)
     gradient = probability * (1.0 + 2.0 * z_loss * log_z)[..., None] - soft
     gradient = (gradient * coefficients_Rm[..., None]).astype(hidden.dtype)
     hidden_gradient = jnp.einsum("rmv,dv->rmd", gradient, kernel.astype(hidden.dtype))
@@ -122,21 +124,38 @@ def _logits(hidden_RmD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
   return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
 
+def _soft_target(label_smoothing: float, words: int) -> tuple[float, float]:
+  """What is asked of the target's probability, and of that of each other word."""
+  return 1.0 - label_smoothing, label_smoothing / (words - 1)
+
+
+def _words(logits: jax.Array) -> jax.Array:
+  """The number of the word that each logit is of."""
+  return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+
+
 def _token_losses(logits, targets_Rm, label_smoothing, z_loss):
-  """(loss, correct, logsumexp) of each position, [R, m], and the soft targets [R, m, V]."""
+  """(loss, correct, logsumexp) of each position, [R, m], and the softmax, [R, m, V].
+
+  On a CPU, whatever is summed over the words is written to memory first: so there is one array
+  of exponentials, and the target's logit is looked up.
+  """
   words = logits.shape[-1]
-  confidence = 1.0 - label_smoothing
-  low = label_smoothing / (words - 1)
+  confidence, low = _soft_target(label_smoothing, words)
   least = -(confidence * math.log(confidence) + (words - 1) * low * math.log(low + 1e-20))
-  word = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
-  soft = jnp.where(word == targets_Rm[..., None], confidence, low)
   largest = jnp.max(logits, axis=-1, keepdims=True)
-  log_z = jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1)) + largest[..., 0]
-  loss = log_z - jnp.sum(soft * logits, axis=-1) - least + z_loss * jnp.square(log_z)
+  exponential = jnp.exp(logits - largest)
+  total = jnp.sum(exponential, axis=-1, keepdims=True)
+  log_z = (jnp.log(total) + largest)[..., 0]
+  of_target = jnp.take_along_axis(logits, targets_Rm[..., None], axis=-1)[..., 0]
+  expected = (confidence - low) * of_target
+  if label_smoothing:
+    expected += low * jnp.sum(logits, axis=-1)
+  loss = log_z - expected - least + z_loss * jnp.square(log_z)
   # What argmax gives; on a CPU, XLA's own takes one word at a time.
-  first_largest = jnp.min(jnp.where(logits == largest, word, words), axis=-1)
+  first_largest = jnp.min(jnp.where(logits == largest, _words(logits), words), axis=-1)
   correct = (first_largest == targets_Rm).astype(jnp.float32)
-  return loss, correct, log_z, soft
+  return loss, correct, log_z, exponential / total
 
 
 def _scan(visit, carry, arrays, chunks):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 
+@jax.named_scope("dropout")
 def dropped(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
   """Each element zeroed with probability `rate`, and the rest scaled by 1 / (1 - rate).
 

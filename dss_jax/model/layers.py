@@ -46,8 +46,9 @@ class Dense(nn.Module):
 def product(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
   """x @ kernel, with the kernel's gradient asked for in the order that costs less.
 
-  A CPU's matrix product transposes its first operand to sum over tokens, so the narrower of x
-  and the output's gradient comes first; by itself, JAX always puts the gradient there.
+  A CPU's matrix product transposes its first operand to sum over tokens. x comes first: all
+  kernels that read the same x share its transpose. Only where x is twice as wide as the output's
+  gradient, or wider, does the gradient come first; by itself, JAX always puts it there.
   """
   return jnp.dot(x, kernel_DF)
 
@@ -59,7 +60,7 @@ def _product_forward(x, kernel_DF):
 def _product_backward(operands, gradient):
   x, kernel_DF = operands
   tokens = tuple(range(x.ndim - 1))
-  if kernel_DF.shape[0] <= kernel_DF.shape[1]:
+  if kernel_DF.shape[0] < 2 * kernel_DF.shape[1]:
     kernel_gradient = jax.lax.dot_general(x, gradient, ((tokens, tokens), ((), ())))
   else:
     kernel_gradient = jax.lax.dot_general(gradient, x, ((tokens, tokens), ((), ()))).T
