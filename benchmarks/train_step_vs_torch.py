@@ -142,10 +142,8 @@ def make_job(arguments: argparse.Namespace) -> Job:
   return Job(with_vocab_size(config, data.vocabulary), steps, numbers)
 
 
-def run_ours(job: Job, connection: Connection) -> None:
-  """Takes the steps that it is told to, as `dss distill` would."""
-  import jax
-
+def our_trainer(job: Job) -> tuple[Any, Any]:
+  """The Trainer and the TrainBatches of the job, as `dss distill` would have them."""
   from dss_jax.data.batches import TrainBatches
   from dss_jax.data.packing import aligned_tokens
   from dss_jax.data.prepare import prepare
@@ -155,18 +153,26 @@ def run_ours(job: Job, connection: Connection) -> None:
   from dss_jax.train.optimizer import make_optimizer
   from dss_jax.train.step import Trainer
 
-  config, model = job.config, job.config.model
-  store = prepare(config.data, (LABEL, RATIONALE)).train
-  mesh = make_mesh(config.mesh, config.batch_size)
+  config = job.config
   batches = TrainBatches(
-    store,
+    prepare(config.data, (LABEL, RATIONALE)).train,
     batch_size=config.batch_size,
     seed=0,
     tasks=(LABEL, RATIONALE),
-    costs=forward_flops(model).of_rows,
-    length_multiple=aligned_tokens(model.dtype),
+    costs=forward_flops(config.model).of_rows,
+    length_multiple=aligned_tokens(config.model.dtype),
   )
-  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  mesh = make_mesh(config.mesh, config.batch_size)
+  return Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh), batches
+
+
+def run_ours(job: Job, connection: Connection) -> None:
+  """Takes the steps that it is told to, as `dss distill` would."""
+  import jax
+
+  from dss_jax.model.flops import forward_flops
+
+  trainer, batches = our_trainer(job)
   state = trainer.init_state()
 
   def take(number):
@@ -187,13 +193,13 @@ def run_ours(job: Job, connection: Connection) -> None:
   shapes = [batches.packed.packer.pack(lengths_of(step)).shape for step in job.steps]
   positions = sum(rows * (inputs + targets) for rows, inputs, targets in shapes)
   product = jax.jit(lambda a: a @ a)
-  square = jax.numpy.ones((2048, 2048), model.dtype)
+  square = jax.numpy.ones((2048, 2048), job.config.model.dtype)
   rates = []
   for _ in range(9):
     started = time.perf_counter()
     product(square).block_until_ready()
     rates.append(2 * 2048**3 / (time.perf_counter() - started) / 1e9)
-  costs = forward_flops(model)
+  costs = forward_flops(job.config.model)
   sequences = [pair for step in job.steps for pairs in step for pair in pairs]
   flops = 3 * sum(costs.of_rows(1, *map(len, pair)) for pair in sequences)
   connection.send(
