@@ -75,8 +75,8 @@ class Trainer:
     self._evaluate = jax.jit(
       self._eval_step, in_shardings=(param_shardings, batch_sharding), out_shardings=replicated
     )
-    self._ahead = CompiledAhead({})
     self._norm = jax.jit(optax.tree.norm, in_shardings=(param_shardings,), out_shardings=replicated)
+    self._ahead = CompiledAhead({})
 
   def init_state(self) -> TrainState:
     """Freshly initialised weights, laid out on the mesh; a function of the seed alone."""
