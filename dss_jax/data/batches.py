@@ -5,7 +5,7 @@ own devices only.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -233,14 +233,14 @@ class EvalBatches:
       length_multiple=length_multiple,
     )
 
-  def packs(self) -> Iterator[tuple[Packing, list[tuple[int, int]]]]:
-    """The packed rows of every batch."""
-    for group in self.groups:
-      yield self.packed.pack(group)
+  @functools.cached_property
+  def packs(self) -> list[tuple[Packing, list[tuple[int, int]]]]:
+    """The packed rows of every batch, the same at every evaluation."""
+    return [self.packed.pack(group) for group in self.groups]
 
   def shapes(self) -> list[RowShape]:
     """The shapes of the batches, each once, in their order."""
-    return list(dict.fromkeys(map(self.packed.shape_of, self.groups)))
+    return list(dict.fromkeys(packing.shape for packing, _ in self.packs))
 
 
 def empty_batch(shape: RowShape) -> Batch:

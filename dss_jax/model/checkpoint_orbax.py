@@ -6,7 +6,6 @@ own. They are read through tensorstore alone: Orbax's metadata files decide on n
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -29,6 +28,7 @@ _DESCRIPTION = "/.zarray"
 _LIST_SECONDS = 120.0
 _MOMENTS = "state.param_states."
 _STEP = "state.step"
+_INTEGERS: dict[str, np.dtype] = {"<i4": np.dtype(np.int32), "<i8": np.dtype(np.int64)}
 
 
 def read_t5x_orbax(path: str | os.PathLike[str]) -> StoredArrays:
@@ -51,11 +51,9 @@ def read_t5x_orbax_moments(path: str | os.PathLike[str]) -> StoredMoments:
     UserError: the folder holds the weights alone, or nothing readable.
   """
   folder = _array_folder(path)
-  if not _names(folder, _MOMENTS):
-    raise UserError(f"{folder.name}: {NO_STATE}")
-  integers: dict[str, np.dtype] = {"<i4": np.dtype(np.int32), "<i8": np.dtype(np.int64)}
-  step = read_arrays(folder, _STEP, integers)[""].whole()
-  return moments_of(read_arrays(folder, _MOMENTS), step, folder.name)
+  arrays = read_arrays(folder, _MOMENTS, if_none=NO_STATE)
+  step = read_arrays(folder, _STEP, _INTEGERS)[""].whole()
+  return moments_of(arrays, step, folder.name)
 
 
 def _array_folder(path: str | os.PathLike[str]) -> CheckpointFolder:
@@ -68,39 +66,22 @@ def is_array_folder(folder: CheckpointFolder) -> bool:
 
 
 def read_arrays(
-  folder: CheckpointFolder, beginning: str = "", dtypes: Mapping[str, np.dtype] = FLOATS_BY_ZARR
+  folder: CheckpointFolder,
+  beginning: str = "",
+  dtypes: Mapping[str, np.dtype] = FLOATS_BY_ZARR,
+  if_none: str | None = None,
 ) -> StoredArrays:
   """The arrays whose names begin so, by the rest of their names.
+
+  Args:
+    if_none: what the error says, after the folder, where there are none.
 
   Raises:
     UserError: there are none, or one has none of the dtypes.
   """
-  ocdbt, base, store = _store(folder)
-  names = _names(folder, beginning)
-  if not names:
-    raise UserError(
-      f"{folder.name}: holds no zarr arrays whose names begin with {beginning!r}; give the folder "
-      "of a T5X checkpoint, checkpoint_<step>"
-    )
-  described = read_keys(store, [name + _DESCRIPTION for name in names], folder.name)
-  arrays = {}
-  for name, metadata in zip(names, described, strict=True):
-    path = f"{name}/" if ocdbt else f"{base['path']}{name}/"
-    weight = name.removeprefix(beginning)
-    arrays[weight] = zarr_array({**base, "path": path}, metadata, folder.name, weight, dtypes)
-  return arrays
-
-
-def _store(folder: CheckpointFolder) -> tuple[bool, dict[str, Any], Any]:
-  """Whether the arrays lie in an OCDBT store, and where; and the opened store."""
   ocdbt = folder.has(MANIFEST)
   base = {"driver": "ocdbt", "base": folder.kvstore} if ocdbt else folder.kvstore
-  return ocdbt, base, open_kvstore(base, folder.name)
-
-
-def _names(folder: CheckpointFolder, beginning: str) -> list[str]:
-  """The names of the arrays that begin so."""
-  _, _, store = _store(folder)
+  store = open_kvstore(base, folder.name)
   try:
     keys = [key.decode() for key in store.list().result(_LIST_SECONDS)]
   except Exception as error:
@@ -108,8 +89,21 @@ def _names(folder: CheckpointFolder, beginning: str) -> list[str]:
       f"{folder.name}: its arrays cannot be listed ({why(error)}); the "
       "checkpoint is damaged, so copy it again"
     ) from None
-  return sorted(
+  names = sorted(
     key.removesuffix(_DESCRIPTION)
     for key in keys
     if key.startswith(beginning) and key.endswith(_DESCRIPTION)
   )
+  if not names:
+    none = if_none or (
+      f"holds no zarr arrays whose names begin with {beginning!r}; give the folder of a T5X "
+      "checkpoint, checkpoint_<step>"
+    )
+    raise UserError(f"{folder.name}: {none}")
+  described = read_keys(store, [name + _DESCRIPTION for name in names], folder.name)
+  arrays = {}
+  for name, metadata in zip(names, described, strict=True):
+    path = f"{name}/" if ocdbt else f"{base['path']}{name}/"
+    weight = name.removeprefix(beginning)
+    arrays[weight] = zarr_array({**base, "path": path}, metadata, folder.name, weight, dtypes)
+  return arrays

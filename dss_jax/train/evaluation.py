@@ -11,7 +11,7 @@ from dss_jax.train.step import Trainer
 def evaluate(trainer: Trainer, params: Any, batches: EvalBatches) -> TaskSums:
   """Loss and right next tokens of each task, over every example of the set."""
   total: TaskSums | None = None
-  for packing, sequences in batches.packs():
+  for packing, sequences in batches.packs:
     fill = functools.partial(batches.packed.fill, packing, sequences)
     batch = trainer.to_mesh(packing.shape.rows, fill)
     sums = trainer.eval_step(params, batch)

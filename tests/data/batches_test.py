@@ -299,7 +299,7 @@ def test_a_batch_larger_than_the_data_set_repeats_it():
 def test_evaluation_sees_every_sequence_once(batch_size):
   batches = EvalBatches(STORE, batch_size=batch_size, tasks=BOTH, costs=costs, row_multiple=4)
   seen = []
-  for packing, sequences in batches.packs():
+  for packing, sequences in batches.packs:
     assert packing.shape.rows % 4 == 0
     assert packing.shape in batches.packed.packer.shapes
     seen += sequences_of(batches.packed.fill(packing, sequences))
@@ -315,4 +315,4 @@ def test_the_shapes_of_coming_batches_are_told_in_their_order():
   assert len(told) > 1
   assert train.shapes(2, 2) == []
   evaluation = EvalBatches(STORE, batch_size=16, tasks=BOTH, costs=costs)
-  assert evaluation.shapes() == list(dict.fromkeys(each.shape for each, _ in evaluation.packs()))
+  assert evaluation.shapes() == list(dict.fromkeys(each.shape for each, _ in evaluation.packs))
