@@ -17,29 +17,6 @@ from dss_jax.train.optimizer import make_optimizer
 OPTIMIZER = make_optimizer(OptimizerConfig(), 300)
 
 
-def drawn(seed):
-  """Unrolled weights, some factored and others not."""
-  generator = np.random.default_rng(seed)
-
-  def weight(*shape):
-    return (10.0 ** generator.uniform(-2, 1) * generator.normal(size=shape)).astype(np.float32)
-
-  def layers(count):
-    return {
-      f"layers_{number}": {
-        "mlp": {"wo": {"kernel": weight(144, 128)}},
-        "pre_mlp_layer_norm": {"scale": weight(128)},
-      }
-      for number in range(count)
-    }
-
-  return {
-    "token_embedder": {"embedding": weight(160, 128)},
-    "encoder": {**layers(3), "encoder_norm": {"scale": weight(128)}},
-    "decoder": {**layers(2), "decoder_norm": {"scale": weight(128)}},
-  }
-
-
 @jax.jit
 def updated(params, state, gradient):
   return OPTIMIZER.update(gradient, state, params)
@@ -72,9 +49,9 @@ def stored(state):
 
 
 @pytest.fixture(scope="module")
-def after_two():
+def after_two(drawn_weights):
   """The state after two updates, and the third update."""
-  params, *gradients = (drawn(seed) for seed in range(4))
+  params, *gradients = (drawn_weights(seed) for seed in range(4))
   state = OPTIMIZER.init(params)
   for gradient in gradients[:2]:
     _, state = updated(params, state, gradient)
@@ -83,9 +60,9 @@ def after_two():
 
 
 @pytest.mark.parametrize("layout", [lambda tree: tree, stacked_params], ids=["unrolled", "scanned"])
-def test_the_next_update_is_the_uninterrupted_ones(after_two, layout):
+def test_the_next_update_is_the_uninterrupted_ones(after_two, layout, drawn_weights):
   state, want = after_two
-  params, gradient = layout(drawn(0)), layout(drawn(3))
+  params, gradient = layout(drawn_weights(0)), layout(drawn_weights(3))
   fresh = OPTIMIZER.init(params)
   check_moments(fresh, stored(state), "here")
   got, _ = updated(params, with_moments(fresh, stored(state)), gradient)
@@ -96,12 +73,16 @@ def test_the_next_update_is_the_uninterrupted_ones(after_two, layout):
   assert all(jax.tree.leaves(differs))
 
 
-def test_each_device_gets_its_part(after_two):
+def test_each_device_gets_its_part(after_two, drawn_weights):
   """Laid out as the optimizer's state is: a row's moments by 'model', as its weight is."""
   mesh = make_mesh(MeshConfig(data=2, model=4), 4)
-  params = drawn(0)
-  spec = jax.sharding.PartitionSpec("model")
-  split = jax.tree.map(lambda leaf: jax.sharding.NamedSharding(mesh, spec), params)
+  params = drawn_weights(0)
+
+  def sharding(leaf):
+    axis = "model" if leaf.shape[0] % 4 == 0 else None
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+
+  split = jax.tree.map(sharding, params)
   shape = jax.eval_shape(OPTIMIZER.init, params)
   shardings = shardings_like(shape, params, split, mesh)
   fresh = jax.device_put(OPTIMIZER.init(params), shardings)
@@ -112,11 +93,11 @@ def test_each_device_gets_its_part(after_two):
   assert {shard.data.shape for shard in column.addressable_shards} == {(160 // 4,)}
 
 
-def test_moments_of_another_shape_are_named(after_two):
+def test_moments_of_another_shape_are_named(after_two, drawn_weights):
   moments = stored(after_two[0])
   name = "encoder.layers_1.mlp.wo.kernel"
   wrong = {**moments.v_row, name: in_memory(np.ones(144, np.float32))}
-  shape = jax.eval_shape(OPTIMIZER.init, drawn(0))
+  shape = jax.eval_shape(OPTIMIZER.init, drawn_weights(0))
   with pytest.raises(UserError, match="has the shape") as caught:
     check_moments(shape, StoredMoments(2, moments.v, wrong, moments.v_col, False), "here")
   assert f"here: Adafactor's v_row of the weight {name} has the shape (144,), but (128,) here" in (

@@ -108,3 +108,33 @@ def row_costs():
     return rows * (inputs + 2 * targets + 0.02 * (inputs**2 + targets**2 + inputs * targets))
 
   return row_costs
+
+
+@pytest.fixture(scope="session")
+def drawn_weights():
+  """Makes the weights of an unrolled network from a seed."""
+
+  def drawn_weights(seed):
+    """Unrolled weights, some wide enough to be factored, whose layers differ greatly in size."""
+    generator = np.random.default_rng(seed)
+
+    def weight(*shape):
+      return (10.0 ** generator.uniform(-2, 1) * generator.normal(size=shape)).astype(np.float32)
+
+    def layers(count):
+      return {
+        f"layers_{number}": {
+          "mlp": {"wo": {"kernel": weight(144, 128)}},
+          "pre_mlp_layer_norm": {"scale": weight(128)},
+          "relpos_bias": {"rel_embedding": weight(2, 32)},
+        }
+        for number in range(count)
+      }
+
+    return {
+      "token_embedder": {"embedding": weight(160, 128)},
+      "encoder": {**layers(3), "encoder_norm": {"scale": weight(128)}},
+      "decoder": {**layers(2), "decoder_norm": {"scale": weight(128)}},
+    }
+
+  return drawn_weights

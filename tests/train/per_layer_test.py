@@ -11,30 +11,6 @@ from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.per_layer import per_layer
 
 
-def drawn(seed):
-  """Unrolled weights, some wide enough to be factored, whose layers differ greatly in size."""
-  generator = np.random.default_rng(seed)
-
-  def weight(*shape):
-    return (10.0 ** generator.uniform(-2, 1) * generator.normal(size=shape)).astype(np.float32)
-
-  def layers(count):
-    return {
-      f"layers_{number}": {
-        "mlp": {"wo": {"kernel": weight(140, 130)}},
-        "pre_mlp_layer_norm": {"scale": weight(130)},
-        "relpos_bias": {"rel_embedding": weight(2, 32)},
-      }
-      for number in range(count)
-    }
-
-  return {
-    "token_embedder": {"embedding": weight(144, 130)},
-    "encoder": {**layers(3), "encoder_norm": {"scale": weight(130)}},
-    "decoder": {**layers(2), "decoder_norm": {"scale": weight(130)}},
-  }
-
-
 def updates(optimizer, params, *gradients):
   """The last of the updates, and the state after it."""
 
@@ -51,9 +27,9 @@ def updates(optimizer, params, *gradients):
 @pytest.mark.parametrize(
   "config", [{}, {"weight_decay": 0.1, "clip_norm": None}, {"name": "adamw"}], ids=str
 )
-def test_the_update_is_that_of_the_unrolled_layers(config):
+def test_the_update_is_that_of_the_unrolled_layers(config, drawn_weights):
   """The second of two, by Adafactor and AdamW, clipped, and decayed."""
-  trees = [drawn(seed) for seed in range(3)]
+  trees = [drawn_weights(seed) for seed in range(3)]
   optimizer = make_optimizer(OptimizerConfig(**config), 300)
   want = stacked_params(updates(optimizer, *trees)[0])
   got, _ = updates(optimizer, *map(stacked_params, trees))
@@ -68,17 +44,17 @@ def test_the_update_is_that_of_the_unrolled_layers(config):
       assert error <= 1e-6 * np.linalg.norm(other), jax.tree_util.keystr(path)
 
 
-def test_adafactor_alone_takes_a_stack_for_one_weight():
+def test_adafactor_alone_takes_a_stack_for_one_weight(drawn_weights):
   """Else the test above would pass without per_layer."""
-  params, gradient = stacked_params(drawn(0)), stacked_params(drawn(1))
+  params, gradient = stacked_params(drawn_weights(0)), stacked_params(drawn_weights(1))
   got, _ = updates(per_layer(optax.adafactor(1e-3)), params, gradient)
   alone, _ = updates(optax.adafactor(1e-3), params, gradient)
   ours, theirs = (each["encoder"]["layers"]["mlp"]["wo"]["kernel"] for each in (got, alone))
   assert np.linalg.norm(ours - theirs) > 0.1 * np.linalg.norm(theirs)
 
 
-def test_unrolled_layers_get_the_rule_as_it_is():
-  params, gradient = drawn(0), drawn(1)
+def test_unrolled_layers_get_the_rule_as_it_is(drawn_weights):
+  params, gradient = drawn_weights(0), drawn_weights(1)
   got, state = updates(per_layer(optax.adafactor(1e-3)), params, gradient)
   want, bare = updates(optax.adafactor(1e-3), params, gradient)
   jax.tree.map(np.testing.assert_array_equal, got, want)
