@@ -78,5 +78,5 @@ setup(
       "tensorboard>=2.18",
     ],
   },
-  entry_points={"console_scripts": ["dss=dss_jax.cli:main"]},
+  entry_points={"console_scripts": ["dss=dss_jax.cli.main:main"]},
 )

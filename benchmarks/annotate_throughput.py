@@ -22,11 +22,11 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+from dss_jax.annotation.outcome import AnnotationConfig
+from dss_jax.annotation.prompts import load_prompt
+from dss_jax.annotation.run import RequestConfig, annotate
 from dss_jax.data.records import Row
-from dss_jax.teacher.annotate import Settings, annotate
-from dss_jax.teacher.http_client import HttpTeacher
-from dss_jax.teacher.outcome import Choices
-from dss_jax.teacher.prompts import load_prompt
+from dss_jax.teachers.http import HttpTeacher
 
 ANSWER = "There are 3 boxes of 4. So there are 3 * 4 = 12. The answer is (3 * 4)."
 
@@ -115,10 +115,10 @@ def main() -> None:
     bare_rows_per_second(port, arguments.in_flight, min(arguments.rows, 30 * arguments.in_flight))
   )
   teacher = HttpTeacher("fixed", url=f"http://127.0.0.1:{port}/v1")
-  settings = Settings(max_requests_in_flight=arguments.in_flight)
+  settings = RequestConfig(max_requests_in_flight=arguments.in_flight)
   with tempfile.TemporaryDirectory() as folder:
     output = pathlib.Path(folder) / "out.jsonl"
-    report = annotate(rows, output, teacher, load_prompt("svamp"), Choices(), settings)
+    report = annotate(rows, output, teacher, load_prompt("svamp"), AnnotationConfig(), settings)
   server.terminate()
   bound = arguments.in_flight / arguments.latency_seconds
   # The first ten readings are of the counting pass.

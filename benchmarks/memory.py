@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dss_jax.config import MeshConfig, RunConfig
+from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.schema import MeshConfig, RunConfig
 from dss_jax.data.packing import RowShape
-from dss_jax.gin_door import Setting, load_config
 from dss_jax.losses import cross_entropy
 from dss_jax.model import attention
-from dss_jax.train.mesh import make_mesh
+from dss_jax.parallel.mesh import make_mesh
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 

@@ -11,14 +11,14 @@ import argparse
 import json
 import pathlib
 
-from dss_jax.config import RunConfig
+from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.schema import RunConfig
 from dss_jax.data.batches import TrainBatches
 from dss_jax.data.packing import aligned_tokens
-from dss_jax.data.prepare import prepare
+from dss_jax.data.pipeline import prepare
 from dss_jax.data.token_store import LABEL, RATIONALE
-from dss_jax.gin_door import Setting, load_config
 from dss_jax.model.flops import forward_flops
-from dss_jax.student import with_vocab_size
+from dss_jax.student.model_dir import with_vocab_size
 
 
 def main() -> None:

@@ -95,8 +95,8 @@ def compared(job: Job, run_peer: Callable[..., None], *more: Any) -> dict[str, A
 
 def run_config(arguments: argparse.Namespace) -> Any:
   """The configuration of the run that both train."""
-  from dss_jax.config import RunConfig
-  from dss_jax.gin_door import Setting, load_config
+  from dss_jax.config.gin_loader import Setting, load_config
+  from dss_jax.config.schema import RunConfig
 
   values = {
     "MODEL_DIR": "unused",
@@ -118,9 +118,9 @@ def run_config(arguments: argparse.Namespace) -> Any:
 def make_job(arguments: argparse.Namespace) -> Job:
   """Tokenises the task's rows and picks the examples of each step."""
   from dss_jax.data.batches import example_numbers
-  from dss_jax.data.prepare import prepare
+  from dss_jax.data.pipeline import prepare
   from dss_jax.data.token_store import LABEL, RATIONALE
-  from dss_jax.student import with_vocab_size
+  from dss_jax.student.model_dir import with_vocab_size
 
   config = run_config(arguments)
   data = prepare(config.data, (LABEL, RATIONALE))
@@ -146,10 +146,10 @@ def our_trainer(job: Job) -> tuple[Any, Any]:
   """The Trainer and the TrainBatches of the job, as `dss distill` would have them."""
   from dss_jax.data.batches import TrainBatches
   from dss_jax.data.packing import aligned_tokens
-  from dss_jax.data.prepare import prepare
+  from dss_jax.data.pipeline import prepare
   from dss_jax.data.token_store import LABEL, RATIONALE
   from dss_jax.model.flops import forward_flops
-  from dss_jax.train.mesh import make_mesh
+  from dss_jax.parallel.mesh import make_mesh
   from dss_jax.train.optimizer import make_optimizer
   from dss_jax.train.step import Trainer
 

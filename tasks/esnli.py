@@ -5,7 +5,7 @@ this one is cut into train, validation and test. Neighbouring rows share their p
 cuts are where it changes, so that no premise stands on both sides of one.
 """
 
-from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
+from dss_jax.data.task_definition import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
 
 _LABELS = ("entailment", "neutral", "contradiction")
 _INSTRUCTION = (

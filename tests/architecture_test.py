@@ -1,6 +1,7 @@
 """The house: which way imports point, how long files are, what they are called, what is light."""
 
 import ast
+import graphlib
 import json
 import pathlib
 import subprocess
@@ -13,25 +14,29 @@ PACKAGE = REPOSITORY / "dss_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 450
 
-# From what users call down to what everything rests on. A module imports its own layer and
-# those below it. A file or folder of dss_jax that is named nowhere here needs a place.
-LAYERS = [
-  {"cli", "cli_distributed", "cli_errors", "cli_plan", "cli_teacher", "t5x"},
-  {
-    "distill", "evaluate", "predict", "sweep", "quickstart", "quickstart_data", "initial", "export",
-    "hf_folder",
-    "teacher", "jobs", "serve", "registry", "launch", "plan",
-  },
-  {"student"},
-  {"train"},
-  {"losses", "model", "data"},
-  {
-    "config", "gin_door", "progress", "errors", "compile_cache", "processes", "lost_processes",
-    "mesh_presets", "__init__",
-  },
-]  # fmt: skip
-# Neighbours that know nothing of each other.
-STRANGERS = {"losses", "model", "data"}
+# The rooms of dss_jax, from the ground up: one imports itself and those before it.
+ROOMS = [
+  "__init__",
+  "errors",
+  "progress",
+  "storage",
+  "config",
+  "model",
+  "losses",
+  "parallel",
+  "data",
+  "decoding",
+  "checkpoints",
+  "train",
+  "student",
+  "teachers",
+  "annotation",
+  "evaluation",
+  "pipelines",
+  "plan",
+  "t5x",
+  "cli",
+]
 
 
 def imports_of(path):
@@ -43,21 +48,18 @@ def imports_of(path):
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f"{path}: relative imports hide which way they point"
       found.add(node.module)
-      # `from dss_jax import distill` imports dss_jax.distill.
-      found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "dss_jax"}
+      # `from dss_jax.parallel import processes` imports dss_jax.parallel.processes.
+      if node.module.split(".")[0] == "dss_jax":
+        found |= {f"{node.module}.{alias.name}" for alias in node.names}
   return found
 
 
-def part_of(path):
+def room_of(path):
   """The file or folder of dss_jax that a module belongs to."""
   return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def layer_of(part):
-  return next((number for number, layer in enumerate(LAYERS) if part in layer), None)
-
-
-def parts_imported(path):
+def rooms_imported(path):
   names = {name.split(".")[1] for name in imports_of(path) if name.startswith("dss_jax.")}
   return {name for name in names if name != "__version__"}
 
@@ -66,28 +68,41 @@ def name_of(path):
   return str(path.relative_to(REPOSITORY))
 
 
+def test_every_room_has_its_place():
+  assert {room_of(path) for path in MODULES} == set(ROOMS)
+  assert len(ROOMS) == len(set(ROOMS))
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_one_way(path):
-  own = part_of(path)
-  assert layer_of(own) is not None, f"give {own!r} a place in LAYERS"
-  for other in parts_imported(path):
-    assert layer_of(other) is not None, f"{other!r} has no place in LAYERS"
-    assert layer_of(own) <= layer_of(other), f"{own} must not import {other}"
-    if {own, other} <= STRANGERS:
-      assert own == other, f"{own} must not import {other}"
+  own = room_of(path)
+  for other in rooms_imported(path):
+    assert ROOMS.index(other) <= ROOMS.index(own), f"{own} must not import {other}"
 
 
-def test_the_layers_tell_right_from_wrong(tmp_path):
-  """Else the test above would pass over anything."""
+def test_no_two_modules_import_each_other():
+  """Within a room, too. What a type alone needs counts."""
+  known = {module_of(path): imports_of(path) for path in MODULES}
+  graph = {name: imported & set(known) - {name} for name, imported in known.items()}
+  sorted_modules = list(graphlib.TopologicalSorter(graph).static_order())
+  assert set(sorted_modules) == set(graph)
+
+
+def module_of(path):
+  parts = path.relative_to(REPOSITORY).with_suffix("").parts
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_the_rooms_tell_right_from_wrong(tmp_path):
+  """Else the tests above would pass over anything."""
   path = tmp_path / "sample.py"
   path.write_text(
-    "import dss_jax.model.t5\nfrom dss_jax import distill\n\n"
+    "import dss_jax.model.t5\nfrom dss_jax import pipelines\n\n"
     "def late():\n  from dss_jax.train.step import Trainer\n"
   )
-  assert parts_imported(path) == {"model", "distill", "train"}
-  assert layer_of("train") > layer_of("distill")
-  edges = {(part_of(path), other) for path in MODULES for other in parts_imported(path)}
-  assert {("train", "losses"), ("distill", "student"), ("model", "config")} <= edges
+  assert rooms_imported(path) == {"model", "pipelines", "train"}
+  edges = {(room_of(path), other) for path in MODULES for other in rooms_imported(path)}
+  assert {("train", "losses"), ("pipelines", "student"), ("model", "config")} <= edges
 
 
 def importers(*names):
@@ -99,14 +114,14 @@ def importers(*names):
   }
 
 
-def test_only_the_door_imports_gin():
-  assert importers("gin") == {"dss_jax/gin_door.py"}
+def test_only_the_loader_imports_gin():
+  assert importers("gin") == {"dss_jax/config/gin_loader.py"}
 
 
 def test_only_the_command_line_imports_click():
   found = importers("click", "argparse", "absl")
-  assert "dss_jax/cli.py" in found
-  assert {pathlib.Path(name).name.startswith("cli") for name in found} == {True}
+  assert "dss_jax/cli/main.py" in found
+  assert all(name.startswith("dss_jax/cli/") for name in found)
 
 
 def test_t5x_stays_in_its_folder():
@@ -136,7 +151,7 @@ def modules_after(*arguments):
   """(exit code, top-level modules imported) of a `dss` command in a fresh interpreter."""
   program = (
     "import json, sys\n"
-    "from dss_jax.cli import main\n"
+    "from dss_jax.cli.main import main\n"
     "sys.argv = ['dss', *json.loads(sys.argv[1])]\n"
     "code = 0\n"
     "try:\n"

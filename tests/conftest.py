@@ -11,6 +11,13 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Fixtures that several folders of tests use.
+pytest_plugins = (
+  "tests.fixtures.networks",
+  "tests.fixtures.small_runs",
+  "tests.fixtures.teacher_server",
+)
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 

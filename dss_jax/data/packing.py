@@ -40,7 +40,7 @@ MOST_EXCHANGES = 100
 GIVING_ROWS = 2
 
 # (input lengths, target lengths) of the sequences of a batch.
-Lengths = tuple[np.ndarray, np.ndarray]
+SequenceLengths = tuple[np.ndarray, np.ndarray]
 
 # What rows cost in a step, in any unit, from (rows, input tokens, target tokens) in each.
 Costs = Callable[[int, int, int], float]
@@ -70,7 +70,7 @@ def aligned_tokens(dtype: str) -> int:
 
 
 def balanced_rows(
-  lengths: Lengths, rows: int, length_multiple: int
+  lengths: SequenceLengths, rows: int, length_multiple: int
 ) -> tuple[RowShape, list[list[int]]]:
   """The sequences dealt out evenly over the rows, and the least shape that holds them.
 
@@ -150,7 +150,7 @@ class Packer:
 
   def __init__(
     self,
-    sample: Sequence[Lengths],
+    sample: Sequence[SequenceLengths],
     *,
     costs: Costs,
     row_multiple: int = 1,
@@ -177,7 +177,7 @@ class Packer:
     )
     self.shapes = self._plan(needed, tokens, max_shapes)
 
-  def pack(self, lengths: Lengths) -> Packing:
+  def pack(self, lengths: SequenceLengths) -> Packing:
     """The batch in the cheapest planned shape that holds it, or in a larger one of its own."""
     dealt: dict[int, tuple[RowShape, list[list[int]]]] = {}
     for shape in self.shapes:
@@ -197,10 +197,10 @@ class Packer:
       rare.append(Packing(shape, members))
     return min(rare, key=lambda packing: self._costs(*packing.shape))
 
-  def _dealt(self, lengths: Lengths, rows: int) -> tuple[RowShape, list[list[int]]]:
+  def _dealt(self, lengths: SequenceLengths, rows: int) -> tuple[RowShape, list[list[int]]]:
     return balanced_rows(lengths, rows, self._length_multiple)
 
-  def _cheap_row_counts(self, sample: Sequence[Lengths]) -> list[int]:
+  def _cheap_row_counts(self, sample: Sequence[SequenceLengths]) -> list[int]:
     """The numbers of rows at which these batches cost little."""
     totals = [
       sum(self._costs(*self._dealt(lengths, rows)[0]) for lengths in sample)

@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
-from dss_jax.data.files import (
+from dss_jax.errors import UserError
+from dss_jax.storage.files import (
   BrokenStreamError,
   PathLike,
   atomic_target,
@@ -20,8 +21,7 @@ from dss_jax.data.files import (
   reason,
   writing,
 )
-from dss_jax.data.files import open_text as open_text
-from dss_jax.errors import UserError
+from dss_jax.storage.files import open_text as open_text
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dss_jax.data.quiet_import import quiet_import
-from dss_jax.data.row_source import EXPLAIN_PREFIX, PREDICT_PREFIX, RowSource
+from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX, RowSource
 from dss_jax.data.vocabularies import Vocabulary
 
 # Read when TensorFlow is first imported; a user's own setting stays.
@@ -47,7 +47,7 @@ def register(source: RowSource, vocabulary: Vocabulary) -> seqio.Mixture:
     ValueError: no row has a label or a rationale.
   """
   summary = source.summary
-  if not summary.labelled and not summary.explained:
+  if not summary.labelled and not summary.with_rationale:
     raise ValueError(f"{source.name}: no row has a label or a rationale")
   predict, explain = task_names(source)
   metric_fns = [_metric_fn(source)]
@@ -55,7 +55,7 @@ def register(source: RowSource, vocabulary: Vocabulary) -> seqio.Mixture:
   present = []
   for name, prefix, key, count, metrics in (
     (predict, PREDICT_PREFIX, "output_text", summary.labelled, metric_fns),
-    (explain, EXPLAIN_PREFIX, "rationale", summary.explained, []),
+    (explain, EXPLAIN_PREFIX, "rationale", summary.with_rationale, []),
   ):
     seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(

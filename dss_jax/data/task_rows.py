@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from dss_jax.data.files import PathLike, is_url, open_bytes
 from dss_jax.data.records import Row
-from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, percent
+from dss_jax.data.task_definition import Answer, Split, TaskDefinition, UnparsableAnswer, percent
 from dss_jax.errors import UserError
+from dss_jax.storage.files import PathLike, is_url, open_bytes
 
-Labels = Literal["gold", "teacher"]
+LabelSource = Literal["gold", "teacher"]
 
 
 class ParseFailure(NamedTuple):
@@ -69,7 +69,7 @@ def load_rows(
   task: TaskDefinition,
   split: str,
   data_dir: PathLike,
-  labels: Labels = "gold",
+  labels: LabelSource = "gold",
   *,
   needs_answers: bool = True,
 ) -> TaskRows:
@@ -101,7 +101,7 @@ def load_rows(
 
 
 def rows_to_annotate(
-  task: TaskDefinition, data_dir: PathLike, labels: Labels = "gold"
+  task: TaskDefinition, data_dir: PathLike, labels: LabelSource = "gold"
 ) -> list[tuple[int, Row]]:
   """(index in its published file, row) of the train split, for a teacher to complete.
 
@@ -115,7 +115,7 @@ def _split_rows(
   task: TaskDefinition,
   split: str,
   data_dir: PathLike,
-  labels: Labels,
+  labels: LabelSource,
   report: ParseReport,
   needs_answers: bool,
 ) -> Iterator[tuple[int, Row]]:

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dss_jax.data.row_source import EXPLAIN_PREFIX, PREDICT_PREFIX, RowSource
-from dss_jax.data.store_folder import publish
+from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX, RowSource
 from dss_jax.data.token_files import (
   FEATURES,
   FORMAT_VERSION,
@@ -32,6 +31,7 @@ from dss_jax.data.token_files import (
 from dss_jax.data.token_writer import write_tokens
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
+from dss_jax.storage.atomic import publish
 
 LABEL, RATIONALE = range(len(TASKS))
 

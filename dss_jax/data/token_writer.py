@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dss_jax.data.row_source import RowSource, summarise
-from dss_jax.data.store_folder import synced_file
+from dss_jax.data.sources import RowSource, summarise
 from dss_jax.data.token_files import (
   FEATURES,
   META,
@@ -21,6 +20,7 @@ from dss_jax.data.token_files import (
 )
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
+from dss_jax.storage.atomic import synced_file
 
 
 class _Written(NamedTuple):

@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dss_jax.data.files import atomic_target, is_url, open_bytes, reason
 from dss_jax.errors import UserError
+from dss_jax.storage.files import atomic_target, is_url, open_bytes, reason
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 MT5_VOCABULARY = "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model"

@@ -76,3 +76,12 @@ def task_sums(losses: TokenLosses, loss_weights_RM: jax.Array, task_ids_RM: jax.
 def combined(sums: TaskSums, *, alpha: float) -> jax.Array:
   """The step-by-step loss of summed tasks, a float32 scalar."""
   return alpha * sums.label_loss.mean() + (1.0 - alpha) * sums.rationale_loss.mean()
+
+
+def trained_tasks(alpha: float) -> tuple[int, ...]:
+  """The tasks that carry weight in the loss; the other's sequences are not even packed."""
+  if alpha == 1.0:
+    return (LABEL,)
+  if alpha == 0.0:
+    return (RATIONALE,)
+  return (LABEL, RATIONALE)

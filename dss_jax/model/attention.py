@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.model.dropout import dropped
 from dss_jax.model.layers import Dense, weight
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 
 
 class ForwardFlops(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 
 STACKS = ("encoder", "decoder")
 # The name of a scanned stack's weights, of the new axis, and the beginning of a layer's name.
@@ -93,7 +93,7 @@ def unrolled(params: Any, config: T5Config) -> tuple[Any, T5Config]:
   return unflatten_dict(flat, sep="."), unrolled_config(config)
 
 
-def relaid(params: Any, shape: Any) -> Any:
+def to_layout_of(params: Any, shape: Any) -> Any:
   """The weights on their devices in the layout of `shape`, a tree with shardings.
 
   They go over one by one, and what the caller does not keep is freed on the way: beside the

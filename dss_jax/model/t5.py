@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.model.attention import (
   MASKED,
   Attention,

@@ -8,7 +8,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from dss_jax.config import MeshConfig, RunConfig
+from dss_jax.config.mesh_presets import Slice
+from dss_jax.config.schema import MeshConfig, RunConfig
 from dss_jax.data.packing import RowShape
 from dss_jax.data.vocabularies import (
   MT5_VOCABULARY,
@@ -16,11 +17,10 @@ from dss_jax.data.vocabularies import (
   T5_VOCABULARY,
   load_vocabulary,
 )
-from dss_jax.mesh_presets import Slice
 from dss_jax.model.flops import StepFlops, step_flops
 from dss_jax.plan.compiled import Compiled, compile_step
-from dss_jax.plan.floor import Floor, step_floor
 from dss_jax.plan.hardware import HARDWARE
+from dss_jax.plan.roofline import Roofline, step_roofline
 from dss_jax.plan.slices import topology_devices
 from dss_jax.progress import say
 from dss_jax.train.step import parameter_count
@@ -37,7 +37,7 @@ class Planned(NamedTuple):
   """A mesh that was compiled for, and the least time that a step on it can take, if it fits."""
 
   compiled: Compiled
-  floor: Floor | None
+  floor: Roofline | None
 
 
 class Plan(NamedTuple):
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
   def best(self) -> Planned | None:
     """Of the meshes that fit, the one with the least floor; None where none fits."""
     fitting = [one for one in (self.planned, *self.others) if one.floor is not None]
-    return min(fitting, key=lambda one: (one.floor or Floor(0, 0, 0)).step, default=None)
+    return min(fitting, key=lambda one: (one.floor or Roofline(0, 0, 0)).step, default=None)
 
 
 def plan(
@@ -89,7 +89,9 @@ def plan(
     compiled = compile_step(run, devices, packed_shape(run, input_tokens, target_tokens))
     flops = _flops(run, input_tokens, target_tokens)
     hardware = HARDWARE[tpu_slice.generation]
-    floor = step_floor(compiled, flops, config.model, weights, hardware) if compiled.fits else None
+    floor = (
+      step_roofline(compiled, flops, config.model, weights, hardware) if compiled.fits else None
+    )
     done.append(Planned(compiled, floor))
   return Plan(
     config=config,

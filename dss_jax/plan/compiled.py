@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from dss_jax.config import RunConfig
+from dss_jax.config.schema import RunConfig
 from dss_jax.data.packing import RowShape
+from dss_jax.parallel.mesh import make_mesh
 from dss_jax.plan.collectives import Total, totals
-from dss_jax.train.mesh import make_mesh
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from dss_jax.plan.command import Plan, Planned
-from dss_jax.plan.floor import USUAL_SHARE, Floor
 from dss_jax.plan.hardware import HARDWARE
+from dss_jax.plan.roofline import USUAL_SHARE, Roofline
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def to_text(plan: Plan) -> str:
   return "\n".join(lines)
 
 
-def _work(plan: Plan, floor: Floor) -> list[str]:
+def _work(plan: Plan, floor: Roofline) -> list[str]:
   """What a step computes and sends, how long it takes at least, and what a run costs."""
   lines = [
     f"FLOPs a step: {plan.flops.model:.3g}, and {plan.flops.recomputed:.3g} computed again",
@@ -144,7 +144,7 @@ def _fit(plan: Plan, planned: Planned) -> str:
   return f"does not fit: it takes {needed} {limit:.2f} GiB a device"
 
 
-def _chip_hours(plan: Plan, floor: Floor) -> dict[str, float]:
+def _chip_hours(plan: Plan, floor: Roofline) -> dict[str, float]:
   hours = floor.step * plan.config.train_steps * plan.slice.chips / 3600
   return {"floor": hours, "expected": hours / USUAL_SHARE}
 

@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from dss_jax.config.mesh_presets import Slice
 from dss_jax.errors import UserError
-from dss_jax.mesh_presets import Slice
 
 # libtpu asks the machine that it runs on about its TPU unless it is told that there is none.
 _NO_TPU_HERE = {

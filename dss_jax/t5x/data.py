@@ -16,11 +16,11 @@ import tensorflow as tf
 from jax.experimental import multihost_utils
 from t5x import utils
 
-from dss_jax.config import DataConfig
+from dss_jax.config.schema import DataConfig
 from dss_jax.data.batches import example_numbers, usable_examples
-from dss_jax.data.prepare import sources
-from dss_jax.data.row_source import RowSource
+from dss_jax.data.pipeline import sources
 from dss_jax.data.seqio_tasks import register, task_names
+from dss_jax.data.sources import RowSource
 from dss_jax.data.token_store import LABEL, RATIONALE, TokenStore, open_token_store
 from dss_jax.data.vocabularies import T5_VOCABULARY, Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
@@ -85,7 +85,7 @@ def _registered(source: RowSource, config: DataConfig) -> str:
   register(source, loaded)
   _opened[source.name] = source, loaded
   _log.info("%s: %s", source.name, source.report)
-  if not source.summary.explained:
+  if not source.summary.with_rationale:
     _log.warning("%s: no row has a rationale; its labels alone are used", source.name)
   return source.name
 

@@ -18,15 +18,15 @@ from typing import Any
 
 import jax
 
-from dss_jax import processes
-from dss_jax.config import RunConfig
+from dss_jax.config.schema import RunConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
-from dss_jax.errors import TrainingDiverged
+from dss_jax.errors import Preempted, TrainingDiverged
+from dss_jax.parallel import processes
+from dss_jax.parallel.preemption import StopSignal, StopVote
 from dss_jax.progress import ProgressLine, note_of, progress_line
-from dss_jax.train.checkpoint import Checkpoints, rank_of
+from dss_jax.train.checkpointing import Checkpoints, rank_of
 from dss_jax.train.evaluation import evaluate
 from dss_jax.train.metrics import MetricsWriter, NoWriter, named_metrics
-from dss_jax.train.preemption import Preempted, StopSignal, StopVote
 from dss_jax.train.step import Trainer, TrainState
 
 

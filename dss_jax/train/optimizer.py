@@ -2,7 +2,7 @@
 
 import optax
 
-from dss_jax.config import OptimizerConfig
+from dss_jax.config.schema import OptimizerConfig
 from dss_jax.train.per_layer import per_layer
 
 

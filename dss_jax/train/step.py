@@ -16,15 +16,15 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dss_jax.config import RunConfig, T5Config
+from dss_jax.config.schema import RunConfig, T5Config
 from dss_jax.data.batches import empty_batch
 from dss_jax.data.packing import RowShape
 from dss_jax.losses import step_by_step
 from dss_jax.losses.cross_entropy import cross_entropy
 from dss_jax.losses.step_by_step import TaskSums
 from dss_jax.model.t5 import Transformer, init_params, output_kernel
-from dss_jax.train import mesh as meshes
-from dss_jax.train.ahead import CompiledAhead
+from dss_jax.parallel.sharding import logical_rules, param_shardings, rows_sharding, shardings_like
+from dss_jax.train.compile_ahead import CompiledAhead
 
 Arrays = dict[str, jax.Array]
 
@@ -44,26 +44,24 @@ class Trainer:
   def __init__(self, config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh):
     self.config = config
     self.mesh = mesh
-    self.rules = meshes.logical_rules(config.model, mesh, split_length=True)
+    self.rules = logical_rules(config.model, mesh, split_length=True)
     self._optimizer = optimizer
     boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
     self._params_shape = nn.meta.unbox(boxed)
-    param_shardings = meshes.param_shardings(boxed, mesh, config.mesh.weights_over_data)
+    weight_shardings = param_shardings(boxed, mesh, config.mesh.weights_over_data)
     replicated = NamedSharding(mesh, PartitionSpec())
     state_shape = jax.eval_shape(self._fresh_state, self._params_shape)
     self.state_shardings: Any = TrainState(
       step=replicated,  # type: ignore[arg-type]
-      params=param_shardings,
-      opt_state=meshes.shardings_like(
-        state_shape.opt_state, self._params_shape, param_shardings, mesh
-      ),
+      params=weight_shardings,
+      opt_state=shardings_like(state_shape.opt_state, self._params_shape, weight_shardings, mesh),
     )
     self.state_shape = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
       state_shape,
       self.state_shardings,
     )
-    batch_sharding = meshes.rows_sharding(mesh)
+    batch_sharding = rows_sharding(mesh)
     self._train = jax.jit(
       self._train_step,
       in_shardings=(self.state_shardings, batch_sharding, replicated),
@@ -73,9 +71,11 @@ class Trainer:
     # An argument of the compiled functions, so that runs that differ in it share them.
     self._seed = np.uint32(config.seed)
     self._evaluate = jax.jit(
-      self._eval_step, in_shardings=(param_shardings, batch_sharding), out_shardings=replicated
+      self._eval_step, in_shardings=(weight_shardings, batch_sharding), out_shardings=replicated
     )
-    self._norm = jax.jit(optax.tree.norm, in_shardings=(param_shardings,), out_shardings=replicated)
+    self._norm = jax.jit(
+      optax.tree.norm, in_shardings=(weight_shardings,), out_shardings=replicated
+    )
     self._ahead = CompiledAhead({})
 
   def init_state(self) -> TrainState:
@@ -140,7 +140,7 @@ class Trainer:
 
   def to_mesh(self, rows: int, fill: Callable[[slice], dict[str, Any]]) -> Arrays:
     """A global batch from a function that fills given rows; each host fills its own alone."""
-    sharding = meshes.rows_sharding(self.mesh)
+    sharding = rows_sharding(self.mesh)
     # Devices that differ in the model axis alone hold the same rows: fill those once.
     filled: dict[tuple[int, int], dict[str, Any]] = {}
     index_map = sharding.addressable_devices_indices_map((rows,))
@@ -160,7 +160,7 @@ class Trainer:
     }
 
   def _batch_shape(self, shape: RowShape) -> dict[str, jax.ShapeDtypeStruct]:
-    sharding = meshes.rows_sharding(self.mesh)
+    sharding = rows_sharding(self.mesh)
     return {
       name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
       for name, array in empty_batch(shape).items()

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dss_jax.data import records
-from dss_jax.data.records import RowProblem, check_rows, open_text, read_rows, scan_rows, write_rows
+from dss_jax.data.records import RowProblem, check_rows, read_rows, scan_rows, write_rows
 from dss_jax.errors import UserError
+from dss_jax.storage.files import open_text
 
 GOOD = b'{"input_text": "a"}\n'
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dss_jax.data import seqio_tasks
-from dss_jax.data.row_source import source_from_rows
+from dss_jax.data.sources import source_from_rows
 from dss_jax.data.vocabularies import load_vocabulary
 
 seqio = seqio_tasks.seqio

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dss_jax.data import token_store
-from dss_jax.data.row_source import source_from_file, source_from_rows
+from dss_jax.data.sources import source_from_file, source_from_rows
 from dss_jax.data.token_store import LABEL, RATIONALE, open_token_store
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
@@ -130,7 +130,7 @@ def test_the_fingerprint_follows_data_vocabulary_lengths_and_code(shared, monkey
 
 OPEN = """
 import sys
-from dss_jax.data.row_source import source_from_file
+from dss_jax.data.sources import source_from_file
 from dss_jax.data.token_store import open_token_store
 from dss_jax.data.vocabularies import load_vocabulary
 store = open_token_store(

@@ -54,7 +54,7 @@ def test_the_version(dss):
 def test_what_is_light_imports_neither_jax_nor_tensorflow(dss, arguments):
   code = """
 import sys
-from dss_jax.cli import main
+from dss_jax.cli.main import main
 try:
   main()
 finally:
@@ -77,7 +77,7 @@ def test_validate_reports(dss):
 
 
 def test_a_flag_for_one_length_leaves_the_other_to_the_gin_file(dss, monkeypatch):
-  from dss_jax import distill
+  from dss_jax.pipelines import distill
 
   lengths = []
 
@@ -111,13 +111,13 @@ def test_a_wheel_carries_all_it_needs(dss, tmp_path):
 
   code = """
 import json, sys
-from dss_jax.cli import main
+from dss_jax.cli.main import main
 try:
   main()
 finally:
   import dss_jax
-  from dss_jax.config import shipped_folder
-  from dss_jax.data.task_files import shipped_tasks
+  from dss_jax.config.schema import shipped_folder
+  from dss_jax.data.task_definition import shipped_tasks
   print(json.dumps([
     dss_jax.__file__, str(shipped_folder("gin_configs")), [str(t) for t in shipped_tasks().values()]
   ]), file=sys.stderr)

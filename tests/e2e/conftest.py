@@ -16,11 +16,11 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from dss_jax import cli
-from dss_jax.config import MeshConfig
-from dss_jax.student import Student
-from dss_jax.train.checkpoint import Checkpoints
-from dss_jax.train.mesh import make_mesh
+from dss_jax.cli import main as cli
+from dss_jax.config.schema import MeshConfig
+from dss_jax.parallel.mesh import make_mesh
+from dss_jax.student.student import Student
+from dss_jax.train.checkpointing import Checkpoints
 
 
 class Outcome(NamedTuple):
@@ -87,7 +87,7 @@ class Dss:
     return outcome
 
   def start(
-    self, *arguments: object, code: str = "from dss_jax.cli import main; main()"
+    self, *arguments: object, code: str = "from dss_jax.cli.main import main; main()"
   ) -> subprocess.Popen[str]:
     """A process of its own, running; its numbers may differ from this one's in rounding."""
     return subprocess.Popen(

@@ -13,7 +13,7 @@ import pytest
 DEVICES = 8
 STEPS = 20
 FEW = ("--train-steps", "4", "--evaluation-interval", "2")
-RUN = "from dss_jax.cli import main; main()"
+RUN = "from dss_jax.cli.main import main; main()"
 # Sends itself a signal before it takes its eighth step.
 IN_THE_EIGHTH_STEP = """
 import os, signal

@@ -15,12 +15,12 @@ from dss_jax.train.metrics import MetricsWriter
 # Programs that kill themselves in the middle of what must not be done by halves.
 IN_THE_FIRST_FILES = """
 import os, signal
-from dss_jax import student
+from dss_jax.student import model_dir as student
 student.write_card = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 """
 WHILE_SAVING = """
 import os, signal
-from dss_jax.train.checkpoint import Checkpoints
+from dss_jax.train.checkpointing import Checkpoints
 save = Checkpoints.save
 def save_and_die(self, state, step, *arguments):
   save(self, state, step, *arguments)
@@ -40,7 +40,7 @@ def write_and_die(self, step, metrics):
   write(self, step, metrics)
 MetricsWriter.write = write_and_die
 """
-RUN = "from dss_jax.cli import main; main()"
+RUN = "from dss_jax.cli.main import main; main()"
 
 
 def assert_same_run(one, name, other, other_name):

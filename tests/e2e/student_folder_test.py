@@ -11,10 +11,10 @@ import signal
 import jax
 import numpy as np
 
-from dss_jax.config import MeshConfig, RunConfig
-from dss_jax.gin_door import load_config, to_gin
-from dss_jax.student import Student
-from dss_jax.train.mesh import make_mesh
+from dss_jax.config.gin_loader import load_config, to_gin
+from dss_jax.config.schema import MeshConfig, RunConfig
+from dss_jax.parallel.mesh import make_mesh
+from dss_jax.student.student import Student
 
 EVALUATE = ("evaluate", "--mesh", "data=1", "--dataset", "eval.jsonl")
 
@@ -150,7 +150,7 @@ def test_predict_tells_of_cut_inputs(with_student):
 
 DIE_AT_THE_SECOND_BATCH = """
 import os, signal
-from dss_jax.predict import Predictor
+from dss_jax.student.predictor import Predictor
 decode, batches = Predictor._decode, []
 def decode_and_die(self, *arguments):
   batches.append(decode(self, *arguments))
@@ -158,7 +158,7 @@ def decode_and_die(self, *arguments):
     os.kill(os.getpid(), signal.SIGKILL)
   return batches[-1]
 Predictor._decode = decode_and_die
-from dss_jax.cli import main; main()
+from dss_jax.cli.main import main; main()
 """
 
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dss_jax import distill
+from dss_jax.pipelines import distill
 
 GRID = "SweepConfig.grid = {'SEED': [0, 1], 'ALPHA': [0.5]}\n"
 DIE_IN_THE_SECOND_POINT = """
@@ -18,7 +18,7 @@ def write_and_die(self, step, metrics):
   if step == 3 and os.path.exists("sweep/sweep.json"):
     os.kill(os.getpid(), signal.SIGKILL)
 MetricsWriter.write = write_and_die
-from dss_jax.cli import main; main()
+from dss_jax.cli.main import main; main()
 """
 
 

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.model import attention
 from dss_jax.model.attention import (
   Attention,

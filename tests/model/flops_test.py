@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.model.flops import forward_flops, step_flops
 
 MODEL = T5Config(

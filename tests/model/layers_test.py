@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.model.layers import Dense, MlpBlock, RMSNorm, product
 
 CONFIG = T5Config(

@@ -11,8 +11,8 @@ import pytest
 from flax import linen as nn
 from flax import serialization
 
-from dss_jax.config import T5Config
-from dss_jax.model.decode import greedy
+from dss_jax.config.schema import T5Config
+from dss_jax.decoding.greedy import greedy
 from dss_jax.model.t5 import Transformer, init_params
 
 T5X_TINY = T5Config(

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dss_jax.config import MeshConfig, T5Config
-from dss_jax.model.beam import beam_search
-from dss_jax.model.decode import greedy
-from dss_jax.model.layer_stacks import relaid, stacked_params, unrolled, unrolled_config
-from dss_jax.model.stored_arrays import in_memory, lay_out, model_shapes
+from dss_jax.checkpoints.arrays import in_memory, lay_out, model_shapes
+from dss_jax.config.schema import MeshConfig, T5Config
+from dss_jax.decoding.beam import beam_search
+from dss_jax.decoding.greedy import greedy
+from dss_jax.model.layer_stacks import stacked_params, to_layout_of, unrolled, unrolled_config
 from dss_jax.model.t5 import Transformer, init_params
-from dss_jax.train.mesh import make_mesh, params_shape
+from dss_jax.parallel.mesh import make_mesh
+from dss_jax.parallel.sharding import params_shape
 
 # More decoder than encoder layers, so that a stack taken for the other is found out.
 UNROLLED = T5Config(
@@ -219,12 +220,12 @@ def test_weights_on_devices_go_from_one_layout_to_the_other_and_back(random_para
   def placed(shape):
     return jax.device_put(drawn, jax.tree.map(lambda leaf: leaf.sharding, shape))
 
-  there = relaid(placed(shapes[False]), shapes[True])
+  there = to_layout_of(placed(shapes[False]), shapes[True])
   jax.tree.map(np.testing.assert_array_equal, there, stacked_params(drawn))
   assert jax.tree.map(lambda leaf: leaf.sharding, there) == jax.tree.map(
     lambda leaf: leaf.sharding, shapes[True]
   )
-  back = relaid(there, shapes[False])
+  back = to_layout_of(there, shapes[False])
   jax.tree.map(np.testing.assert_array_equal, back, drawn)
   assert jax.tree.map(lambda leaf: leaf.sharding, back) == jax.tree.map(
     lambda leaf: leaf.sharding, shapes[False]

@@ -5,8 +5,8 @@ import functools
 import jax
 import pytest
 
-from dss_jax.config import RunConfig, shipped_folder, student_names
-from dss_jax.gin_door import Setting, load_config
+from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.schema import RunConfig, shipped_folder, student_names
 from dss_jax.model.flops import forward_flops
 from dss_jax.model.t5 import Transformer, init_params
 

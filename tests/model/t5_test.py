@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.model.t5 import Transformer, init_params, output_kernel
 
 CONFIG = T5Config(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dss_jax import cli
+from dss_jax.cli import main as cli
 
 
 @pytest.fixture

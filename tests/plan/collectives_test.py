@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dss_jax.config import MeshConfig
+from dss_jax.config.schema import MeshConfig
+from dss_jax.parallel.mesh import make_mesh
 from dss_jax.plan.collectives import Collective, Total, collectives, totals
-from dss_jax.train.mesh import make_mesh
 
 # As libtpu writes it, cut down: two ways to say how often a loop turns, three to write groups, a
 # collective in two parts, one within a fusion, and one among devices that are alone.

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dss_jax.config import DataConfig
+from dss_jax.config.schema import DataConfig
 from dss_jax.data.packing import RowShape
 from dss_jax.data.vocabularies import MT5_VOCABULARY, T5_VOCABULARY
 from dss_jax.plan.command import candidate_meshes, packed_shape, vocabulary_rows

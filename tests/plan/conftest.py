@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 
-from dss_jax.config import RunConfig
+from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.mesh_presets import mesh_choice
+from dss_jax.config.schema import RunConfig
 from dss_jax.data.packing import RowShape
-from dss_jax.gin_door import Setting, load_config
-from dss_jax.mesh_presets import mesh_choice
 from dss_jax.model.flops import StepFlops
 from dss_jax.plan.collectives import Total
 from dss_jax.plan.command import Plan, Planned
 from dss_jax.plan.compiled import Compiled
-from dss_jax.plan.floor import Floor
+from dss_jax.plan.roofline import Roofline
 
 MEMORY = {
   "arguments": 0.5, "outputs": 0.25, "temporaries": 3.0, "aliased": 0.125, "peak": 2.5
@@ -37,7 +37,7 @@ def planned():
       return Planned(compiled, None)
     collectives = {"all-gather": Total(1027, 2**30, 2**29)}
     compiled = dataclasses.replace(compiled, memory=MEMORY, collectives=collectives)
-    return Planned(compiled, Floor(compute=step, memory=0.1, interconnect=0.25))
+    return Planned(compiled, Roofline(compute=step, memory=0.1, interconnect=0.25))
 
   return planned
 

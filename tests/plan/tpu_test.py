@@ -19,7 +19,7 @@ pytestmark = [
 def plan(*arguments):
   """(exit code, output, errors) of a process of its own: libtpu is loaded once in each."""
   result = subprocess.run(
-    [sys.executable, "-m", "dss_jax.cli", "plan", *arguments],
+    [sys.executable, "-m", "dss_jax.cli.main", "plan", *arguments],
     capture_output=True,
     text=True,
     timeout=1500,

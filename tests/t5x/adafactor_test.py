@@ -7,12 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from dss_jax.config import OptimizerConfig
-from dss_jax.model.checkpoint_orbax import read_t5x_orbax_moments
-from dss_jax.model.checkpoint_t5x import read_t5x_moments
-from dss_jax.model.stored_arrays import in_memory
-from dss_jax.model.stored_moments import moments_of
-from dss_jax.train.adafactor_state import check_moments, with_moments
+from dss_jax.checkpoints.adafactor_moments import moments_of
+from dss_jax.checkpoints.adafactor_state import check_moments, with_moments
+from dss_jax.checkpoints.arrays import in_memory
+from dss_jax.checkpoints.orbax import read_t5x_orbax_moments
+from dss_jax.checkpoints.t5x_read import read_t5x_moments
+from dss_jax.config.schema import OptimizerConfig
 from dss_jax.train.optimizer import make_optimizer
 
 WHY = "T5X is not installed (docs/t5x.md)"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dss_jax.config import DataConfig, LossConfig, RunConfig, T5Config
+from dss_jax.config.schema import DataConfig, LossConfig, RunConfig, T5Config
 
 ALPHA = 0.3
 ROWS = 40

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from dss_jax.config import RunConfig, shipped_folder
-from dss_jax.gin_door import Setting, load_config
+from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.schema import RunConfig, shipped_folder
 
 WHY = "T5X is not installed (docs/t5x.md)"
 GIN = shipped_folder("gin_configs")

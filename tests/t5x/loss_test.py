@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dss_jax.data.batches import TrainBatches
-from dss_jax.data.row_source import training_source_from_file
+from dss_jax.data.sources import training_source_from_file
 from dss_jax.data.token_store import open_token_store
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.losses import step_by_step

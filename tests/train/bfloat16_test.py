@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dss_jax.config import T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.losses import step_by_step
 from dss_jax.model.t5 import EncoderLayer, Transformer, init_params
 from dss_jax.train.optimizer import make_optimizer

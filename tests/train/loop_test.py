@@ -10,15 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from dss_jax.config import EvaluationConfig, OptimizerConfig
+from dss_jax.config.schema import EvaluationConfig, OptimizerConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
-from dss_jax.errors import TrainingDiverged
+from dss_jax.errors import Preempted, TrainingDiverged
 from dss_jax.losses.base import LossSum
 from dss_jax.losses.step_by_step import TaskSums
 from dss_jax.train import loop as subject
 from dss_jax.train.loop import Loop
 from dss_jax.train.optimizer import make_optimizer
-from dss_jax.train.preemption import Preempted
 from dss_jax.train.step import Trainer
 
 BATCH_SIZE = 6

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from dss_jax.config import OptimizerConfig
+from dss_jax.config.schema import OptimizerConfig
 from dss_jax.train.optimizer import learning_rate, make_optimizer
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from dss_jax.config import OptimizerConfig
+from dss_jax.config.schema import OptimizerConfig
 from dss_jax.model.layer_stacks import stacked_params
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.per_layer import per_layer

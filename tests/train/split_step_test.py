@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dss_jax.config import MeshConfig
+from dss_jax.config.schema import MeshConfig
 from dss_jax.data.batches import PackedBatches
 from dss_jax.data.packing import RowShape
 from dss_jax.losses import step_by_step

@@ -1,0 +1,1 @@
+"""Asking a teacher for what rows lack: prompts, parsing, journal, report."""

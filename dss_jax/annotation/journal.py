@@ -1,0 +1,237 @@
+"""Answers kept as they come: an append-only JSONL file that survives being killed.
+
+An answer is handed to the system before the run acts on it, so that killing the process loses
+none, and is on the disk (fsync) milliseconds later, so that a power cut loses next to none:
+answers that arrive together are synced together, lest the disk set the pace. A last line that
+was cut off is dropped on opening; the answers before it are found again by their keys.
+"""
+
+import concurrent.futures
+import fcntl
+import hashlib
+import json
+import os
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dss_jax.errors import UserError
+from dss_jax.storage.files import PathLike, reason, writing
+from dss_jax.teachers.base import TeacherRequest, TeacherResponse
+
+# So many places of new answers are kept in a dictionary before they join the sorted arrays.
+_RECENT = 8192
+# Answers that come within so long of each other are synced together.
+_SYNC_SECONDS = 0.005
+
+
+class Entry(NamedTuple):
+  """One answer of the journal and when it came (ISO 8601, UTC)."""
+
+  reply: TeacherResponse
+  time: str
+
+
+def key_of(teacher: str, prompt_digest: str, question: TeacherRequest) -> str:
+  """32 hexadecimal digits that name a question, its teacher and the sample.
+
+  Everything that is sent enters it: the filled prompt (so the row, and the label that it
+  shows), the form, stop sequences, length and temperature. How an answer is read does not.
+  """
+  values = [
+    teacher,
+    prompt_digest,
+    question.messages,
+    question.text,
+    question.input_text,
+    question.stop,
+    question.max_tokens,
+    question.temperature,
+    question.sample,
+  ]
+  return hashlib.sha256(json.dumps(values).encode("ascii")).hexdigest()[:32]
+
+
+class Journal:
+  """The answers of one output file; for one run at a time."""
+
+  def __init__(self, path: PathLike):
+    """Opens or begins the journal, and drops a line that is not whole.
+
+    Raises:
+      UserError: it cannot be written, or another run is writing it.
+    """
+    self.path = os.fspath(path)
+    with writing(self.path):
+      self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      os.close(self._file)
+      raise UserError(
+        f"{self.path}: another run is writing these answers; wait for it, or name another --output"
+      ) from None
+    self.unreadable_lines = 0
+    self._index = _Index()
+    self._end = 0
+    self._recover()
+    self._is_synced = True
+    self._syncing: concurrent.futures.Future[None] | None = None
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "journal")
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  def get(self, key: str) -> Entry | None:
+    """The answer under a key, if it was written."""
+    place = self._index.get(key)
+    if place is None:
+      return None
+    line = os.pread(self._file, place[1], place[0])
+    values = _entry(line)
+    # Half of the key is indexed; the whole of it decides.
+    return None if values is None or values["key"] != key else _from_values(values)
+
+  def append(self, key: str, reply: TeacherResponse) -> Entry:
+    """Keeps an answer; raises UserError where the disk does not take it."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    values = {
+      "key": key,
+      "time": now,
+      "text": reply.text,
+      "finish": reply.finish,
+      "prompt_tokens": reply.prompt_tokens,
+      "completion_tokens": reply.completion_tokens,
+      "model": reply.model,
+    }
+    line = json.dumps(values, ensure_ascii=False).encode("utf-8") + b"\n"
+    try:
+      with writing(self.path):
+        rest = memoryview(line)
+        while rest:
+          rest = rest[os.write(self._file, rest) :]
+    except UserError:
+      # Half a line in the middle of the file would spoil the next one.
+      os.ftruncate(self._file, self._end)
+      raise
+    self._index.add(key, self._end, len(line))
+    self._end += len(line)
+    self._is_synced = False
+    if self._syncing is None or self._syncing.done():
+      self._raise_failed_sync()
+      self._syncing = self._thread.submit(self._sync)
+    return Entry(reply, now)
+
+  def close(self) -> None:
+    """Syncs what is left; raises UserError where the disk does not take it."""
+    self._thread.shutdown()
+    try:
+      self._raise_failed_sync()
+      self._sync()
+    finally:
+      os.close(self._file)
+
+  def _sync(self) -> None:
+    while not self._is_synced:
+      time.sleep(_SYNC_SECONDS)
+      # Set first: what is appended during the call below is not covered by it.
+      self._is_synced = True
+      with writing(self.path):
+        os.fsync(self._file)
+
+  def _raise_failed_sync(self) -> None:
+    if self._syncing is not None:
+      self._syncing.result()
+
+  def _recover(self) -> None:
+    whole = place = 0
+    try:
+      with open(self.path, "rb") as file:
+        for line in file:
+          if line.endswith(b"\n"):
+            values = _entry(line)
+            if values is None:
+              self.unreadable_lines += 1
+            else:
+              self._index.add(values["key"], place, len(line))
+            whole = place + len(line)
+          place += len(line)
+      if whole < place:
+        os.ftruncate(self._file, whole)
+        os.fsync(self._file)
+    except OSError as error:
+      raise UserError(f"{self.path}: cannot be read ({reason(error)}); check the disk") from None
+    self._end = whole
+
+
+class _Index:
+  """Key -> (place, length in bytes), in 20 bytes an answer; a later answer hides an earlier."""
+
+  def __init__(self) -> None:
+    self._keys = np.zeros(0, np.uint64)
+    self._places = np.zeros(0, np.int64)
+    self._lengths = np.zeros(0, np.int32)
+    self._recent: dict[int, tuple[int, int]] = {}
+
+  def __len__(self) -> int:
+    known = sum(self._find(key) is not None for key in self._recent)
+    return len(self._keys) + len(self._recent) - known
+
+  def add(self, key: str, place: int, length: int) -> None:
+    self._recent[int(key[:16], 16)] = (place, length)
+    if len(self._recent) >= _RECENT:
+      self._merge()
+
+  def get(self, key: str) -> tuple[int, int] | None:
+    number = int(key[:16], 16)
+    found = self._recent.get(number)
+    if found is not None:
+      return found
+    at = self._find(number)
+    return None if at is None else (int(self._places[at]), int(self._lengths[at]))
+
+  def _find(self, number: int) -> int | None:
+    at = int(np.searchsorted(self._keys, np.uint64(number)))
+    return at if at < len(self._keys) and int(self._keys[at]) == number else None
+
+  def _merge(self) -> None:
+    places = np.array(list(self._recent.values()), np.int64)
+    keys = np.concatenate([np.array(list(self._recent), np.uint64), self._keys])
+    # np.unique keeps the first of equal keys: the recent one.
+    self._keys, kept = np.unique(keys, return_index=True)
+    self._places = np.concatenate([places[:, 0], self._places])[kept]
+    self._lengths = np.concatenate([places[:, 1].astype(np.int32), self._lengths])[kept]
+    self._recent = {}
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+  """The values of a line, or None where it is no entry."""
+  try:
+    values = json.loads(line)
+    key = values["key"]
+    int(key[:16], 16)
+    is_entry = len(key) == 32 and isinstance(values["text"], str)
+    values["text"].encode("utf-8")
+  except (ValueError, RecursionError, KeyError, TypeError):
+    return None
+  return values if is_entry else None
+
+
+def _from_values(values: dict[str, Any]) -> Entry:
+  reply = TeacherResponse(
+    text=values["text"],
+    finish=_text(values.get("finish")),
+    prompt_tokens=_count(values.get("prompt_tokens")),
+    completion_tokens=_count(values.get("completion_tokens")),
+    model=_text(values.get("model")),
+  )
+  return Entry(reply, _text(values.get("time")) or "")
+
+
+def _text(value: Any) -> str | None:
+  return value if isinstance(value, str) else None
+
+
+def _count(value: Any) -> int | None:
+  return value if type(value) is int and value >= 0 else None

@@ -1,0 +1,242 @@
+"""From the answers to one row to the row that is written: label, rationale, provenance."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from dss_jax.annotation.filters import Limits, RationaleFilter
+from dss_jax.annotation.journal import Entry
+from dss_jax.annotation.parsing import Parsed
+from dss_jax.annotation.prompts import Mode, Prompt
+from dss_jax.annotation.self_consistency import Vote, vote
+from dss_jax.data.records import Row
+
+Labels = Literal["keep", "missing", "teacher"]
+
+# What became of a row. "answered": rationale and label; "undecided": a rationale whose answer
+# is no single label; "unparsable": neither; "failed": no request succeeded; "unasked": the
+# budget was spent; "untouched": nothing was missing.
+Status = Literal["answered", "undecided", "unparsable", "failed", "unasked", "untouched"]
+STATUSES: tuple[Status, ...] = (
+  "failed",
+  "unasked",
+  "unparsable",
+  "undecided",
+  "answered",
+  "untouched",
+)
+PROVENANCE = "provenance"
+
+
+class Failure(NamedTuple):
+  """Why a sample has no answer."""
+
+  status: Literal["failed", "unasked"]
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnotationConfig:
+  """What is asked for and what is kept.
+
+  Attributes:
+    labels: "keep": rows keep the labels they have, and gain none; "missing": rows without a
+      label gain the teacher's; "teacher": every row has the teacher's.
+    show_labels: whether a label that a row keeps is shown to the teacher, to be explained.
+    samples: answers asked for a row.
+    temperature: of sampling; 0 takes the likeliest.
+    rationales_per_row: the most rationales that a row keeps.
+    filters: concerns that cost a row its rationale.
+    limits: what counts as a concern.
+  """
+
+  labels: Labels = "missing"
+  show_labels: bool = True
+  samples: int = 1
+  temperature: float = 0.0
+  rationales_per_row: int = 1
+  filters: frozenset[str] = frozenset()
+  limits: Limits = dataclasses.field(default_factory=Limits)
+
+  def mode(self, row: Row) -> Mode | None:
+    """What a row is asked for; None where it lacks nothing."""
+    has_label, has_rationale = bool(row.get("output_text")), bool(row.get("rationale"))
+    wants_label = self.labels == "teacher" or (self.labels == "missing" and not has_label)
+    if has_rationale:
+      return "label" if wants_label else None
+    if has_label and not wants_label and self.show_labels:
+      return "rationale"
+    return "both"
+
+
+class _Sample(NamedTuple):
+  number: int
+  entry: Entry
+  parsed: Parsed
+  concerns: list[str]
+
+
+class Outcomes:
+  """Makes rows out of answers, under one prompt and one set of choices."""
+
+  def __init__(self, teacher: str, prompt: Prompt, choices: AnnotationConfig):
+    self._teacher = teacher
+    self._prompt = prompt
+    self._choices = choices
+    self._filter = RationaleFilter(prompt, choices.limits)
+
+  def untouched(self, row: Row) -> Row:
+    """A row that lacks nothing, with what an earlier run noted on it."""
+    return (
+      row
+      if isinstance(row.get(PROVENANCE), dict)
+      else {
+        **row,
+        PROVENANCE: {"status": "untouched"},
+      }
+    )
+
+  def row(self, row: Row, mode: Mode, answers: Sequence[Entry | Failure]) -> Row:
+    """The row with what the teacher gave, and under "provenance" how it came about."""
+    gold = row.get("output_text")
+    samples = [
+      self._sample(number, answer, row, mode)
+      for number, answer in enumerate(answers)
+      if isinstance(answer, Entry)
+    ]
+    same_label = self._prompt.parse.same_label
+    result = vote([one.parsed.label for one in samples], same_label)
+    label = gold if gold and self._choices.labels != "teacher" else result.label
+    concerns, kept = self._judge(samples, result, label, gold, mode)
+    dropped = sorted(self._choices.filters.intersection(concerns))
+    own_rationale = row.get("rationale")
+    rationales = [] if dropped or own_rationale else kept
+    # A label that few samples give is no better than the rationale that leads to it.
+    label_is_dropped = "agreement" in dropped or ("gold" in dropped and label != gold)
+    status, reason = _status(samples, answers, result, mode)
+    provenance: dict[str, Any] = {
+      "status": status,
+      **({"reason": reason} if reason else {}),
+      "teacher": self._teacher,
+      "prompt": self._prompt.digest,
+      "mode": mode,
+      "temperature": self._choices.temperature,
+      "label": result.label,
+      "agreement": round(result.share, 4),
+      "agrees_with_gold": _agrees(gold, result, mode, samples, same_label),
+      **({"gold_label": gold} if gold and self._choices.labels == "teacher" else {}),
+      "concerns": concerns,
+      "dropped_for": dropped,
+      "samples": [_sample_values(one) for one in samples],
+      **_failures(answers),
+    }
+    texts = {
+      "output_text": self._label(label, gold, label_is_dropped),
+      "rationale": own_rationale or (rationales[0] if rationales else None),
+      "rationales": rationales if len(rationales) > 1 else None,
+    }
+    rest = {key: value for key, value in row.items() if key not in (*texts, PROVENANCE)}
+    input_text = rest.pop("input_text")
+    return {
+      "input_text": input_text,
+      **{key: value for key, value in texts.items() if value},
+      **rest,
+      PROVENANCE: provenance,
+    }
+
+  def _label(self, label: str | None, gold: str | None, is_dropped: bool) -> str | None:
+    if self._choices.labels == "keep":
+      return gold
+    if gold and self._choices.labels == "missing":
+      return gold
+    return None if is_dropped else label
+
+  def _sample(self, number: int, entry: Entry, row: Row, mode: Mode) -> _Sample:
+    reply = entry.reply
+    cut_off = reply.finish == "length"
+    parsed = self._prompt.read(reply.text, row, mode, cut_off=cut_off)
+    concerns: list[str] = []
+    if parsed.rationale is not None and mode != "label":
+      label = row["output_text"] if mode == "rationale" else parsed.label
+      cut_in_reasoning = cut_off and parsed.label is None
+      concerns = self._filter.concerns(parsed.rationale, label, row["input_text"], cut_in_reasoning)
+    return _Sample(number, entry, parsed, concerns)
+
+  def _judge(
+    self,
+    samples: list[_Sample],
+    result: Vote,
+    label: str | None,
+    gold: str | None,
+    mode: Mode,
+  ) -> tuple[list[str], list[str]]:
+    """The concerns of the row, and the rationales that it may keep, the best first."""
+    same_label = self._prompt.parse.same_label
+    told = [one for one in samples if one.parsed.rationale is not None]
+    # Reasoning for the row's final label first; else for the vote's; else whatever there is.
+    matching = [
+      one for one in told if label and one.parsed.label and same_label(one.parsed.label, label)
+    ]
+    candidates = matching or [told[i] for i in _numbers(told, samples, result)] or told
+    sound = [one for one in candidates if not self._choices.filters.intersection(one.concerns)]
+    concerns: list[str] = []
+    if told and result.share < self._choices.limits.min_agreement:
+      concerns.append("agreement")
+    if told and mode != "rationale" and gold and result.label is not None:
+      concerns += [] if same_label(result.label, gold) else ["gold"]
+    if candidates:
+      concerns += (sound or candidates)[0].concerns
+    rationales = list(dict.fromkeys(str(one.parsed.rationale) for one in sound))
+    return concerns, rationales[: self._choices.rationales_per_row]
+
+
+def _numbers(told: list[_Sample], samples: list[_Sample], result: Vote) -> list[int]:
+  """Where in `told` the voters of the winning label stand."""
+  voters = {samples[position].number for position in result.voters}
+  return [position for position, one in enumerate(told) if one.number in voters]
+
+
+def _status(
+  samples: list[_Sample], answers: Sequence[Entry | Failure], result: Vote, mode: Mode
+) -> tuple[Status, str]:
+  if result.label is not None:
+    return "answered", ""
+  if not samples:
+    failure = next(answer for answer in answers if isinstance(answer, Failure))
+    return failure.status, failure.reason
+  if any(one.parsed.rationale is not None for one in samples) and mode != "label":
+    return "undecided", next(one.parsed.reason for one in samples if one.parsed.rationale)
+  return "unparsable", samples[0].parsed.reason
+
+
+def _agrees(gold, result: Vote, mode: Mode, samples, same_label) -> bool | None:
+  """Whether the teacher's label is gold; None where there is no gold, or it was shown."""
+  if not gold or mode == "rationale" or not samples:
+    return None
+  return result.label is not None and same_label(result.label, gold)
+
+
+def _sample_values(sample: _Sample) -> dict[str, Any]:
+  reply = sample.entry.reply
+  values = {
+    "raw": reply.text,
+    "time": sample.entry.time,
+    "model": reply.model,
+    "finish": reply.finish,
+    "prompt_tokens": reply.prompt_tokens,
+    "completion_tokens": reply.completion_tokens,
+    "label": sample.parsed.label,
+    "rationale": sample.parsed.rationale,
+    "reason": sample.parsed.reason,
+    "concerns": sample.concerns,
+  }
+  return {
+    key: value for key, value in values.items() if key == "raw" or value not in (None, "", [])
+  }
+
+
+def _failures(answers: Sequence[Entry | Failure]) -> dict[str, Any]:
+  failures = [answer for answer in answers if isinstance(answer, Failure)]
+  if not failures:
+    return {}
+  return {"samples_without_answer": len(failures), "last_failure": failures[-1].reason}

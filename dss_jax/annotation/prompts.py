@@ -1,0 +1,319 @@
+"""Few-shot chain-of-thought prompts: read from YAML, filled with a row, as chat or as plain text.
+
+A prompt file lies beside the tasks (`tasks/prompts/svamp.yaml`) and holds everything that shapes
+an answer: the instruction, exemplars, how a question and an answer are written, where the
+teacher must stop, and how the label is found.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import yaml
+
+from dss_jax.annotation.parsing import MAX_LABEL_CHARACTERS, Parsed, ParseRules
+from dss_jax.config.schema import shipped_folder
+from dss_jax.data.records import Row
+from dss_jax.data.task_definition import load_task
+from dss_jax.errors import UserError
+from dss_jax.storage.files import open_text
+
+# What is asked of a row: both its label and its rationale, the rationale of a label that the
+# teacher is shown (rationalisation), or the label that a given rationale leads to.
+Mode = Literal["both", "rationale", "label"]
+Form = Literal["chat", "completion"]
+
+_FIELD = re.compile(r"\{(input|label|rationale)\}")
+_STAND_IN = "The reasoning is given."
+
+
+@dataclasses.dataclass(frozen=True)
+class Exemplar:
+  """One worked example; without a rationale it is shown as an input and its label."""
+
+  input: str
+  label: str
+  rationale: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """Everything that shapes an answer. The fields are those of a prompt file.
+
+  Attributes:
+    question: how a row is put, with {input}.
+    question_with_label: the same where its {label} is known and the reasoning is asked for.
+    question_with_rationale: the same where its {rationale} is known and the label asked for.
+    answer: how an exemplar answers, with {rationale} and then {label}.
+    separator: what stands between the parts of a plain-text prompt.
+    stop: sequences at which the teacher must stop.
+    max_answer_tokens: the most that the teacher may write.
+    parse: how answers are read.
+  """
+
+  instruction: str
+  exemplars: tuple[Exemplar, ...] = ()
+  question: str = "Text: {input}\nReasoning:"
+  question_with_label: str = (
+    "Text: {input}\nThe answer is known to be: {label}\nExplain why, and end with the answer.\n"
+    "Reasoning:"
+  )
+  question_with_rationale: str = (
+    "Text: {input}\nThe reasoning is known: {rationale}\nGive nothing but the answer."
+  )
+  answer: str = "{rationale}\nAnswer: {label}"
+  separator: str = "\n\n"
+  stop: tuple[str, ...] = ("\nText:",)
+  max_answer_tokens: int = 512
+  parse: ParseRules = dataclasses.field(default_factory=ParseRules)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """SHA-256, 16 hexadecimal digits, of all that a teacher is told (not of how it is read)."""
+    values = dataclasses.asdict(dataclasses.replace(self, parse=ParseRules()))
+    del values["parse"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+  def messages(self, row: Row, mode: Mode) -> list[dict[str, str]]:
+    """The prompt for a row as chat messages: system, then a turn an exemplar, then the row."""
+    messages = [{"role": "system", "content": self._instruction(row)}]
+    for exemplar in self._worked(row):
+      messages += [
+        {"role": "user", "content": self._question(exemplar, mode)},
+        {"role": "assistant", "content": self._answer(exemplar, mode)},
+      ]
+    return [*messages, {"role": "user", "content": self._question(_of_row(row), mode)}]
+
+  def text(self, row: Row, mode: Mode) -> str:
+    """The prompt for a row as plain text to be continued."""
+    parts = [self._instruction(row)]
+    for exemplar in self._worked(row):
+      parts.append(f"{self._question(exemplar, mode)} {self._answer(exemplar, mode)}")
+    return self.separator.join([*parts, self._question(_of_row(row), mode)])
+
+  def read(self, text: str, row: Row, mode: Mode, *, cut_off: bool = False) -> Parsed:
+    """What an answer to the row says; never raises, whatever the text.
+
+    With mode "rationale" the answer must argue for the row's own label; with mode "label" the
+    rationale is the row's own.
+    """
+    echo = self.question.rpartition("\n")[2].replace("{input}", "").strip()
+    answer = text.lstrip()
+    if echo and answer.startswith(echo):
+      answer = answer[len(echo) :].lstrip()
+    if mode == "label":
+      answer = f"{_STAND_IN}{self._gap}{answer}"
+    parsed = self.parse.parse(answer, input_text=row["input_text"], stop=self.stop, cut_off=cut_off)
+    if mode == "label" and parsed.rationale is not None:
+      return parsed._replace(rationale=row["rationale"])
+    if mode == "rationale" and parsed.rationale is not None:
+      if parsed.label is None:
+        return Parsed(None, None, parsed.reason)
+      if not self.parse.same_label(parsed.label, row["output_text"]):
+        reason = f"it argues for another label than the one shown: {parsed.label[:60]!r}"
+        return Parsed(None, None, reason)
+    return parsed
+
+  @property
+  def _gap(self) -> str:
+    after = self.answer.partition("{rationale}")[2]
+    return after[: len(after) - len(after.lstrip())] or " "
+
+  def _worked(self, row: Row) -> list[Exemplar]:
+    # A row that is an exemplar must not find its own answer in the prompt.
+    return [one for one in self.exemplars if one.rationale and one.input != row["input_text"]]
+
+  def _instruction(self, row: Row) -> str:
+    unexplained = [
+      f"{_fill('{input}', one)}\n-> {one.label}"
+      for one in self.exemplars
+      if not one.rationale and one.input != row["input_text"]
+    ]
+    if not unexplained:
+      return self.instruction
+    return "\n\n".join([self.instruction, "Some texts and their answers:", *unexplained])
+
+  def _question(self, exemplar: Exemplar, mode: Mode) -> str:
+    template = {
+      "both": self.question,
+      "rationale": self.question_with_label,
+      "label": self.question_with_rationale,
+    }[mode]
+    return _fill(template, exemplar)
+
+  def _answer(self, exemplar: Exemplar, mode: Mode) -> str:
+    if mode == "label":
+      return _fill(self.answer.partition("{rationale}")[2].lstrip(), exemplar)
+    return _fill(self.answer, exemplar)
+
+
+def load_prompt(name_or_path: str | os.PathLike[str]) -> Prompt:
+  """The prompt of a shipped task's name ("svamp"), or of a YAML file.
+
+  Raises:
+    UserError: no such file; it is not YAML, or not a prompt.
+  """
+  name = os.fspath(name_or_path)
+  shipped = shipped_prompts()
+  path = shipped.get(name, pathlib.Path(name).expanduser())
+  if name not in shipped and not name.endswith((".yaml", ".yml")):
+    raise UserError(
+      f"--prompt {name}: no shipped prompt has this name; give one of {', '.join(shipped)},"
+      " or a file ending in .yaml"
+    )
+  with open_text(path) as file:
+    text = file.read()
+  try:
+    values = yaml.safe_load(text)
+  except (yaml.YAMLError, RecursionError, ValueError) as error:
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + 1}" if mark else ""
+    what = getattr(error, "problem", None) or type(error).__name__
+    raise UserError(f"{path}{line}: not YAML ({what}); mend the line") from None
+  return prompt_from(values, str(path))
+
+
+def prompt_from(values: Any, place: str) -> Prompt:
+  """The prompt in the values of a prompt file; raises UserError that names `place` and key."""
+  values = _mapping(values, place, "", [field.name for field in dataclasses.fields(Prompt)])
+  if not isinstance(values.get("instruction"), str) or not values["instruction"].strip():
+    raise UserError(f'{place}: "instruction" is missing; say in words what the teacher is to do')
+  for key in ("question", "question_with_label", "question_with_rationale", "answer", "separator"):
+    if key in values and not isinstance(values[key], str):
+      raise UserError(f'{place}: "{key}" must be text, not {values[key]!r}')
+  fields = dict(values)
+  fields["instruction"] = values["instruction"].strip()
+  fields["exemplars"] = tuple(_exemplars(values.get("exemplars") or [], place))
+  if "stop" in values:
+    fields["stop"] = _texts(values["stop"], place, "stop")
+  tokens = values.get("max_answer_tokens", 1)
+  if type(tokens) is not int or tokens < 1:
+    raise UserError(f'{place}: "max_answer_tokens" must be a whole number from 1, not {tokens!r}')
+  fields["parse"] = _rules(values.get("parse") or {}, place)
+  prompt = Prompt(**fields)
+  _check_templates(prompt, place)
+  return prompt
+
+
+def prompt_to_yaml(prompt: Prompt) -> str:
+  """The prompt as a file that load_prompt reads; a task in its rules is written by name."""
+  values = dataclasses.asdict(dataclasses.replace(prompt, parse=ParseRules()))
+  values["exemplars"] = [
+    {key: value for key, value in one.items() if value is not None} for one in values["exemplars"]
+  ]
+  values["stop"] = list(prompt.stop)
+  rules = prompt.parse
+  values["parse"] = {
+    "marker": rules.marker,
+    "max_label_characters": rules.max_label_characters,
+    **({"task": rules.task.name} if rules.task else {}),
+    **({"labels": list(rules.labels)} if rules.labels is not None else {}),
+    **({"choices": rules.choices.pattern} if rules.choices else {}),
+  }
+  return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def shipped_prompts() -> dict[str, pathlib.Path]:
+  """The prompts that come with the package, by the name of their task."""
+  folder = shipped_folder("tasks") / "prompts"
+  return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _of_row(row: Row) -> Exemplar:
+  return Exemplar(row["input_text"], row.get("output_text", ""), row.get("rationale", ""))
+
+
+def _fill(template: str, exemplar: Exemplar) -> str:
+  """The template with its fields in place; braces in the texts themselves mean nothing."""
+  texts = {
+    "input": exemplar.input,
+    "label": exemplar.label,
+    "rationale": exemplar.rationale or "",
+  }
+  return _FIELD.sub(lambda match: texts[match[1]], template)
+
+
+def _mapping(values: Any, place: str, key: str, allowed: Sequence[str]) -> dict[str, Any]:
+  where = f'{place}: "{key}"' if key else place
+  if not isinstance(values, Mapping):
+    raise UserError(f"{where}: must be keys with values ({', '.join(allowed)}), not {values!r:.60}")
+  for name in values:
+    if name not in allowed:
+      near = difflib.get_close_matches(str(name), allowed, 1)
+      mend = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(allowed)}"
+      raise UserError(f"{where}: there is no key {name!r}; {mend}")
+  return dict(values)
+
+
+def _exemplars(values: Any, place: str) -> list[Exemplar]:
+  if not isinstance(values, list):
+    raise UserError(f'{place}: "exemplars" must be a list, each with input, rationale and label')
+  exemplars = []
+  for number, value in enumerate(values, start=1):
+    key = f"exemplars[{number}]"
+    texts = _mapping(value, place, key, ("input", "rationale", "label"))
+    for name in ("input", "label", "rationale"):
+      text = texts.get(name)
+      if (text is None and name != "rationale") or not isinstance(text, str | None):
+        raise UserError(f'{place}: "{key}" needs "{name}" as text (in quotes), not {text!r}')
+    exemplars.append(Exemplar(**{name: text.strip() for name, text in texts.items() if text}))
+  return exemplars
+
+
+def _texts(value: Any, place: str, key: str) -> tuple[str, ...]:
+  if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+    raise UserError(f'{place}: "{key}" must be a list of texts (in quotes), not {value!r:.60}')
+  return tuple(value)
+
+
+def _rules(values: Any, place: str) -> ParseRules:
+  allowed = [field.name for field in dataclasses.fields(ParseRules)]
+  values = _mapping(values, place, "parse", allowed)
+  fields: dict[str, Any] = {}
+  marker = values.get("marker", "Answer:")
+  if not isinstance(marker, str) or not marker.strip():
+    raise UserError(f'{place}: "parse.marker" must be text that the label follows, not {marker!r}')
+  fields["marker"] = marker
+  if values.get("task") is not None:
+    fields["task"] = load_task(str(values["task"]))
+  if values.get("labels") is not None:
+    fields["labels"] = _texts(values["labels"], place, "parse.labels")
+  if values.get("choices") is not None:
+    fields["choices"] = _pattern(values["choices"], place)
+  most = values.get("max_label_characters", MAX_LABEL_CHARACTERS)
+  if type(most) is not int or most < 1:
+    raise UserError(f'{place}: "parse.max_label_characters" must be a whole number, not {most!r}')
+  fields["max_label_characters"] = most
+  return ParseRules(**fields)
+
+
+def _pattern(value: Any, place: str) -> re.Pattern[str]:
+  try:
+    pattern = re.compile(value, re.M)
+  except (re.error, TypeError) as error:
+    raise UserError(
+      f'{place}: "parse.choices" is no regular expression ({error}); mend it'
+    ) from None
+  if pattern.groups != 1:
+    raise UserError(f'{place}: "parse.choices" needs one group, the label, not {pattern.groups}')
+  return pattern
+
+
+def _check_templates(prompt: Prompt, place: str) -> None:
+  for key, needed in (
+    ("question", ["input"]),
+    ("question_with_label", ["input", "label"]),
+    ("question_with_rationale", ["input", "rationale"]),
+    ("answer", ["rationale", "label"]),
+  ):
+    found = _FIELD.findall(getattr(prompt, key))
+    if sorted(found) != sorted(needed) or (key == "answer" and found != needed):
+      fields = " and ".join(f"{{{name}}}" for name in needed)
+      raise UserError(f'{place}: "{key}" needs {fields} once each, in this order for an answer')

@@ -1,0 +1,130 @@
+"""How well a teacher did: the figures of an annotated file, as text and JSON."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from dss_jax.annotation.filters import CONCERNS
+from dss_jax.annotation.outcome import PROVENANCE, STATUSES
+from dss_jax.annotation.usage import Tally
+from dss_jax.data.records import Row, numbered_rows
+from dss_jax.errors import UserError
+from dss_jax.storage.files import PathLike
+
+SHOWN_REASONS = 20
+SHOWN_LINES = 5
+# Below this agreement with gold the report warns of the teacher.
+DOUBTFUL_PERCENT = 50.0
+_MEANING = {
+  "failed": "no request succeeded; give the same command again to ask once more",
+  "unasked": "the budget was spent",
+  "unparsable": "the answer does not hold a rationale and a label",
+  "undecided": "a rationale, but no single label",
+  "answered": "a rationale and a label",
+  "untouched": "nothing was missing",
+}
+
+
+def annotated_rows(path: PathLike) -> Iterator[tuple[int, Row]]:
+  """(line number, row) of an annotated file; UserError where a row was not annotated here."""
+  for line, row in numbered_rows(path):
+    provenance = row.get(PROVENANCE)
+    if not is_provenance(provenance):
+      raise UserError(
+        f'{os.fspath(path)}:{line}: the row has no "{PROVENANCE}" of dss annotate; give a file'
+        " that it wrote"
+      )
+    yield line, row
+
+
+def is_provenance(value: Any) -> bool:
+  """Whether the value has the form that Outcomes writes, as far as reports read it."""
+  if not isinstance(value, dict) or value.get("status") not in STATUSES:
+    return False
+  samples = value.get("samples", [])
+  counts = ("prompt_tokens", "completion_tokens")
+  return (
+    _are_texts(value.get("concerns", []))
+    and _are_texts(value.get("dropped_for", []))
+    and type(value.get("agreement", 0)) in (int, float)
+    and value.get("agrees_with_gold") in (None, True, False)
+    and isinstance(samples, list)
+    and all(isinstance(one, dict) for one in samples)
+    and all(type(one.get(key, 0)) is int for one in samples for key in counts)
+  )
+
+
+def report_on(path: PathLike) -> dict[str, Any]:
+  """The figures of Tally, and why rows have no rationale or label, with lines to look at."""
+  tally = Tally()
+  reasons: dict[tuple[str, str], list[int]] = {}
+  counts: dict[tuple[str, str], int] = {}
+  for line, row in annotated_rows(path):
+    tally.add(row)
+    provenance = row[PROVENANCE]
+    reason = provenance.get("reason")
+    if not isinstance(reason, str):
+      continue
+    # What follows the colon is of this one row.
+    key = (provenance["status"], reason.partition(": ")[0])
+    # Reasons that quote an answer are as many as rows: the rare ones share a line.
+    if key not in counts and len(counts) >= 1000:
+      key = (provenance["status"], "other reasons")
+    counts[key] = counts.get(key, 0) + 1
+    lines = reasons.setdefault(key, [])
+    if len(lines) < SHOWN_LINES:
+      lines.append(line)
+  most = sorted(counts, key=lambda key: -counts[key])[:SHOWN_REASONS]
+  return {
+    "file": os.fspath(path),
+    **tally.to_json(),
+    "reasons": [
+      {"status": key[0], "reason": key[1], "rows": counts[key], "lines": reasons[key]}
+      for key in most
+    ],
+    "kinds_of_reasons": len(counts),
+  }
+
+
+def to_text(report: dict[str, Any]) -> str:
+  """The report as a person reads it."""
+  lines = [f"{report['file']}: {report['rows']:,} rows"]
+  for status in STATUSES:
+    count = report["statuses"][status]
+    if count:
+      lines.append(f"  {status:<11}{count:>9,}  {_MEANING[status]}")
+  lines.append(f"answers that parse: {report['parsed']:,} ({report['parsed_percent']:.2f} %)")
+  if report["compared_with_gold"]:
+    lines.append(
+      f"answers that agree with the row's own label: {report['agreeing']:,} of"
+      f" {report['compared_with_gold']:,} ({report['agreeing_percent']:.2f} %)"
+    )
+    if report["agreeing_percent"] < DOUBTFUL_PERCENT:
+      lines.append(
+        "  warning: this teacher is wrong more often than right here; do not train on its labels,"
+        " and drop the rationales that lead to them (--filter gold)"
+      )
+  if report["answers"] > report["rows"] - report["statuses"]["untouched"]:
+    lines.append(f"mean share of samples that agree: {report['mean_agreement_of_samples']:.3f}")
+  lines.append(
+    f"to train on: {report['labelled']:,} labels, {report['with_rationale']:,} rationales"
+    f" ({report['rows_that_lost_their_rationale']:,} dropped by filters)"
+  )
+  if report["prompt_tokens"]:
+    lines.append(
+      f"tokens: {report['prompt_tokens']:,} in prompts, {report['completion_tokens']:,} in answers"
+    )
+  concerns = {name: count for name, count in report["concerns"].items() if count}
+  if concerns:
+    lines.append("concerns (drop such rationales with --filter NAME):")
+    lines += [f"  {name:<11}{count:>9,}  {CONCERNS[name]}" for name, count in concerns.items()]
+  if report["reasons"]:
+    lines.append("why there is no rationale or no label:")
+    for one in report["reasons"]:
+      where = ", ".join(map(str, one["lines"])) + (", ..." if one["rows"] > SHOWN_LINES else "")
+      lines.append(f"  {one['rows']:>9,}  {one['status']}: {one['reason']} (line {where})")
+  return "\n".join(lines)
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(one, str) for one in value)

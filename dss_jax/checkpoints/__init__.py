@@ -1,0 +1,1 @@
+"""Public T5 checkpoints, read and written."""

@@ -1,0 +1,209 @@
+"""Counters over rows whose memory does not grow with the number of rows."""
+
+import array
+import collections
+import io
+import tempfile
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+SHOWN_LINES = 5
+MAX_DISTINCT_LABELS = 1000
+# Beyond this length a label is a text of its own, not the name of a class.
+MAX_CLASS_NAME_CHARACTERS = 200
+INSTRUCTION_WORDS = 3
+
+_WORDS_WITHIN_CHARACTERS = 120
+_EXACT_LENGTH_BITS = 13
+_SPILL_ITEMS = 3 * 2**17
+
+
+@dataclass(frozen=True)
+class Lines:
+  """How many rows, and the line numbers of the first of them."""
+
+  count: int
+  lines: tuple[int, ...]
+
+
+class LineCounter:
+  """Counts rows and remembers the first few line numbers."""
+
+  def __init__(self) -> None:
+    self.count = 0
+    self._lines: list[int] = []
+
+  def add(self, line: int) -> None:
+    self.count += 1
+    if len(self._lines) < SHOWN_LINES:
+      self._lines.append(line)
+
+  def result(self) -> Lines:
+    return Lines(self.count, tuple(self._lines))
+
+
+@dataclass(frozen=True)
+class LengthStatistics:
+  """Percentiles of lengths, in the unit of what was counted; all 0 when nothing was."""
+
+  count: int
+  mean: float
+  p50: int
+  p90: int
+  p99: int
+  longest: int
+
+
+class LengthHistogram:
+  """Counts lengths: exact below 8,192, to 1 part in 4,096 beyond; at most ~60,000 bins."""
+
+  def __init__(self) -> None:
+    self._bins: dict[int, int] = collections.defaultdict(int)
+    self._count = self._total = self._longest = 0
+
+  def add(self, length: int) -> None:
+    self._count += 1
+    self._total += length
+    if length > self._longest:
+      self._longest = length
+    coarse = max(0, length.bit_length() - _EXACT_LENGTH_BITS)
+    self._bins[length >> coarse << coarse] += 1
+
+  def result(self) -> LengthStatistics:
+    """Nearest-rank percentiles: the least length that so many per cent do not exceed."""
+    if not self._count:
+      return LengthStatistics(0, 0.0, 0, 0, 0, 0)
+    lengths = sorted(self._bins)
+    reached = np.cumsum([self._bins[length] for length in lengths])
+    ranks = [-(-percent * self._count // 100) for percent in (50, 90, 99)]
+    p50, p90, p99 = (lengths[i] for i in np.searchsorted(reached, ranks))
+    return LengthStatistics(self._count, self._total / self._count, p50, p90, p99, self._longest)
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+  """The distribution of labels.
+
+  Attributes:
+    distinct: number of different labels; None when they are more than 1,000.
+    are_classes: whether each label stands on five rows or more on average.
+    most_common: (label, rows), the 20 most frequent; empty for free text.
+    variants: pairs of labels that differ in case or spaces alone.
+  """
+
+  distinct: int | None
+  are_classes: bool
+  most_common: tuple[tuple[str, int], ...]
+  variants: tuple[tuple[str, str], ...]
+
+
+class LabelCounter:
+  """Counts labels until they are too many or too long to be the names of classes."""
+
+  def __init__(self) -> None:
+    self._counts: dict[str, int] | None = {}
+    self._total = 0
+
+  def add(self, label: str) -> None:
+    self._total += 1
+    if self._counts is None:
+      return
+    count = self._counts.get(label)
+    if count is not None:
+      self._counts[label] = count + 1
+    elif len(self._counts) < MAX_DISTINCT_LABELS and len(label) <= MAX_CLASS_NAME_CHARACTERS:
+      self._counts[label] = 1
+    else:
+      self._counts = None
+
+  def result(self) -> LabelStatistics:
+    if self._counts is None or not self._counts:
+      return LabelStatistics(0 if self._counts is not None else None, False, (), ())
+    distinct = len(self._counts)
+    if self._total < 5 * distinct:
+      return LabelStatistics(distinct, False, (), ())
+    ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+    seen: dict[str, str] = {}
+    variants = []
+    for label, _ in ranked:
+      known = seen.setdefault(" ".join(label.casefold().split()), label)
+      if known != label:
+        variants.append((known, label))
+    return LabelStatistics(distinct, True, tuple(ranked[:20]), tuple(variants[:SHOWN_LINES]))
+
+
+@dataclass(frozen=True)
+class Instruction:
+  """The words that most rows share at one end, and the rows without them."""
+
+  words: str
+  where: str
+  rows: int
+  missing: Lines
+
+
+class InstructionFinder:
+  """Finds the first or last three words that more than half of all rows share.
+
+  A majority vote over the stream names the only candidate there can be at either end; the
+  hashes of all ends, spilled to a temporary file, then say exactly which rows lack it.
+  """
+
+  def __init__(self) -> None:
+    self._rows = 0
+    self._votes = {"opening": ("", 0), "closing": ("", 0)}
+    self._buffer = array.array("q")
+    self._spilled: IO[bytes] = io.BytesIO()
+
+  def add(self, line: int, text: str) -> None:
+    self._rows += 1
+    opening = " ".join(text[:_WORDS_WITHIN_CHARACTERS].split()[:INSTRUCTION_WORDS])
+    closing = " ".join(text[-_WORDS_WITHIN_CHARACTERS:].split()[-INSTRUCTION_WORDS:])
+    self._vote("opening", opening)
+    self._vote("closing", closing)
+    self._buffer.extend((hash(opening), hash(closing), line))
+    if len(self._buffer) >= _SPILL_ITEMS:
+      # Small sets of rows never touch the disk.
+      if isinstance(self._spilled, io.BytesIO):
+        self._spilled = tempfile.TemporaryFile(prefix="dss_ends_")  # noqa: SIM115
+      self._spill()
+
+  def result(self) -> Instruction | None:
+    """The shared words; None where no three words are shared by most of two rows or more."""
+    self._spill()
+    found = []
+    for column, (where, (words, _)) in enumerate(self._votes.items()):
+      rows, missing = self._rows_with(column, hash(words))
+      if words and self._rows > 1 and 2 * rows > self._rows:
+        found.append(Instruction(words, where, rows, missing))
+    return max(found, key=lambda instruction: instruction.rows, default=None)
+
+  def _vote(self, where: str, words: str) -> None:
+    candidate, lead = self._votes[where]
+    if words == candidate:
+      self._votes[where] = (candidate, lead + 1)
+    elif lead == 0:
+      self._votes[where] = (words, 1)
+    else:
+      self._votes[where] = (candidate, lead - 1)
+
+  def close(self) -> None:
+    self._spilled.close()
+
+  def _spill(self) -> None:
+    self._spilled.write(self._buffer.tobytes())
+    self._buffer = array.array("q")
+
+  def _rows_with(self, column: int, wanted: int) -> tuple[int, Lines]:
+    self._spilled.seek(0)
+    rows = missing = 0
+    lines: list[int] = []
+    while data := self._spilled.read(_SPILL_ITEMS * 8):
+      ends = np.frombuffer(data, dtype=np.int64).reshape(-1, 3)
+      without = ends[ends[:, column] != wanted, 2]
+      rows += len(ends) - len(without)
+      missing += len(without)
+      lines.extend(int(line) for line in without[: SHOWN_LINES - len(lines)])
+    return rows, Lines(missing, tuple(lines))

@@ -1,0 +1,172 @@
+"""Where rows come from: a JSONL file or a task's split, under the digest that names them."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from dss_jax.data.records import Row, read_rows
+from dss_jax.data.task_definition import Metric, TaskDefinition, accuracy
+from dss_jax.data.task_rows import LabelSource, load_rows
+from dss_jax.storage.files import PathLike
+
+PREDICT_PREFIX = "predict: "
+EXPLAIN_PREFIX = "explain: "
+
+
+class RowsSummary(NamedTuple):
+  """One pass over rows: their digest and how many there are.
+
+  Attributes:
+    digest: SHA-256 over input, label and rationale of each row, in their order.
+    rows: number of rows.
+    labelled: rows with a label ("output_text").
+    with_rationale: rows with a rationale.
+    unusable: rows with neither.
+  """
+
+  digest: str
+  rows: int
+  labelled: int
+  with_rationale: int
+  unusable: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSource:
+  """Rows to train or evaluate on.
+
+  Attributes:
+    name: what SeqIO's tasks are called after: letters, digits, `_` and `.`.
+    rows: iterable any number of times, with the same rows each time.
+    summary: summarise(rows).
+    metric: (targets, predictions) of labels -> {name: figure}.
+    report: what is known about how the rows were made, as JSON values.
+    given_rows: the rows as their file has them, where `rows` has more (see TrainingRows).
+  """
+
+  name: str
+  rows: Iterable[Row]
+  summary: RowsSummary
+  metric: Metric
+  report: dict[str, Any]
+  given_rows: Iterable[Row] | None = None
+
+  @property
+  def digest(self) -> str:
+    return self.summary.digest
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRows:
+  """The rows of a JSONL file, read anew each time: never all in memory."""
+
+  path: PathLike
+
+  def __iter__(self) -> Iterator[Row]:
+    return read_rows(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRows:
+  """FileRows with a row of its own for each further rationale that a row has.
+
+  A row that dss annotate left with several "rationales" trains its label once and each of its
+  rationales once.
+  """
+
+  path: PathLike
+
+  def __iter__(self) -> Iterator[Row]:
+    for row in read_rows(self.path):
+      yield row
+      further = row.get("rationales")
+      if "rationale" not in row or not isinstance(further, list):
+        continue
+      for rationale in further:
+        if isinstance(rationale, str) and rationale.strip() and rationale != row["rationale"]:
+          yield {"input_text": row["input_text"], "rationale": rationale}
+
+
+def summarise(rows: Iterable[Row]) -> RowsSummary:
+  """Digest and counts of `rows`. Other keys than the three do not enter the digest."""
+  digest = hashlib.sha256()
+  count = labelled = with_rationale = unusable = 0
+  for row in rows:
+    label, rationale = row.get("output_text"), row.get("rationale")
+    count += 1
+    labelled += bool(label)
+    with_rationale += bool(rationale)
+    unusable += not label and not rationale
+    # ASCII JSON has no line feed, so no two lists of rows give the same bytes.
+    line = json.dumps([row["input_text"], label, rationale], separators=(",", ":"))
+    digest.update(line.encode("ascii") + b"\n")
+  return RowsSummary(digest.hexdigest(), count, labelled, with_rationale, unusable)
+
+
+def source_from_rows(
+  name: str,
+  rows: Iterable[Row],
+  metric: Metric = accuracy,
+  report: dict[str, Any] | None = None,
+) -> RowSource:
+  """A source of rows that can be iterated more than once; characters SeqIO bars become `_`."""
+  summary = summarise(rows)
+  counts = {key: value for key, value in summary._asdict().items() if key != "digest"}
+  return RowSource(
+    name=re.sub(r"[^A-Za-z0-9_.]+", "_", name) or "rows",
+    rows=rows,
+    summary=summary,
+    metric=metric,
+    report={**counts, **(report or {})},
+  )
+
+
+def source_from_file(path: PathLike) -> RowSource:
+  """The rows of a JSONL file, named after it, with exact match of labels as the metric.
+
+  The file is read here once, for its digest, and once for each later use.
+
+  Raises:
+    UserError: the file cannot be read, or a line of it is not a row.
+  """
+  stem = os.path.basename(os.fspath(path)).split(".")[0]
+  return source_from_rows(stem, FileRows(path), report={"file": os.fspath(path)})
+
+
+def training_source_from_file(path: PathLike) -> RowSource:
+  """As source_from_file, with every rationale of a row that has several."""
+  source = source_from_file(path)
+  rows = TrainingRows(path)
+  summary = summarise(rows)
+  if summary == source.summary:
+    return source
+  report = {**source.report, "further_rationales": summary.rows - source.summary.rows}
+  return dataclasses.replace(
+    source, rows=rows, summary=summary, report=report, given_rows=source.rows
+  )
+
+
+def source_from_task(
+  task: TaskDefinition,
+  split: str,
+  data_dir: PathLike,
+  labels: LabelSource = "gold",
+  *,
+  needs_answers: bool = True,
+) -> RowSource:
+  """One split of a task, with the task's metric and the report on the teacher's outputs.
+
+  Arguments and errors are those of load_rows.
+  """
+  rows, parse_report = load_rows(task, split, data_dir, labels, needs_answers=needs_answers)
+  report = {
+    "task": task.name,
+    "split": split,
+    "labels": labels if split == "train" else "gold",
+    "teacher": parse_report.to_json(),
+  }
+  return source_from_rows(f"{task.name}_{split}", rows, task.metric, report)

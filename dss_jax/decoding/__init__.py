@@ -1,0 +1,1 @@
+"""Decoding with an encoder-decoder: greedy and beam search."""

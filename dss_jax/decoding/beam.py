@@ -1,0 +1,156 @@
+"""Beam search over a cache of keys and values, with T5X's scores and rule of stopping."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dss_jax.config.schema import T5Config
+from dss_jax.decoding.greedy import EOS_ID, PAD_ID
+from dss_jax.model.attention import KeyValue, same_segment_bias
+from dss_jax.model.layer_stacks import unrolled
+from dss_jax.model.t5 import Transformer
+
+# Worse than any sequence's log-probability, and added where a beam is not to be chosen.
+_NEVER = -1.0e7
+
+
+class _Search(NamedTuple):
+  """Beams are in order, the best first; S is how many there are, T the tokens to write."""
+
+  step: jax.Array
+  live_BS: jax.Array  # log-probabilities of what is still being written
+  live_ids_BST: jax.Array
+  finished_BS: jax.Array  # scores of what has ended
+  finished_ids_BST: jax.Array
+  ended_BS: jax.Array  # whether the place among the finished is taken
+  caches: list[KeyValue]  # rows B * S
+
+
+def length_penalty(tokens: jax.Array | int, alpha: float) -> jax.Array:
+  """((5 + tokens) / 6)^alpha, by which a log-probability is divided (Wu et al. 2016, section 7)."""
+  return jnp.power((5.0 + tokens) / 6.0, alpha)
+
+
+def beam_search(
+  params: Any,
+  config: T5Config,
+  encoder_input_tokens_BL: jax.Array,
+  *,
+  max_decode_tokens: int,
+  beams: int = 4,
+  alpha: float = 0.6,
+) -> tuple[jax.Array, jax.Array]:
+  """The best sequences of each row, the best first, and their scores.
+
+  A score is the sequence's log-probability over length_penalty of its tokens, the end mark
+  counted. Of the 2 * beams likeliest continuations those that end compete for the places of
+  the finished, and the best of the others go on. A search ends when every place is taken by a
+  better score than the best live one could reach at full length, or at full length. A row
+  where nothing ended gives its live beams, with their bare log-probabilities. All this is as
+  in T5X, which gives the beams in the opposite order.
+
+  Args:
+    encoder_input_tokens_BL: ids; 0 is padding, and a row of nothing else says nothing.
+
+  Returns:
+    Ids, int32 [B, beams, max_decode_tokens], padded after the end mark, and float32 [B, beams].
+    A place that no sequence took has padding alone and the score -1e7.
+  """
+  # Each layer's cache is written in place, so the layers are gone through one by one.
+  params, config = unrolled(params, config)
+  model = Transformer(config)
+  variables = {"params": params}
+  rows = encoder_input_tokens_BL.shape[0]
+  empty_B = jnp.all(encoder_input_tokens_BL == PAD_ID, axis=1)
+  segments_BL = (encoder_input_tokens_BL != PAD_ID).astype(jnp.int32)
+  encoded_BLD = model.apply(
+    variables, encoder_input_tokens_BL, segments_BL, method=Transformer.encode
+  )
+  crosses = model.apply(variables, encoded_BLD, method=Transformer.cross_keys_and_values)
+  crosses = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), crosses)
+  segments = jnp.repeat(segments_BL, beams, axis=0)
+  cross_bias = same_segment_bias(jnp.ones((rows * beams, 1), jnp.int32), segments)
+  at_full_length = length_penalty(max_decode_tokens + 1, alpha)
+
+  def unfinished(search: _Search) -> jax.Array:
+    best_B = search.live_BS[:, 0] / at_full_length
+    settled_B = jnp.all(search.ended_BS, axis=1) & (jnp.min(search.finished_BS, axis=1) > best_B)
+    return (search.step < max_decode_tokens) & ~jnp.all(settled_B | empty_B)
+
+  def advance(search: _Search) -> _Search:
+    last = jax.lax.dynamic_index_in_dim(search.live_ids_BST, search.step - 1, 2, keepdims=True)
+    last = jnp.where(search.step == 0, PAD_ID, last)
+    logits, caches = model.apply(
+      variables,
+      last.reshape(rows * beams, 1),
+      search.step,
+      search.caches,
+      crosses,
+      cross_bias,
+      method=Transformer.decode_step,
+    )
+    vocab_size = logits.shape[-1]
+    logits_BSV = jax.nn.log_softmax(logits).reshape(rows, beams, vocab_size)
+    sums = (search.live_BS[:, :, None] + logits_BSV).reshape(rows, -1)
+    # If all the beams' best ends came at once, as many would still be left to go on.
+    sums, chosen = jax.lax.top_k(sums, 2 * beams)
+    parents, tokens = chosen // vocab_size, chosen % vocab_size
+    ids = _of_beams(search.live_ids_BST, parents)
+    ids = jax.lax.dynamic_update_slice_in_dim(
+      ids, tokens[:, :, None].astype(jnp.int32), search.step, axis=2
+    )
+    ends = tokens == EOS_ID
+
+    live, kept = jax.lax.top_k(sums + ends * _NEVER, beams)
+    kept_parents = jnp.take_along_axis(parents, kept, axis=1)
+
+    scores = sums / length_penalty(search.step + 1, alpha) + ~ends * _NEVER
+    scores = jnp.concatenate([search.finished_BS, scores], axis=1)
+    finished, places = jax.lax.top_k(scores, beams)
+    all_ids = jnp.concatenate([search.finished_ids_BST, ids], axis=1)
+    all_ends = jnp.concatenate([search.ended_BS, ends], axis=1)
+
+    def follow(cache: jax.Array) -> jax.Array:
+      apart = cache.reshape(rows, beams, *cache.shape[1:])
+      return _of_beams(apart, kept_parents).reshape(cache.shape)
+
+    return _Search(
+      step=search.step + 1,
+      live_BS=live,
+      live_ids_BST=_of_beams(ids, kept),
+      finished_BS=finished,
+      finished_ids_BST=_of_beams(all_ids, places),
+      ended_BS=jnp.take_along_axis(all_ends, places, axis=1),
+      caches=jax.tree.map(follow, caches),
+    )
+
+  shape = (rows * beams, max_decode_tokens, config.num_heads, config.head_dim)
+  cache = jnp.zeros(shape, config.dtype)
+  no_ids = jnp.full((rows, beams, max_decode_tokens), PAD_ID, jnp.int32)
+  never_BS = jnp.full((rows, beams), _NEVER, jnp.float32)
+  search = jax.lax.while_loop(
+    unfinished,
+    advance,
+    _Search(
+      step=jnp.zeros((), jnp.int32),
+      # One beam at first: the others would be its copies.
+      live_BS=never_BS.at[:, 0].set(0.0),
+      live_ids_BST=no_ids,
+      finished_BS=never_BS,
+      finished_ids_BST=no_ids,
+      ended_BS=jnp.zeros((rows, beams), bool),
+      caches=[(cache, cache) for _ in range(config.num_decoder_layers)],
+    ),
+  )
+  any_ended_B = jnp.any(search.ended_BS, axis=1)
+  ids = jnp.where(any_ended_B[:, None, None], search.finished_ids_BST, search.live_ids_BST)
+  ids = jnp.where(empty_B[:, None, None], PAD_ID, ids)
+  scores = jnp.where(any_ended_B[:, None], search.finished_BS, search.live_BS)
+  return ids, scores
+
+
+def _of_beams(values: jax.Array, beams_BS: jax.Array) -> jax.Array:
+  """Of each row [B, beams, ...] the beams of these numbers, in their order."""
+  index = beams_BS.reshape(*beams_BS.shape, *[1] * (values.ndim - 2))
+  return jnp.take_along_axis(values, index, axis=1)

@@ -1,0 +1,1 @@
+"""A student judged on labelled rows."""

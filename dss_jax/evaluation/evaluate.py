@@ -1,0 +1,119 @@
+"""A student judged on labelled rows: teacher-forced loss and accuracy, and its own answers."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from dss_jax.config.schema import MeshConfig
+from dss_jax.data.batches import EvalBatches
+from dss_jax.data.packing import aligned_tokens
+from dss_jax.data.pipeline import tokens
+from dss_jax.data.sources import RowSource, source_from_file, source_from_task
+from dss_jax.data.task_definition import Metric, accuracy, load_task
+from dss_jax.errors import UserError
+from dss_jax.losses.step_by_step import trained_tasks
+from dss_jax.model.flops import forward_flops
+from dss_jax.parallel.mesh import make_mesh
+from dss_jax.progress import progress_line, say
+from dss_jax.student.predictor import Predictor
+from dss_jax.student.student import Student
+from dss_jax.train.evaluation import evaluate
+from dss_jax.train.metrics import named_metrics
+from dss_jax.train.optimizer import make_optimizer
+from dss_jax.train.step import Trainer
+
+
+def source_for(
+  student: Student,
+  dataset: str | None,
+  task: str | None,
+  data_dir: str | None,
+  split: str | None,
+) -> RowSource:
+  """The rows to judge on: a file with the student's own metric, or a task's split.
+
+  The split is "test" unless another is given. Raises UserError where neither or both are
+  named, or a flag of the one stands beside the other.
+  """
+  if (dataset is None) == (task is None):
+    both = "both" if dataset else "neither"
+    raise UserError(
+      f"{both} of --dataset and --task given; give --dataset FILE, or --task NAME with "
+      "--data-dir DIR"
+    )
+  if task is not None:
+    if data_dir is None:
+      raise UserError(f"--task {task} needs --data-dir, the folder of its files")
+    # A student of one's own teacher is judged without the recorded answers of another.
+    needs_answers = student.config.teacher.name is None
+    return source_from_task(load_task(task), split or "test", data_dir, needs_answers=needs_answers)
+  for flag, value in (("--data-dir", data_dir), ("--split", split)):
+    if value is not None:
+      raise UserError(f"{flag} {value} belongs to --task; leave it out with --dataset")
+  assert dataset is not None
+  return dataclasses.replace(source_from_file(dataset), metric=_own_metric(student))
+
+
+def _own_metric(student: Student) -> Metric:
+  """The metric of the task that the student was trained on, if that is still to be had."""
+  task = student.config.data.task
+  if task is None:
+    return accuracy
+  try:
+    return load_task(task).metric
+  except UserError as error:
+    say(f"warning: labels are compared letter by letter, as the student's task is gone: {error}")
+    return accuracy
+
+
+def evaluate_student(
+  student: Student, source: RowSource, mesh_config: MeshConfig
+) -> dict[str, Any]:
+  """Figures on the source's rows, as JSON values.
+
+  Loss and accuracy are over the tasks that the student was trained on, as while it trained;
+  rows without a label count towards the rationale's alone. `exact_match` is the share of
+  labels written exactly; `task_metrics` holds what the task itself measures, in its own units.
+  """
+  if not source.summary.labelled:
+    raise UserError(f'{source.name}: no row has "output_text" to judge by; label some rows')
+  config = student.config
+  mesh = make_mesh(mesh_config, config.batch_size)
+  predictor = Predictor(student, mesh, batch_size=config.batch_size)
+  config = dataclasses.replace(config, model=predictor.model)
+  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  store = tokens(source, student.vocabulary, config.data)
+  batches = EvalBatches(
+    store,
+    batch_size=config.batch_size,
+    tasks=trained_tasks(config.loss.alpha),
+    costs=forward_flops(config.model).of_rows,
+    row_multiple=mesh.shape["data"],
+    length_multiple=aligned_tokens(config.model.dtype),
+  )
+  sums = jax.device_get(evaluate(trainer, predictor.params, batches))
+  labelled = [row for row in source.rows if row.get("output_text")]
+  with progress_line("answering", len(labelled)) as line:
+    done = 0
+
+    def advance(count: int) -> None:
+      nonlocal done
+      done += count
+      line.update(done)
+
+    predictions = predictor.answers(
+      [row["input_text"] for row in labelled], "label", on_batch=advance
+    )
+  targets = [row["output_text"] for row in labelled]
+  exact = sum(map(str.__eq__, targets, predictions))
+  return {
+    "model": str(student.directory),
+    "best_step": student.card["best_step"],
+    "rows": source.summary.rows,
+    "labelled": len(labelled),
+    "truncated": store.truncated,
+    **named_metrics(sums, "eval", alpha=config.loss.alpha),
+    "exact_match": exact / len(labelled),
+    "task_metrics": source.metric(targets, predictions),
+  }

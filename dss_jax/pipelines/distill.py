@@ -1,0 +1,212 @@
+"""One training run from a configuration to a student on disk.
+
+Several processes may do it together (dss_jax/processes.py). Each reads the rows, lays out its
+own devices' part of everything and takes every step; process 0 alone asks a teacher, decides
+what MODEL_DIR holds and writes there, checkpoints excepted, which all save together.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from dss_jax.config.schema import RunConfig, flatten
+from dss_jax.data.batches import EvalBatches, TrainBatches
+from dss_jax.data.packing import aligned_tokens
+from dss_jax.data.pipeline import PreparedData, prepare
+from dss_jax.errors import UserError
+from dss_jax.losses.step_by_step import trained_tasks
+from dss_jax.model.flops import forward_flops
+from dss_jax.parallel import processes
+from dss_jax.parallel.mesh import make_mesh
+from dss_jax.pipelines.annotate_stage import annotated_rows
+from dss_jax.progress import say
+from dss_jax.student import model_dir as students
+from dss_jax.student.initialise import InitialCheckpoint, resumed
+from dss_jax.train.loop import Loop, Outcome
+from dss_jax.train.optimizer import make_optimizer
+from dss_jax.train.step import Trainer, parameter_count
+
+# Shapes that these do not have are compiled when they come.
+_STEPS_AHEAD = 64
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+  """Trains the student, or goes on training it; returns its model.json.
+
+  Everything that a user can get wrong is found before MODEL_DIR is touched.
+  """
+  _agree_on_config(config)
+  if config.initial_optimizer_state and config.initial_checkpoint is None:
+    raise UserError(
+      "--initial-optimizer-state: there is no checkpoint to take it from; give "
+      "--initial-checkpoint, too"
+    )
+  mesh = make_mesh(config.mesh, config.batch_size)
+  students.check_directory(config)
+  tasks = trained_tasks(config.loss.alpha)
+  # Process 0 alone asks: a teacher is asked once.
+  annotated, annotation = processes.broadcast("annotated", lambda: annotated_rows(config))
+  data = processes.first_process_first("tokens", lambda: prepare(config.data, tasks, annotated))
+  _agree_on_data(config, data)
+  if annotation is not None:
+    data.report["annotation"] = annotation
+  initial = None
+  if config.initial_checkpoint is not None:
+    if processes.broadcast("begun", lambda: students.has_begun_training(config)):
+      config = resumed(config, students.stored_config(config))
+    else:
+      initial = InitialCheckpoint(config, data.vocabulary)
+      config = initial.config
+      for note in initial.notes:
+        say(note)
+  config = students.with_vocab_size(config, data.vocabulary)
+  students.check_directory(config)
+  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  initial_states = [] if initial is None else [initial.state(trainer)]
+  row_multiple = mesh.shape["data"] * config.accumulation_steps
+  costs = forward_flops(config.model).of_rows
+  train_batches = TrainBatches(
+    data.train,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    tasks=tasks,
+    costs=costs,
+    row_multiple=row_multiple,
+    length_multiple=aligned_tokens(config.model.dtype),
+  )
+  eval_batches = None
+  if data.evaluation is not None:
+    eval_batches = EvalBatches(
+      data.evaluation,
+      batch_size=config.batch_size,
+      tasks=tasks,
+      costs=costs,
+      row_multiple=row_multiple,
+      length_multiple=aligned_tokens(config.model.dtype),
+    )
+  with _model_dir(config) as directory:
+    card = processes.broadcast("card", lambda: students.begin(config, data))
+    if processes.broadcast("finished", lambda: students.is_finished(config, card)):
+      say(f"{config.model_dir} is finished: {_end(card)}; nothing is left to do")
+      return card
+
+    def on_start(step: int) -> None:
+      # Written this late, so that a run whose checkpoint cannot be read stays as it was.
+      if processes.is_first():
+        students.write_config(config)
+      _announce(config, data, trainer, train_batches, step)
+      trainer.compile_ahead(
+        train_batches.shapes(step, min(step + _STEPS_AHEAD, config.train_steps)),
+        eval_batches.shapes() if eval_batches is not None else [],
+      )
+
+    loop = Loop(config, trainer, train_batches, eval_batches)
+    # Handed over by pop: a reference kept here would keep the state in memory for good.
+    try:
+      outcome = loop.run(initial_states.pop if initial_states else None, on_start)
+    finally:
+      trainer.stop_compiling()
+    card = _finished(card, outcome)
+    if processes.is_first():
+      students.write_card(directory, card)
+  say(f"finished: {_end(card)}")
+  return card
+
+
+def _agree_on_config(config: RunConfig) -> None:
+  """Raises UserError where the processes of a run were started for different ones."""
+  numbers_depend_on = students.versions()
+  numbers_depend_on.pop("python")
+  processes.agree(
+    "the processes run different programs",
+    numbers_depend_on,
+    "install the same versions everywhere",
+  )
+  values = {name: repr(value) for name, value in flatten(config).items()}
+  processes.agree(
+    "the processes have different configurations", values, "give every process the same flags"
+  )
+
+
+def _agree_on_data(config: RunConfig, data: PreparedData) -> None:
+  """Raises UserError where the processes of a run have read different rows or vocabularies."""
+  values = {
+    "the vocabulary": f"{data.vocabulary.spec} (digest {data.vocabulary.digest[:8]})",
+    "the training data": f"{data.train.num_examples} examples ({data.train.fingerprint[:8]})",
+  }
+  if data.evaluation is not None:
+    values["the evaluation data"] = (
+      f"{data.evaluation.num_examples} examples ({data.evaluation.fingerprint[:8]})"
+    )
+  processes.agree("the processes have read different data", values, "give every one the same files")
+
+
+@contextlib.contextmanager
+def _model_dir(config: RunConfig) -> Iterator[pathlib.Path]:
+  """MODEL_DIR, locked by process 0 and seen by all; raises UserError where it is not."""
+  with contextlib.ExitStack() as stack:
+    directory = pathlib.Path(config.model_dir)
+    if processes.is_first():
+      stack.enter_context(students.locked(config))
+    if processes.count() > 1:
+      mark = processes.broadcast("mark", lambda: students.write_nonce(directory))
+      students.check_nonce(directory, mark)
+      # Nothing is written before all have seen it.
+      processes.wait_for_all("marks")
+    yield directory
+
+
+def _finished(card: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+  return {
+    **card,
+    "finished": True,
+    "steps": outcome.step,
+    "best_step": outcome.best_step,
+    "stopped_early": outcome.stopped_early,
+    "metrics": outcome.evaluation,
+    "padding_shares": outcome.padding_shares,
+  }
+
+
+def _end(card: dict[str, Any]) -> str:
+  early = "stopped early after" if card["stopped_early"] else "trained for"
+  return f"{early} {card['steps']} steps, the checkpoint handed on is of step {card['best_step']}"
+
+
+def _announce(
+  config: RunConfig, data: PreparedData, trainer: Trainer, batches: TrainBatches, step: int
+) -> None:
+  """Says what is about to run, with the numbers that a user might want to change.
+
+  Args:
+    step: the number of steps taken earlier.
+  """
+  for warning in data.warnings:
+    say(f"warning: {warning}")
+  for source in ("train_source", "evaluation_source"):
+    answers = (data.report[source] or {}).get("teacher")
+    if answers and answers["answered"]:
+      say(
+        f"{source.removesuffix('_source')}: {answers['parsed']:,} of {answers['answered']:,} "
+        f"teacher's answers parse ({answers['parsed_percent']:.2f} %), "
+        f"{answers['agreeing_percent']:.1f} % agree with the gold label"
+      )
+  optimizer = config.optimizer
+  rate = optimizer.base_learning_rate * optimizer.learning_rate_multiplier
+  mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
+  examples = len(batches.examples)
+  shape = batches.packed.packer.shapes[0]
+  lines = [
+    f"training {config.student} ({parameter_count(config.model):,} weights) in "
+    f"{config.model_dir}{f', going on after step {step}' if step else ''}",
+    f"{examples:,} examples, {config.train_steps} steps of {config.batch_size} "
+    f"= {config.train_steps * config.batch_size / examples:.1f} epochs",
+    f"{optimizer.name}, learning rate {rate:g} = base rate {optimizer.base_learning_rate:g} "
+    f"x multiplier {optimizer.learning_rate_multiplier:g}, {optimizer.schedule}",
+    f"mesh {mesh}; rows of {shape.input_tokens} input and {shape.target_tokens} target tokens",
+  ]
+  if data.evaluation is None:
+    lines.append("no evaluation data: no early stopping, and the last checkpoint is handed on")
+  for line in lines:
+    say(line)

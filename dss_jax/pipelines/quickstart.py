@@ -1,0 +1,143 @@
+"""`dss quickstart`: made data, two small students with the same budget, one comparison."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.schema import MeshConfig, RunConfig
+from dss_jax.data.records import Row, write_rows
+from dss_jax.parallel.mesh import make_mesh
+from dss_jax.pipelines import distill, quickstart_data
+from dss_jax.progress import say
+from dss_jax.student.model_dir import write_text
+from dss_jax.student.predictor import Predictor
+from dss_jax.student.student import Student
+
+TRAIN_ROWS, EVAL_ROWS, TEST_ROWS = 200, 50, 400
+RESULTS = "quickstart.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+  """One of the two ways of training."""
+
+  name: str
+  folder: str
+  alpha: float
+
+
+CONTESTANTS = (
+  Contestant("labels alone", "labels_alone", 1.0),
+  Contestant("step by step", "step_by_step", 0.5),
+)
+
+
+def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str, Any]:
+  """Makes the data, trains both students, and judges them on held-out rows.
+
+  Started again, what is finished is not done again.
+
+  Returns:
+    the exact match in percent of each contestant and of two baselines, and three answers.
+  """
+  folder = pathlib.Path(directory)
+  data = folder / "data"
+  training, test = _write_data(data, seed)
+  targets = [row["output_text"] for row in test]
+  results: dict[str, Any] = {
+    "seed": seed,
+    "train_rows": TRAIN_ROWS,
+    "test_rows": TEST_ROWS,
+    "exact_match_percent": _baselines(training, targets),
+  }
+  for contestant in CONTESTANTS:
+    say(f"\n{contestant.name}:")
+    config = load_config(
+      RunConfig,
+      ["runs/quickstart.gin"],
+      [
+        Setting("MODEL_DIR", str(folder / contestant.folder), "--model-dir"),
+        Setting("DATASET", str(data / "train.jsonl"), "quickstart"),
+        Setting("EVAL_DATASET", str(data / "eval.jsonl"), "quickstart"),
+        Setting("VOCABULARY", str(data / "vocabulary.model"), "quickstart"),
+        Setting("ALPHA", contestant.alpha, "quickstart"),
+        Setting("SEED", seed, "--seed"),
+        *settings,
+      ],
+    )
+    distill.run(config)
+    predictor = _predictor(config)
+    answers = predictor.answers([row["input_text"] for row in test], "label")
+    right = sum(map(str.__eq__, targets, answers))
+    results["exact_match_percent"][contestant.name] = 100 * right / len(targets)
+  # The last predictor is the step-by-step student's.
+  shown = test[:3]
+  rationales = predictor.answers([row["input_text"] for row in shown], "rationale")
+  results["examples"] = [
+    {**row, "prediction": answer, "predicted_rationale": rationale}
+    for row, answer, rationale in zip(shown, answers, rationales, strict=False)
+  ]
+  write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+  return results
+
+
+def _baselines(training: list[Row], targets: list[str]) -> dict[str, float]:
+  """What needs no reading: the commonest label, and the commonest verdict on the part asked for."""
+  labels = [row["output_text"] for row in training]
+  commonest = collections.Counter(labels).most_common(1)[0][0]
+  verdicts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+  for label in labels:
+    verdicts[label.split()[0]][label] += 1
+  guesses = [verdicts[target.split()[0]].most_common(1)[0][0] for target in targets]
+  return {
+    "commonest label": 100 * targets.count(commonest) / len(targets),
+    "right part, commonest verdict": 100 * sum(map(str.__eq__, guesses, targets)) / len(targets),
+  }
+
+
+def _write_data(folder: pathlib.Path, seed: int) -> tuple[list[Row], list[Row]]:
+  """Writes training, evaluation and test rows, no input in two of them, and a vocabulary.
+
+  The vocabulary is made from the training rows alone. Returns the training and test rows.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  rows = quickstart_data.make_rows(seed, TRAIN_ROWS + EVAL_ROWS + TEST_ROWS)
+  evaluation, test = TRAIN_ROWS, TRAIN_ROWS + EVAL_ROWS
+  write_rows(folder / "train.jsonl", rows[:evaluation])
+  write_rows(folder / "eval.jsonl", rows[evaluation:test])
+  write_rows(folder / "test.jsonl", rows[test:])
+  quickstart_data.write_vocabulary(folder / "vocabulary.model", rows[:evaluation])
+  return rows[:evaluation], rows[test:]
+
+
+def _predictor(config: RunConfig) -> Predictor:
+  batch_size = 100
+  mesh = make_mesh(MeshConfig(data=1), batch_size)
+  return Predictor(Student.open(config.model_dir), mesh, batch_size=batch_size)
+
+
+def show(results: dict[str, Any], directory: str) -> None:
+  """Prints the comparison, three answers with their reasoning, and where everything is."""
+  console = Console(highlight=False)
+  table = Table("trained on", "exact match on held-out rows", title="quickstart")
+  for name, percent in results["exact_match_percent"].items():
+    table.add_row(name, f"{percent:.1f} %")
+  console.print(table)
+  for example in results["examples"]:
+    console.print(f"\n[bold]input[/bold]      {example['input_text']}")
+    console.print(f"[bold]label[/bold]      {example['output_text']}")
+    console.print(f"[bold]prediction[/bold] {example['prediction']}")
+    console.print(f"[bold]rationale[/bold]  {example['predicted_rationale']}")
+  folder = pathlib.Path(directory)
+  console.print(f"\nTensorBoard: tensorboard --logdir {folder}", markup=False)
+  console.print(f"The student: {folder / CONTESTANTS[1].folder}", markup=False)
+  console.print(f"The data:    {folder / 'data'}", markup=False)
+  console.print(f"({jax.device_count()} {jax.devices()[0].platform} device(s))", markup=False)

@@ -1,0 +1,128 @@
+"""A grid of runs, one MODEL_DIR each, and the table of what came of them."""
+
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorboardX
+from rich.console import Console
+from rich.table import Table
+from tensorboardX.summary import hparams
+
+from dss_jax.config.gin_loader import load_config
+from dss_jax.config.schema import RunConfig, SweepConfig
+from dss_jax.errors import TrainingDiverged, UserError
+from dss_jax.pipelines import distill
+from dss_jax.progress import say
+from dss_jax.student.model_dir import check_directory, write_text
+
+RESULTS = "sweep.json"
+
+
+def load_grid(file: str) -> list[dict[str, Any]]:
+  """The points of a sweep's gin file, each a value for every name.
+
+  A name is a macro or binding of a run, or STUDENT, whose values are files of
+  gin_configs/models.
+  """
+  grid = load_config(SweepConfig, [file]).grid
+  empty = [name for name, values in grid.items() if not values]
+  if empty or not grid:
+    raise UserError(
+      f"{file}: SweepConfig.grid has no values{f' for {empty[0]}' if empty else ''}; "
+      "give a list of at least one value for each name"
+    )
+  for name, values in grid.items():
+    if name in ("MODEL_DIR", "RunConfig.model_dir"):
+      raise UserError(f"{file}: {name} follows from --model-dir; take it out of the grid")
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    if twice:
+      raise UserError(f"{file}: {name} has the value {twice[0]!r} twice; keep one of them")
+  return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def run(
+  points: Sequence[Mapping[str, Any]],
+  directory: str,
+  config_of: Callable[[Mapping[str, Any], str], RunConfig],
+) -> list[dict[str, Any]]:
+  """Trains every point that is not trained yet; one result a point, in order.
+
+  Started again after a stop, finished points are left as they are and the others go on. A
+  point that diverges is noted and the sweep goes on. Every configuration and folder is checked
+  before the first run begins.
+
+  Args:
+    config_of: the configuration of a point in a MODEL_DIR.
+  """
+  folder = pathlib.Path(directory)
+  names = [_name(point) for point in points]
+  configs = [
+    config_of(point, str(folder / name)) for point, name in zip(points, names, strict=True)
+  ]
+  for config in configs:
+    check_directory(config)
+  results = []
+  for number, (point, name, config) in enumerate(zip(points, names, configs, strict=True), 1):
+    say(f"sweep {number}/{len(points)}: {name}")
+    result = {"run": name, "values": dict(point), **_result(config)}
+    results.append(result)
+    write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+    _write_hparams(folder / "tensorboard" / name, result)
+  return results
+
+
+def _result(config: RunConfig) -> dict[str, Any]:
+  try:
+    card = distill.run(config)
+  except TrainingDiverged as error:
+    say(f"warning: {error}")
+    return {"failed": str(error), "steps": None, "best_step": None, "metrics": {}}
+  return {key: card[key] for key in ("steps", "best_step", "metrics")}
+
+
+def _write_hparams(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
+  """A point and its figures for TensorBoard's hparams page, in place of what was there."""
+  shutil.rmtree(folder, ignore_errors=True)
+  if not result["metrics"]:
+    return
+  values = {
+    name: value if isinstance(value, (bool, int, float, str)) else repr(value)
+    for name, value in result["values"].items()
+  }
+  with tensorboardX.SummaryWriter(str(folder)) as writer:
+    for summary in hparams(values, result["metrics"]):
+      writer.file_writer.add_summary(summary)
+    for name, value in result["metrics"].items():
+      writer.add_scalar(name, value, result["best_step"])
+
+
+def print_table(results: Sequence[Mapping[str, Any]]) -> None:
+  """A line a run, the best label accuracy marked."""
+  names = list(results[0]["values"])
+  metrics = {
+    "eval_total_loss": "loss",
+    "label/eval_loss": "label loss",
+    "label/eval_accuracy": "label accuracy",
+  }
+  table = Table(*names, "steps", "best step", *metrics.values())
+  accuracies = [result["metrics"].get("label/eval_accuracy", -1.0) for result in results]
+  for result, accuracy in zip(results, accuracies, strict=True):
+    failed = "failed" in result
+    cells = [str(result["values"][name]) for name in names]
+    cells += ["diverged" if failed else str(result["steps"]), str(result["best_step"] or "-")]
+    cells += [
+      f"{result['metrics'][name]:.4f}" if name in result["metrics"] else "-" for name in metrics
+    ]
+    best = accuracy >= 0 and accuracy == max(accuracies)
+    table.add_row(*cells, style="bold" if best else None)
+  Console().print(table)
+
+
+def _name(point: Mapping[str, Any]) -> str:
+  """A folder's name: the point's values, without the characters that paths reserve."""
+  text = ",".join(f"{name}={value}" for name, value in point.items())
+  return "".join(c if c.isalnum() or c in "=,._-" else "_" for c in text)[:200]

@@ -1,0 +1,1 @@
+"""A student: its folder, its first weights, its answers, its export."""

@@ -1,0 +1,148 @@
+"""A student in other programs' formats: `dss export`."""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from dss_jax.checkpoints.arrays import (
+  StoredArray,
+  StoredArrays,
+  first_difference,
+  model_shapes,
+  shapes_of,
+)
+from dss_jax.checkpoints.folder import CheckpointFolder
+from dss_jax.checkpoints.hf_write import write_hf
+from dss_jax.checkpoints.orbax import read_arrays
+from dss_jax.checkpoints.t5x_write import write_t5x, write_t5x_orbax
+from dss_jax.errors import UserError
+from dss_jax.model.layer_stacks import unstacked
+from dss_jax.storage.files import is_url, writing
+from dss_jax.student.hf_folder import write_model_card, write_tokenizer
+from dss_jax.student.model_dir import CHECKPOINTS
+from dss_jax.student.student import Student
+from dss_jax.train.checkpointing import Checkpoints, has_checkpoint
+
+FORMATS = ("t5x", "t5x-orbax", "hf")
+Format = Literal["t5x", "t5x-orbax", "hf"]
+
+
+def export_student(
+  model: str | os.PathLike[str],
+  output: str | os.PathLike[str],
+  format: Format,
+  *,
+  dtype: Literal["float32", "bfloat16"] = "float32",
+) -> dict[str, Any]:
+  """Writes a student's best weights, and its vocabulary, for another program to load.
+
+  The weights go from disk to disk a part at a time: no device is needed, and no more memory
+  than the largest array takes. The folder appears whole or not at all.
+
+  Args:
+    model: the student's folder.
+    output: a new or empty folder. T5X's formats put `checkpoint_<step>` into it.
+    dtype: of the numbers written; a student trains in float32.
+
+  Returns:
+    What was written: `output` (the folder to load), `format`, `dtype`, `step`, `weights` (how
+    many numbers).
+
+  Raises:
+    UserError: there is no such student, the output is not empty or cannot be written, or the
+      format cannot express the student.
+  """
+  student = Student.open(model)
+  step, arrays = best_weights(student)
+  kind = np.dtype(jnp.dtype(dtype))
+  target = _empty_target(output)
+  with _whole_folder(target) as part:
+    loadable = target
+    if format == "hf":
+      write_hf(
+        arrays,
+        student.config.model,
+        part,
+        dtype=kind,
+        max_new_tokens=student.card["longest_target_tokens"]["label"],
+      )
+      write_tokenizer(student.vocabulary, part)
+      write_model_card(student, part, step=step, dtype=dtype)
+    else:
+      write = write_t5x if format == "t5x" else write_t5x_orbax
+      loadable = target / write(arrays, part, step=step, dtype=kind).name
+      student.vocabulary.save_copy(part)
+  weights = sum(array.size for array in arrays.values())
+  return {
+    "output": str(loadable),
+    "format": format,
+    "dtype": dtype,
+    "step": step,
+    "weights": weights,
+  }
+
+
+def best_weights(student: Student) -> tuple[int, StoredArrays]:
+  """The step of the student's best checkpoint and its weights, unrolled and none read yet.
+
+  Raises:
+    UserError: it has no checkpoint, or one that is damaged or of another student.
+  """
+  directory = student.directory / CHECKPOINTS
+  if not has_checkpoint(directory):
+    raise UserError(
+      f"{student.directory}: has no checkpoint yet; train it further with the same command"
+    )
+  with contextlib.closing(Checkpoints(directory, keep_best=True, read_only=True)) as checkpoints:
+    step = checkpoints.best_step()
+  assert step is not None
+  arrays = read_arrays(CheckpointFolder(directory / str(step) / "params"))
+  arrays = unstacked(arrays, StoredArray.layers)
+  difference = first_difference(shapes_of(arrays), model_shapes(student.config.model))
+  if difference:
+    name, theirs, ours = difference
+    raise UserError(
+      f"{directory / str(step)}: its weight {name} is {theirs}, but the student's configuration "
+      f"says {ours}; restore the folder from a copy"
+    )
+  return step, arrays
+
+
+def _empty_target(output: str | os.PathLike[str]) -> pathlib.Path:
+  name = os.fspath(output)
+  if not name or is_url(name):
+    what = "is a URL, but an export goes to this machine's disks" if name else "is an empty name"
+    raise UserError(f"--output {name}: {what}; give the name of a local folder")
+  target = pathlib.Path(name)
+  if os.path.isdir(target):
+    present = sorted(os.listdir(target))
+    if present:
+      raise UserError(
+        f"--output {target}: holds {present[0]!r} already; give a new or empty folder"
+      )
+  elif os.path.lexists(target):
+    raise UserError(f"--output {target}: is a file; give the name of a new folder")
+  return target
+
+
+@contextlib.contextmanager
+def _whole_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder beside the target that takes its name once all is written, else is removed."""
+  absolute = target.absolute()
+  part = absolute.with_name(f".{absolute.name[:100]}.{secrets.token_hex(4)}.part")
+  with writing(target):
+    part.mkdir(parents=True)
+  try:
+    yield part
+    with writing(target):
+      os.rename(part, absolute)
+  except BaseException:
+    shutil.rmtree(part, ignore_errors=True)
+    raise

@@ -1,0 +1,336 @@
+"""Weights to start from: `--initial-checkpoint`, whose format is found out."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from dss_jax.checkpoints.adafactor_moments import StoredMoments
+from dss_jax.checkpoints.adafactor_state import check_moments, with_moments
+from dss_jax.checkpoints.arrays import (
+  StoredArrays,
+  architecture,
+  first_difference,
+  lay_out,
+  model_shapes,
+  shapes_of,
+)
+from dss_jax.checkpoints.folder import CheckpointFolder
+from dss_jax.checkpoints.hf_read import CONFIG as HF_CONFIG
+from dss_jax.checkpoints.hf_read import PICKLES, WEIGHTS, WEIGHTS_INDEX, read_hf
+from dss_jax.checkpoints.orbax import (
+  STATE,
+  is_array_folder,
+  read_t5x_orbax,
+  read_t5x_orbax_moments,
+)
+from dss_jax.checkpoints.t5x_read import INDEX, newest_step, read_t5x, read_t5x_moments
+from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.schema import RunConfig, T5Config, student_names
+from dss_jax.data.vocabularies import Vocabulary
+from dss_jax.errors import UserError
+from dss_jax.parallel.sharding import params_shape
+from dss_jax.student.model_dir import CONFIG
+from dss_jax.student.student import Student
+from dss_jax.train.step import Trainer, TrainState
+
+_EMBEDDING = "token_embedder.embedding"
+# Public checkpoints round the rows up to a multiple of 128, some to one of 1,024.
+_MOST_PADDING_ROWS = 1024
+_KINDS = (
+  "a student's --model-dir, a T5X checkpoint_<step> (native or Orbax) or the folder of a Hugging "
+  "Face T5 with safetensors"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A checkpoint of another program, opened but not read.
+
+  Attributes:
+    format: in words, such as "T5X native".
+    model: the architecture that its arrays (and config.json) tell.
+    arrays: the weights by our names.
+    moments: opens the optimizer's, too; None for a format that has none.
+  """
+
+  format: str
+  path: str
+  model: T5Config
+  arrays: StoredArrays
+  moments: Callable[[], StoredMoments] | None = None
+
+
+class InitialCheckpoint:
+  """The weights that a run starts from, made sure to fit it.
+
+  Attributes:
+    config: the run's configuration with the rows of the embedding table, unless given, and
+      the kind of relative position bias as the checkpoint has them.
+    notes: what the user should know about it, a sentence each.
+  """
+
+  def __init__(self, config: RunConfig, vocabulary: Vocabulary):
+    """Opens and checks the checkpoint, without reading the weights.
+
+    Raises UserError where it is none, is damaged, or where its vocabulary or any weight's
+    shape is not this run's; the first differing weight is named with both shapes.
+    """
+    assert config.initial_checkpoint is not None
+    self._path = config.initial_checkpoint
+    self.notes: list[str] = []
+    with _named():
+      opened = open_checkpoint(self._path)
+    self._source = opened
+    theirs = opened.config.model if isinstance(opened, Student) else opened.model
+    if isinstance(opened, Student):
+      self._check_vocabulary(opened, vocabulary)
+    else:
+      self.notes.append(f"starting from the weights of {opened.path} ({opened.format})")
+      self._check_rows(theirs, vocabulary)
+    self.config = self._settled(config, theirs, vocabulary)
+    shapes = model_shapes(theirs) if isinstance(opened, Student) else shapes_of(opened.arrays)
+    difference = first_difference(shapes, model_shapes(self.config.model))
+    if difference:
+      raise UserError(self._mismatch(difference, theirs))
+    if theirs.mlp_activations != self.config.model.mlp_activations:
+      raise UserError(
+        f"--initial-checkpoint {self._path}: its feed-forward layers are "
+        f"{theirs.mlp_activations}, but --student {config.student} has "
+        f"{self.config.model.mlp_activations}; set T5Config.mlp_activations to the checkpoint's"
+      )
+    self._moments = self._opened_moments() if config.initial_optimizer_state else None
+
+  def state(self, trainer: Trainer) -> TrainState:
+    """The state that the run starts from: step 0, with the weights and, if asked for, moments.
+
+    Raises UserError where a part cannot be read, or where Adafactor has other moments here.
+    """
+    if self._moments is not None:
+      with _named():
+        check_moments(trainer.state_shape.opt_state, self._moments, self._path)
+    state = trainer.state_from_params(self.params(trainer.mesh))
+    if self._moments is None:
+      return state
+    with _named():
+      return dataclasses.replace(state, opt_state=with_moments(state.opt_state, self._moments))
+
+  def params(self, mesh: jax.sharding.Mesh) -> Any:
+    """The weights, each device's part read on its own.
+
+    Raises UserError where a part cannot be read.
+    """
+    with _named():
+      if isinstance(self._source, Student):
+        return self._source.params(mesh, scan_layers=self.config.model.scan_layers)
+      shape = params_shape(self.config.model, mesh, self.config.mesh.weights_over_data)
+      return lay_out(self._source.arrays, shape)
+
+  def _opened_moments(self) -> StoredMoments:
+    """The moments to go on from; raises UserError where there are none, or no Adafactor."""
+    where = f"--initial-checkpoint {self._path}"
+    if self.config.optimizer.name != "adafactor":
+      raise UserError(
+        f"--initial-optimizer-state: T5X's checkpoints have moments of Adafactor, and this run's "
+        f"optimizer is {self.config.optimizer.name}; set OptimizerConfig.name = 'adafactor', or "
+        "leave it out"
+      )
+    if isinstance(self._source, Student):
+      raise UserError(
+        f"{where}: is a student, whose training goes on in its own --model-dir; leave out "
+        "--initial-optimizer-state to start from its weights"
+      )
+    if self._source.moments is None:
+      raise UserError(
+        f"{where}: is a {self._source.format} checkpoint, which holds the weights alone; leave "
+        "out --initial-optimizer-state"
+      )
+    with _named():
+      moments = self._source.moments()
+    self.notes.append(
+      f"Adafactor goes on from the checkpoint's moments of {moments.step:,} updates"
+      + ("; its momentum is left behind" if moments.has_momentum else "")
+    )
+    return moments
+
+  def _check_vocabulary(self, student: Student, vocabulary: Vocabulary) -> None:
+    if student.vocabulary.digest != vocabulary.digest:
+      raise UserError(
+        f"--initial-checkpoint {self._path}: was trained with the vocabulary "
+        f"{student.card['vocabulary']['spec']}, not {vocabulary.spec}; give the same --vocabulary"
+      )
+
+  def _check_rows(self, theirs: T5Config, vocabulary: Vocabulary) -> None:
+    rows = theirs.vocab_size or 0
+    if not 0 <= rows - vocabulary.size < _MOST_PADDING_ROWS:
+      raise UserError(
+        f"--initial-checkpoint {self._path}: its weight {_EMBEDDING} is ({rows}, "
+        f"{theirs.emb_dim}), but the vocabulary {vocabulary.spec} has {vocabulary.size} ids and "
+        f"needs ({vocabulary.size}, {theirs.emb_dim}), or a few padding rows more; give the "
+        "--vocabulary that the checkpoint was trained with"
+      )
+    if rows > vocabulary.size:
+      self.notes.append(
+        f"the embedding has {rows:,} rows for the vocabulary's {vocabulary.size:,} ids; the last "
+        f"{rows - vocabulary.size:,} are padding and are kept"
+      )
+
+  def _settled(self, config: RunConfig, theirs: T5Config, vocabulary: Vocabulary) -> RunConfig:
+    rows = theirs.vocab_size if config.model.vocab_size is None else config.model.vocab_size
+    model = dataclasses.replace(
+      config.model, vocab_size=rows, shared_relpos_bias=theirs.shared_relpos_bias
+    )
+    return dataclasses.replace(config, model=model)
+
+  def _mismatch(self, difference: tuple[str, str, str], theirs: T5Config) -> str:
+    name, shape, needed = difference
+    size = matching_student(theirs)
+    mend = "choose the student that the checkpoint was trained as"
+    if size is not None and size != self.config.student:
+      mend = f"it has the sizes of --student {size}"
+    return (
+      f"--initial-checkpoint {self._path}: its weight {name} is {shape}, but --student "
+      f"{self.config.student} needs {needed}; {mend}"
+    )
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+  """Has a sentence about a checkpoint begin with the flag that led to it."""
+  flag = "--initial-checkpoint "
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f"{flag}{str(error).removeprefix(flag)}") from error
+
+
+def resumed(config: RunConfig, stored: RunConfig) -> RunConfig:
+  """The configuration of a run that began from a checkpoint, with what that settled."""
+  rows = config.model.vocab_size
+  model = dataclasses.replace(
+    config.model,
+    vocab_size=stored.model.vocab_size if rows is None else rows,
+    shared_relpos_bias=stored.model.shared_relpos_bias,
+  )
+  return dataclasses.replace(config, model=model)
+
+
+def open_checkpoint(path: str) -> Student | Weights:
+  """The checkpoint at the path, whatever its format; the weights are not read.
+
+  Raises UserError where there is none, or where it is damaged, a pickle, or no T5.
+  """
+  folder = CheckpointFolder(path)
+  if folder.local is not None:
+    local = folder.local
+    if local.is_file():
+      return _open_file(local, path)
+    if not local.is_dir():
+      raise UserError(f"--initial-checkpoint {path}: no such file or folder; give {_KINDS}")
+    # T5X's MODEL_DIR has a file of that name, too.
+    if (local / CONFIG).is_file() and newest_step(local) is None:
+      return Student.open(path)
+  if folder.has(INDEX):
+    return _t5x("T5X native", path)
+  if is_array_folder(folder) or is_array_folder(folder / STATE):
+    opener = functools.partial(read_t5x_orbax_moments, path)
+    return _weights("T5X Orbax", path, read_t5x_orbax(path), opener)
+  if folder.local is not None:
+    return _open_folder(folder.local, path)
+  if folder.has(HF_CONFIG):
+    read_hf(path)  # Says that these are read from this machine only.
+  return _t5x("T5X single file", path)
+
+
+def _open_file(local: pathlib.Path, path: str) -> Weights:
+  if local.suffix == ".safetensors" or local.name == HF_CONFIG:
+    raise UserError(
+      f"--initial-checkpoint {path}: is one file of a Hugging Face folder; give the folder, with "
+      "its config.json"
+    )
+  if local.suffix in PICKLES:
+    raise UserError(
+      f"--initial-checkpoint {path}: is a pickle, which can run any program when it is read; "
+      "convert it to safetensors, and give the folder of those"
+    )
+  return _t5x("T5X native" if local.name == INDEX else "T5X single file", path)
+
+
+def _open_folder(local: pathlib.Path, path: str) -> Student | Weights:
+  names = {entry.name for entry in local.iterdir()}
+  pickles = any(name.endswith(PICKLES) for name in names)
+  if names & {HF_CONFIG, WEIGHTS, WEIGHTS_INDEX} or pickles:
+    model, arrays = read_hf(path)
+    return Weights("Hugging Face", path, model, arrays)
+  newest = newest_step(local)
+  if newest is not None:
+    return open_checkpoint(os.fspath(newest))
+  raise UserError(f"--initial-checkpoint {path}: is no checkpoint; give {_KINDS}")
+
+
+def _t5x(kind: str, path: str) -> Weights:
+  return _weights(kind, path, read_t5x(path), functools.partial(read_t5x_moments, path))
+
+
+def _weights(
+  kind: str, path: str, arrays: StoredArrays, moments: Callable[[], StoredMoments]
+) -> Weights:
+  return Weights(kind, path, architecture(shapes_of(arrays), path), arrays, moments)
+
+
+def student_of(path: str, model_dir: str | None = None) -> str | None:
+  """The shipped student whose size the checkpoint has; None where it has none of them.
+
+  Where model_dir holds a run already, it is that run's, and the checkpoint is not looked at.
+  Raises UserError as open_checkpoint does.
+  """
+  if model_dir is not None and os.path.isfile(os.path.join(model_dir, CONFIG)):
+    opened: Student | Weights = Student.open(model_dir)
+  else:
+    with _named():
+      opened = open_checkpoint(path)
+  if isinstance(opened, Student):
+    return opened.config.student if opened.config.student in student_names() else None
+  return matching_student(opened.model)
+
+
+def matching_student(model: T5Config) -> str | None:
+  """The shipped student of this architecture; of several, the one with the shortest name.
+
+  The rows of the embedding table tell apart those that differ in nothing else.
+  """
+  fitting = []
+  for name in student_names():
+    run = load_config(
+      RunConfig,
+      ["runs/distill.gin", f"models/{name}.gin"],
+      [Setting("MODEL_DIR", "-", "--initial-checkpoint")],
+    )
+    if _sizes(run.model) == _sizes(model):
+      rows_differ = _published_rows(run.data.vocabulary) != model.vocab_size
+      fitting.append((rows_differ, len(name), name))
+  return min(fitting)[2] if fitting else None
+
+
+def _sizes(model: T5Config) -> tuple[Any, ...]:
+  return (
+    model.emb_dim,
+    model.num_heads,
+    model.head_dim,
+    model.mlp_dim,
+    model.num_encoder_layers,
+    model.num_decoder_layers,
+    model.mlp_activations,
+    model.logits_via_embedding,
+  )
+
+
+def _published_rows(vocabulary: str | None) -> int:
+  if vocabulary == "bytes":
+    return 384
+  return 250_112 if vocabulary and "250000" in vocabulary else 32_128

@@ -1,0 +1,273 @@
+"""A student's folder, MODEL_DIR: what lies in it, how it is opened, begun and finished."""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import secrets
+import time
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from dss_jax import __version__
+from dss_jax.config.gin_loader import load_config, to_gin
+from dss_jax.config.schema import FREE_ON_RESUME, RunConfig, flatten
+from dss_jax.data.pipeline import PreparedData
+from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX
+from dss_jax.data.vocabularies import Vocabulary
+from dss_jax.errors import UserError
+from dss_jax.storage.files import atomic_target, is_url, reason
+from dss_jax.train.checkpointing import has_checkpoint
+
+CONFIG, CARD, CHECKPOINTS, LOCK = "config.gin", "model.json", "checkpoints", ".lock"
+
+_MARK_SECONDS = 30.0
+
+
+def with_vocab_size(config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
+  """The configuration with the rows of the embedding table settled.
+
+  They are the vocabulary's size rounded up to a multiple of 128, as the public checkpoints
+  have it (T5: 32,100 to 32,128), unless the configuration says otherwise.
+  """
+  size = config.model.vocab_size
+  if size is None:
+    size = -(-vocabulary.size // 128) * 128
+  if size < vocabulary.size:
+    raise UserError(
+      f"T5Config.vocab_size = {size} is smaller than the vocabulary {vocabulary.spec}, which has "
+      f"{vocabulary.size} ids; leave it out to have it chosen"
+    )
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+
+
+def check_directory(config: RunConfig) -> None:
+  """Raises UserError where MODEL_DIR holds another run or something else, or cannot be a folder."""
+  name = config.model_dir
+  if not name or is_url(name):
+    what = "is a URL, but a run writes to this machine's disks" if name else "is an empty name"
+    raise UserError(f"--model-dir {name}: {what}; give the name of a local folder")
+  path = pathlib.Path(name)
+  if holds_run(path):
+    differing = differences(load_config(RunConfig, [str(path / CONFIG)]), config)
+    if differing:
+      raise UserError(
+        f"--model-dir {path}: holds a run with another configuration: {'; '.join(differing)}; "
+        "give a new folder, or the same configuration to resume"
+      )
+  elif os.path.isdir(path):
+    # A run that was killed while its teacher was asked has got no further than these.
+    own = (".", "annotated.")
+    strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(own))
+    if strangers:
+      raise UserError(
+        f"--model-dir {path}: holds {strangers[0]!r} but no run; give a new or empty folder"
+      )
+  elif os.path.exists(path):
+    raise UserError(f"--model-dir {path}: is a file; give the name of a folder")
+
+
+def holds_run(path: pathlib.Path) -> bool:
+  # Unlike pathlib's, false for any name that no file can have.
+  return os.path.isfile(path / CONFIG)
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+  """The fields that make it another run, each as `name was OLD, is NEW`.
+
+  Longer training of a run whose learning rate does not depend on its length is the same run.
+  A vocabulary size that is still open (see with_vocab_size) differs from none.
+  """
+  free = set(FREE_ON_RESUME)
+  if new.model.vocab_size is None:
+    free.add("T5Config.vocab_size")
+  if new.initial_checkpoint is not None:
+    # Settled by that checkpoint, as an open vocabulary size is.
+    free.add("T5Config.shared_relpos_bias")
+  if new.optimizer.schedule == "constant" and new.train_steps >= old.train_steps:
+    free.add("RunConfig.train_steps")
+  old_fields, new_fields = flatten(old), flatten(new)
+  return [
+    f"{name} was {old_fields[name]!r}, is {new_fields[name]!r}"
+    for name in new_fields
+    if name not in free and old_fields[name] != new_fields[name]
+  ]
+
+
+@contextlib.contextmanager
+def locked(config: RunConfig) -> Iterator[pathlib.Path]:
+  """MODEL_DIR, made if needed, for one run at a time."""
+  path = pathlib.Path(config.model_dir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = (path / LOCK).open("w")
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"--model-dir {path}: cannot be written ({reason(error)}); give another folder"
+    ) from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise UserError(
+        f"--model-dir {path}: another run is writing there; wait for it, or give another folder"
+      ) from error
+    yield path
+
+
+def write_nonce(path: pathlib.Path) -> str:
+  """Writes a word into MODEL_DIR's lock, by which another machine knows that it sees it."""
+  mark = secrets.token_hex(8)
+  (path / LOCK).write_text(mark, encoding="utf-8")
+  return mark
+
+
+def check_nonce(path: pathlib.Path, mark: str) -> None:
+  """Raises UserError where MODEL_DIR is not the folder that another process left the mark in.
+
+  A network's file system may take a while to show it.
+  """
+  deadline = time.monotonic() + _MARK_SECONDS
+  while True:
+    try:
+      if (path / LOCK).read_text(encoding="utf-8") == mark:
+        return
+    except OSError:
+      pass
+    if time.monotonic() > deadline:
+      raise UserError(
+        f"--model-dir {path}: is not the folder that process 0 writes to; give one on a file "
+        "system that all machines share"
+      )
+    time.sleep(0.1)
+
+
+def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
+  """The run's card; of a new run, config.gin, the vocabulary's copy and the card are written.
+
+  Where the run was begun before, nothing is written, and its data must be the same: else
+  UserError.
+  """
+  path = pathlib.Path(config.model_dir)
+  fingerprints = {
+    "train": data.train.fingerprint,
+    "evaluation": None if data.evaluation is None else data.evaluation.fingerprint,
+  }
+  if (path / CARD).exists():
+    card = read_card(path / CARD)
+    changed = [name for name, value in fingerprints.items() if card["data"][name] != value]
+    if changed:
+      raise UserError(
+        f"--model-dir {path}: the {changed[0]} data are not those that this run began with; "
+        "give a new folder, or the old data to resume"
+      )
+    return card
+  # First of all, since a folder without it is taken for something else than a run.
+  write_config(config)
+  copy = data.vocabulary.save_copy(path)
+  card = {
+    "student": config.student,
+    "vocabulary": {
+      "spec": data.vocabulary.spec,
+      "digest": data.vocabulary.digest,
+      "size": data.vocabulary.size,
+      "file": None if copy is None else pathlib.Path(copy).name,
+    },
+    "prefixes": {"label": PREDICT_PREFIX, "rationale": EXPLAIN_PREFIX},
+    "longest_target_tokens": data.train.longest_target_tokens,
+    "data": {**fingerprints, "truncated": data.train.truncated, "report": data.report},
+    "finished": False,
+    "steps": 0,
+    "best_step": None,
+    "stopped_early": False,
+    "metrics": {},
+    "versions": versions(),
+  }
+  write_card(path, card)
+  return card
+
+
+def stored_config(config: RunConfig) -> RunConfig:
+  """The configuration that the run in MODEL_DIR was begun with."""
+  return load_config(RunConfig, [str(pathlib.Path(config.model_dir) / CONFIG)])
+
+
+def has_begun_training(config: RunConfig) -> bool:
+  """Whether the run in MODEL_DIR has weights of its own to go on from."""
+  return has_checkpoint(pathlib.Path(config.model_dir) / CHECKPOINTS)
+
+
+def is_finished(config: RunConfig, card: dict[str, Any]) -> bool:
+  """Whether the run in MODEL_DIR has nothing left to do."""
+  newest = pathlib.Path(config.model_dir) / CHECKPOINTS / str(card["steps"])
+  ended = card["stopped_early"] or card["steps"] >= config.train_steps
+  return card["finished"] and ended and newest.is_dir()
+
+
+def write_config(config: RunConfig) -> None:
+  path = pathlib.Path(config.model_dir) / CONFIG
+  write_text(path, f"# The whole configuration of this run.\n{to_gin(config)}")
+
+
+def write_card(directory: pathlib.Path, card: dict[str, Any]) -> None:
+  write_text(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  with atomic_target(path) as file:
+    file.write(text.encode("utf-8"))
+
+
+def versions() -> dict[str, str]:
+  """The versions that numbers depend on."""
+  names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "numpy")
+  return {
+    "dss_jax": __version__,
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in names},
+  }
+
+
+# What the program reads from a card, and of which type it must be.
+_CARD_TYPES: dict[tuple[str, ...], type | types.UnionType] = {
+  ("student",): str,
+  ("vocabulary", "spec"): str,
+  ("vocabulary", "digest"): str,
+  ("vocabulary", "file"): str | None,
+  ("prefixes", "label"): str,
+  ("prefixes", "rationale"): str,
+  ("longest_target_tokens", "label"): int,
+  ("longest_target_tokens", "rationale"): int,
+  ("data", "train"): str,
+  ("data", "evaluation"): str | None,
+  ("finished",): bool,
+  ("steps",): int,
+  ("best_step",): int | None,
+  ("stopped_early",): bool,
+  ("metrics",): dict,
+}
+
+
+def read_card(path: pathlib.Path) -> dict[str, Any]:
+  mend = "restore it from a copy, or delete it and run the training command again"
+  try:
+    card = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{path}: is missing, so the student cannot be opened; run the training command again"
+    ) from error
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path}: cannot be read as JSON ({reason(error)}); {mend}") from error
+  for keys, kind in _CARD_TYPES.items():
+    value: Any = card
+    for key in keys:
+      value = value.get(key, ...) if isinstance(value, dict) else ...
+    if not isinstance(value, kind):
+      raise UserError(f'{path}: "{".".join(keys)}" is missing or damaged; {mend}')
+  return card

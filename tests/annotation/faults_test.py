@@ -1,0 +1,168 @@
+"""Annotating against a server that fails in every way: nothing is lost, nothing is asked twice."""
+
+import itertools
+import json
+import pathlib
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dss_jax.annotation.outcome import AnnotationConfig
+from dss_jax.annotation.run import RequestConfig, annotate, journal_path
+from dss_jax.data.records import read_rows, write_rows
+from dss_jax.errors import UserError
+
+ROWS = 1000
+HUGE = b'{"choices": [{"message": {"content": "' + b"x" * 2**20 + b'"}}]}'
+# What goes wrong once, by the last two digits of the row.
+ONCE = {
+  1: (500, b"oops", ()),
+  3: "reset",
+  4: (200, b'{"choices": [{"mess', ()),
+  5: (200, b"", ()),
+  6: (200, b"<html>busy</html>", ("content-type: text/html",)),
+  7: (503, b'{"error": {"message": "busy"}}', ()),
+  8: (200, b'{"choices": []}', ()),
+  9: (200, b'{"choices": [{"message": {"content": 7}}]}', ()),
+  11: "hang up",
+}
+# What goes wrong at every attempt, and the reason that the row is set aside with.
+ALWAYS = {
+  93: ("endless", r"more than 1,048,576 bytes"),
+  94: ((200, HUGE, ()), r"more than 1,048,576 bytes"),
+  95: ((200, b"[" * 100_000, ()), r"the response is not JSON \(4 attempts\)"),
+  96: ((500, b"\xff\xfe", ()), r"HTTP 500.*\(4 attempts\)"),
+  97: ((400, b'{"error": {"message": "too long"}}', ()), r"^HTTP 400 too long$"),
+  98: ((200, b"x", ("content-encoding: gzip",)), r"compressed"),
+}
+
+
+def _fault(row, attempt):
+  if row == 10 and attempt == 0:
+    return "hang"
+  if row == 20 and attempt == 0:
+    return "trickle"
+  if row in (30, 630) and attempt < 2:
+    return (429, b'{"error": {"message": "slow down"}}', ("retry-after-ms: 150",))
+  kind = row % 100
+  if kind in ALWAYS:
+    return ALWAYS[kind][0]
+  return ONCE.get(kind) if attempt == 0 else None
+
+
+def test_every_row_is_accounted_for(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+  server.fault = _fault
+  server.latency = lambda row: random.uniform(0, 0.02)
+  good_answer = server.answer
+  server.answer = lambda row: "" if row == 40 else good_answer(row)
+  rows = numbered(ROWS)
+  output = tmp_path / "out.jsonl"
+  report = annotate(lambda: rows, output, quick_teacher(), svamp_prompt, AnnotationConfig())
+  written = list(read_rows(output))
+  assert [row["input_text"] for row in written] == [row["input_text"] for row in rows]
+  for number, row in enumerate(written):
+    provenance = row["provenance"]
+    if number % 100 in ALWAYS:
+      assert provenance["status"] == "failed"
+      assert re.search(ALWAYS[number % 100][1], provenance["reason"])
+      assert "output_text" not in row
+      assert "rationale" not in row
+      assert server.completed[number] == 0
+    elif number == 40:
+      assert (provenance["status"], provenance["reason"]) == ("unparsable", "the answer is empty")
+    else:
+      assert provenance["status"] == "answered"
+      assert row["output_text"] == f"({number} + 1)"
+      assert row["rationale"] == f"There are {number} and 1 more. {number} + 1 is {number + 1}."
+      assert provenance["samples"][0]["raw"] == good_answer(number)
+  assert all(server.completed[n] == 1 for n in range(ROWS) if n % 100 not in ALWAYS)
+  assert report["statuses"] == {
+    "failed": 60, "unasked": 0, "unparsable": 1, "undecided": 0, "answered": 939, "untouched": 0,
+  }  # fmt: skip
+  # The server still counts requests that it hangs on or trickles to when the client has left.
+  assert server.most_in_flight <= 2 * 32
+  # After a 429 the row waits for as long as the server said.
+  turned_away = [time for row, time in server.requests if row == 30]
+  assert len(turned_away) == 3
+  assert all(later - earlier >= 0.15 for earlier, later in itertools.pairwise(turned_away))
+
+  # Rows that failed are asked again by a second run, and no other row.
+  server.fault = lambda row, attempt: None
+  asked = len(server.requests)
+  report = annotate(lambda: rows, output, quick_teacher(), svamp_prompt, AnnotationConfig())
+  assert sorted(row for row, _ in server.requests[asked:]) == [
+    n for n in range(ROWS) if n % 100 in ALWAYS
+  ]
+  assert report["statuses"]["failed"] == 0
+  assert report["answers_from_journal"] == 940
+
+
+def test_killed_ten_times(server, numbered, tmp_path):
+  """SIGKILL at random moments: no row whose answer was written is asked again, none is lost."""
+  server.latency = lambda row: random.uniform(0.005, 0.03)
+  data, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  write_rows(data, numbered(ROWS))
+  driver = subprocess.Popen(
+    [sys.executable, pathlib.Path(__file__).with_name("killed_run.py"), data, output, server.url],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  with driver:
+    kept, most_repeated = set(), 0
+    for _ in range(10):
+      before = len(server.requests)
+      # Long enough to answer some rows, short enough that there is something left to kill.
+      driver.stdin.write(f"{random.uniform(0.02, 0.25)}\n")
+      driver.stdin.flush()
+      outcome = driver.stdout.readline().strip()
+      assert outcome == "killed", "the run ended before ten kills: give it less time"
+      assert not output.exists()
+      server.wait_until_idle()
+      asked = [row for row, _ in server.requests[before:]]
+      assert len(asked) == len(set(asked))
+      assert not set(asked) & kept
+      kept = _kept(output)
+      most_repeated = max(most_repeated, len(set(asked) - kept))
+    assert most_repeated <= 32
+    driver.stdin.write("600\n")
+    driver.stdin.flush()
+    assert driver.stdout.readline().strip() == "ended"
+    driver.stdin.close()
+  counts = [row for row, _ in server.requests]
+  assert set(counts) == set(range(ROWS))
+  assert len(counts) <= ROWS + 10 * 32
+  written = list(read_rows(output))
+  assert [row["output_text"] for row in written] == [f"({row} + 1)" for row in range(ROWS)]
+  lines = pathlib.Path(journal_path(output)).read_text().splitlines()
+  assert len({json.loads(line)["key"] for line in lines}) == len(lines) == ROWS
+
+
+def _kept(output):
+  """The rows whose answers stand whole in the journal."""
+  path = pathlib.Path(journal_path(output))
+  whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+  return {int(re.search(r"answer is \((\d+)", line)[1]) for line in whole.splitlines()}
+
+
+@pytest.mark.parametrize(("answered", "failures"), [(0, 8), (100, 64)])
+def test_a_server_that_is_gone_ends_the_run(
+  answered, failures, server, quick_teacher, svamp_prompt, numbered, tmp_path
+):
+  """After 8 failures where nothing was ever answered, after 64 in a row where something was."""
+  server.fault = lambda row, attempt: (500, b"down", ()) if row >= answered else None
+  rows = numbered(500)
+  with pytest.raises(UserError, match=f"{failures} requests in a row failed.*HTTP 500"):
+    annotate(
+      lambda: rows,
+      tmp_path / "out.jsonl",
+      quick_teacher(),
+      svamp_prompt,
+      AnnotationConfig(),
+      RequestConfig(max_requests_in_flight=16),
+    )
+  assert not (tmp_path / "out.jsonl").exists()
+  assert len({row for row, _ in server.requests}) < answered + failures + 2 * 16

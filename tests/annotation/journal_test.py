@@ -1,0 +1,175 @@
+"""The journal: found again, cut off anywhere, damaged anywhere, and for one run at a time."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dss_jax.annotation.journal import Journal, _Index, key_of
+from dss_jax.errors import UserError
+from dss_jax.teachers.base import TeacherRequest, TeacherResponse
+
+REPLY = TeacherResponse("It is so.\nAnswer: \u2028yes\U0001f600", "stop", 5, 7, "served")
+
+
+def _key(number):
+  return f"{number * 2**70:032x}"
+
+
+@pytest.fixture
+def filled(tmp_path):
+  """The path of a journal of ten answers."""
+  journal = Journal(tmp_path / "j.jsonl")
+  for number in range(10):
+    journal.append(_key(number), TeacherResponse(f"answer {number}"))
+  journal.close()
+  return tmp_path / "j.jsonl"
+
+
+def test_answers_are_found_again(tmp_path):
+  journal = Journal(tmp_path / "j.jsonl")
+  assert journal.get(_key(1)) is None
+  entry = journal.append(_key(1), REPLY)
+  assert journal.get(_key(1)) == entry
+  journal.append(_key(1), TeacherResponse("later"))
+  journal.close()
+  journal = Journal(tmp_path / "j.jsonl")
+  assert journal.get(_key(1)).reply == TeacherResponse("later")
+  assert len(journal) == 1
+  journal.close()
+
+
+def test_a_reply_comes_back_as_it_was(tmp_path):
+  journal = Journal(tmp_path / "j.jsonl")
+  entry = journal.append(_key(3), REPLY)
+  journal.close()
+  journal = Journal(tmp_path / "j.jsonl")
+  assert journal.get(_key(3)) == entry
+  assert entry.reply == REPLY
+  assert entry.time.endswith("Z")
+  journal.close()
+
+
+def test_cut_off_at_any_byte_the_whole_lines_stay(filled):
+  whole = filled.read_bytes()
+  ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+  for size in [*range(0, len(whole), 37), len(whole)]:
+    filled.write_bytes(whole[:size])
+    kept = sum(end <= size for end in ends)
+    journal = Journal(filled)
+    assert len(journal) == kept
+    assert [journal.get(_key(n)) is not None for n in range(10)] == [n < kept for n in range(10)]
+    journal.append(_key(99), REPLY)
+    journal.close()
+    journal = Journal(filled)
+    assert (len(journal), journal.unreadable_lines) == (kept + 1, 0)
+    assert journal.get(_key(99)).reply == REPLY
+    journal.close()
+
+
+@pytest.mark.parametrize(
+  "line", [b"\n", b"{}\n", b'{"key": 3}\n', b"\xff\x00\n", b"[" * 9999 + b"\n", b'{"key": "x"}\n']
+)
+def test_a_damaged_line_is_counted_and_passed_over(line, filled):
+  lines = filled.read_bytes().splitlines(keepends=True)
+  filled.write_bytes(b"".join([*lines[:5], line, *lines[5:]]))
+  journal = Journal(filled)
+  assert (len(journal), journal.unreadable_lines) == (10, 1)
+  assert journal.get(_key(9)).reply.text == "answer 9"
+  journal.close()
+
+
+def test_junk_in_an_entry_is_no_count(filled):
+  with filled.open("a") as file:
+    values = {"key": _key(50), "text": "t", "prompt_tokens": "5", "finish": 3}
+    file.write(json.dumps(values) + "\n")
+  journal = Journal(filled)
+  assert journal.get(_key(50)).reply == TeacherResponse("t")
+  journal.close()
+
+
+def test_half_a_key_in_common_is_not_the_same(tmp_path):
+  journal = Journal(tmp_path / "j.jsonl")
+  journal.append("a" * 32, REPLY)
+  assert journal.get("a" * 16 + "b" * 16) is None
+  journal.close()
+
+
+def test_two_runs_do_not_write_one_journal(filled):
+  journal = Journal(filled)
+  with pytest.raises(UserError, match="another run is writing"):
+    Journal(filled)
+  code = f"from dss_jax.annotation.journal import Journal; Journal({os.fspath(filled)!r})"
+  other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert "another run is writing" in other.stderr
+  journal.close()
+  Journal(filled).close()
+
+
+def test_a_full_disk_is_named_and_leaves_whole_lines(filled, monkeypatch):
+  journal = Journal(filled)
+  write = os.write
+
+  def fails(file, data):
+    write(file, bytes(data)[:10])
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "write", fails)
+  with pytest.raises(UserError, match="No space left"):
+    journal.append(_key(20), REPLY)
+  monkeypatch.undo()
+  journal.append(_key(21), REPLY)
+  journal.close()
+  journal = Journal(filled)
+  assert (len(journal), journal.unreadable_lines) == (11, 0)
+  journal.close()
+
+
+def test_every_answer_is_synced(tmp_path, monkeypatch):
+  synced = []
+  fsync = os.fsync
+  path = tmp_path / "j.jsonl"
+
+  def record(file):
+    synced.append(path.stat().st_size)
+    fsync(file)
+
+  monkeypatch.setattr(os, "fsync", record)
+  journal = Journal(path)
+  for number in range(50):
+    journal.append(_key(number), REPLY)
+  journal.close()
+  assert synced[-1] == path.stat().st_size
+
+
+def test_index_against_a_dictionary():
+  index, expected = _Index(), {}
+  for number in range(30_000):
+    key = f"{number * 7919 % 20_011 * 2**68 + 5:032x}"
+    index.add(key, number, number % 999)
+    expected[key] = (number, number % 999)
+  assert len(index) == len(expected)
+  assert all(index.get(key) == place for key, place in expected.items())
+  assert index.get("f" * 32) is None
+
+
+def test_the_key_is_of_all_that_is_sent():
+  question = TeacherRequest(0, "x", [{"role": "user", "content": "x"}], None, ("Q",), 5, 0.0)
+  key = key_of("t", "p", question)
+  changes = [
+    {"messages": None, "text": "x"},
+    {"messages": [{"role": "user", "content": "y"}]},
+    {"input_text": "y"},
+    {"stop": ()},
+    {"max_tokens": 6},
+    {"temperature": 0.5},
+    {"sample": 1},
+  ]
+  keys = {key_of("t", "p", TeacherRequest(**{**vars(question), **change})) for change in changes}
+  keys |= {key_of("u", "p", question), key_of("t", "q", question)}
+  assert len(keys) == 9
+  assert key not in keys
+  # Where the row stands in its file is not what is asked.
+  assert key_of("t", "p", TeacherRequest(**{**vars(question), "index": 8})) == key

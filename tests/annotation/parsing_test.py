@@ -1,0 +1,164 @@
+"""Reading answers: the strict rules one by one, and then whatever a model could write."""
+
+import dataclasses
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dss_jax.annotation.parsing import MAX_ANSWER_CHARACTERS, Parsed, ParseRules
+from dss_jax.annotation.prompts import Prompt, load_prompt, shipped_prompts
+from dss_jax.data.arithmetic import value_of
+from dss_jax.data.task_definition import load_task
+
+OPEN = ParseRules()
+CLASSES = ParseRules(labels=("Yes", "No"))
+
+
+@pytest.mark.parametrize(
+  ("text", "rationale", "label"),
+  [
+    ("It rains.\nAnswer: wet", "It rains.", "wet"),
+    ("  It rains.\n\n**Answer:** wet.\n\nI hope this helps!", "It rains.", "wet"),
+    ('It rains. Answer: "very wet"', "It rains.", "very wet"),
+    ("<think>Hm. Answer: dry</think>It rains.\nAnswer: wet", "It rains.", "wet"),
+    ("It rains.\nAnswer: wet\nText: Does it snow?\nAnswer: no", "It rains.", "wet"),
+    ("It rains.\nAnswer: Washington D.C..", "It rains.", "Washington D.C.."),
+  ],
+)
+def test_answers(text, rationale, label):
+  assert OPEN.parse(text, input_text="x", stop=["\nText:"]) == Parsed(rationale, label, "")
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("", "the answer is empty"),
+    (" \n ", "the answer is empty"),
+    ("\nText: again", 'no "Answer:" in the answer'),
+    ("It rains.", 'no "Answer:" in the answer'),
+    ("Answer: wet", "there is no reasoning before the answer"),
+    ("It rains.\nAnswer:", 'nothing follows "Answer:"'),
+    ("It rains. Answer: wet. Answer: dry", '"Answer:" stands more than once in the answer'),
+    ("x" * (MAX_ANSWER_CHARACTERS + 1), "the answer has 32,769 characters, over 32,768"),
+  ],
+)
+def test_answers_that_do_not_parse(text, reason):
+  assert OPEN.parse(text, input_text="x", stop=["\nText:"]) == Parsed(None, None, reason)
+
+
+@pytest.mark.parametrize(
+  ("rules", "text", "reason"),
+  [
+    (OPEN, "Rain.\nAnswer: ...", "no letter and no digit"),
+    (OPEN, "Rain.\nAnswer: {label}", "is the place for one"),
+    (OPEN, "Rain.\nAnswer: <your answer>", "is the place for one"),
+    (OPEN, "Rain.\nAnswer: " + "wet " * 60, "over 200"),
+    (CLASSES, "Rain.\nAnswer: Maybe", "none of those allowed for the row: 'Maybe'"),
+    (CLASSES, "Rain.\nAnswer: Yes and No", "none of those allowed"),
+  ],
+)
+def test_answers_without_a_label_keep_their_rationale(rules, text, reason):
+  parsed = rules.parse(text, input_text="x")
+  assert (parsed.rationale, parsed.label) == ("Rain.", None)
+  assert reason in parsed.reason
+
+
+def test_a_label_is_spelt_as_the_classes_are():
+  assert CLASSES.parse("Rain.\nAnswer: YES.", input_text="x").label == "Yes"
+
+
+def test_a_label_that_may_be_cut_off_is_none():
+  text = "Rain.\nAnswer: wet"
+  assert OPEN.parse(text, input_text="x", cut_off=True).label is None
+  assert OPEN.parse(text + "\nIt", input_text="x", cut_off=True).label == "wet"
+  # The server had it write on past the stop sequence: the label is whole.
+  assert OPEN.parse(text + "\nText: z", input_text="x", stop=["\nText:"], cut_off=True).label
+
+
+def test_choices_are_those_of_the_row():
+  prompt = load_prompt("cqa")
+  row = {"input_text": "Where?\nAnswer AnnotationConfig:\n(a) a pond\n(b) sea\n(c) x\n(d) y\n(e) z"}
+  assert prompt.read("It swims. So the answer is (b) sea.", row, "both").label == "sea"
+  other = prompt.read("It swims. So the answer is (b) lake.", row, "both")
+  assert (other.rationale, other.label) == ("It swims.", None)
+  none = prompt.read("It swims. So the answer is (b) sea.", {"input_text": "Where?"}, "both")
+  assert none.label is None
+
+
+def test_a_task_file_that_fails_is_a_reason(svamp_prompt):
+  def fails(text):
+    raise KeyError("mistake of its author")
+
+  task = dataclasses.replace(load_task("svamp"), parse_answer=fails, same_label=fails)
+  rules = ParseRules(task=task)
+  assert "KeyError" in rules.parse("It rains.", input_text="x").reason
+  assert not rules.same_label("a", "a")
+  rules = ParseRules(task=dataclasses.replace(task, parse_answer=lambda text: (1, 2)))
+  assert "no Answer of texts" in rules.parse("It rains.", input_text="x").reason
+
+
+PIECES = st.lists(
+  st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(
+      ["Answer:", "\nAnswer: ", "The answer is ", "So the answer is ", "(a) ", "(b) sea", "(3 + 4)",
+       "((((", "neutral", "entailment.", "\n", "\r", "\x00", "\u2028", "\ud800", "{label}",
+       "</think>", "\nQ:", "\nText:", "\nPremise:", "(9/0)", "1e9", "**", "\\", "yes", "No."]
+    ),
+  ),
+  max_size=12,
+).map("".join)  # fmt: skip
+INPUT = "Where?\nAnswer AnnotationConfig:\n(a) a pond\n(b) sea\n(c) x\n(d) y\n(e) z"
+PROMPTS = {
+  **{name: load_prompt(name) for name in shipped_prompts()},
+  "open": Prompt(instruction="Say."),
+  "classes": Prompt(instruction="Say.", parse=CLASSES),
+}
+IS_LABEL = {
+  "svamp": lambda label: value_of(label) is not None,
+  "cqa": lambda label: label in ("a pond", "sea", "x", "y", "z"),
+  "esnli": lambda label: label in ("entailment", "neutral", "contradiction"),
+  "classes": lambda label: label in ("Yes", "No"),
+  "open": lambda label: label.strip() and len(label) <= 200 and len(label.splitlines()) == 1,
+}
+
+
+@pytest.mark.parametrize("name", sorted(PROMPTS))
+@pytest.mark.parametrize("mode", ["both", "rationale", "label"])
+@settings(max_examples=60, deadline=None)
+@given(text=PIECES, cut_off=st.booleans())
+def test_nothing_raises_or_passes_as_a_label(name, mode, text, cut_off):
+  gold = {"svamp": "(3 + 4)", "cqa": "sea", "esnli": "neutral", "classes": "Yes", "open": "wet"}
+  row = {"input_text": INPUT, "output_text": gold[name], "rationale": "Because."}
+  prompt = PROMPTS[name]
+  parsed = prompt.read(text, row, mode, cut_off=cut_off)
+  if parsed.label is None:
+    assert parsed.reason
+  else:
+    assert parsed.rationale
+    assert IS_LABEL[name](parsed.label)
+    assert parsed.label in text or name == "classes"
+  if parsed.rationale is None:
+    assert parsed.label is None
+  else:
+    assert parsed.rationale.strip()
+  if mode == "rationale" and parsed.rationale is not None:
+    assert prompt.parse.same_label(parsed.label, gold[name])
+  assert len(parsed.reason) <= 300
+
+
+@pytest.mark.parametrize("name", sorted(PROMPTS))
+def test_the_longest_answers_are_read_in_no_time(name):
+  """Repetitions that would make a careless expression take hours."""
+  for piece in ("So the answer is ", "The answer is (", "(a) ", "Answer:", "\nAnswer: x", "("):
+    text = (piece * MAX_ANSWER_CHARACTERS)[: MAX_ANSWER_CHARACTERS - 1]
+    PROMPTS[name].read(text, {"input_text": INPUT, "output_text": "x"}, "both")
+
+
+def test_reasons_stay_on_one_line():
+  rules = ParseRules(task=load_task("esnli"))
+  reason = rules.parse("Hug.\nAnswer: " + "a\x0bb" * 500, input_text="x").reason
+  assert len(reason) <= 200
+  assert not re.search(r"[\n\x0b]", reason)

@@ -1,0 +1,156 @@
+"""The report: figures by hand, reasons with lines, and a page that is data and nothing else."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from dss_jax.annotation.html_page import write_page
+from dss_jax.annotation.journal import Entry
+from dss_jax.annotation.outcome import AnnotationConfig, Failure, Outcomes
+from dss_jax.annotation.prompts import Prompt
+from dss_jax.annotation.report import report_on, to_text
+from dss_jax.data.records import write_rows
+from dss_jax.errors import UserError
+from dss_jax.teachers.base import TeacherResponse
+
+EVIL = "</td><script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
+
+
+@pytest.fixture
+def annotated(tmp_path):
+  """A file of six rows, one of each kind that a report tells apart."""
+  choices = AnnotationConfig(show_labels=False)
+  outcomes = Outcomes("openai:m", Prompt(instruction="Say."), choices)
+
+  def entry(text):
+    return Entry(TeacherResponse(text, "stop", 100, 10), "2030-01-01T00:00:00Z")
+
+  given = [
+    ({"input_text": "one", "output_text": "yes"}, entry("It is yes, so yes.\nAnswer: yes")),
+    ({"input_text": "two", "output_text": "no"}, entry("It is yes, so yes.\nAnswer: yes")),
+    ({"input_text": EVIL}, entry(f"{EVIL} it is.\nAnswer: {EVIL}")),
+    ({"input_text": "four", "output_text": "no"}, entry("No idea.")),
+    ({"input_text": "five"}, Failure("failed", "HTTP 500: out of order")),
+    ({"input_text": "six"}, entry("It is open.\nAnswer: ...")),
+  ]
+  rows = [outcomes.row(row, "both", [answer]) for row, answer in given]
+  rows.append(outcomes.untouched({"input_text": "7", "output_text": "no", "rationale": "It is."}))
+  write_rows(tmp_path / "o.jsonl", rows)
+  return tmp_path / "o.jsonl"
+
+
+def test_figures(annotated):
+  report = report_on(annotated)
+  assert report["statuses"] == {
+    "failed": 1, "unasked": 0, "unparsable": 1, "undecided": 1, "answered": 3, "untouched": 1,
+  }  # fmt: skip
+  assert (report["rows"], report["labelled"], report["with_rationale"]) == (7, 5, 5)
+  assert (report["parsed"], report["parsed_percent"]) == (4, 80.0)
+  assert (report["agreeing"], report["compared_with_gold"]) == (1, 3)
+  assert (report["prompt_tokens"], report["completion_tokens"]) == (500, 50)
+  assert {k: v for k, v in report["concerns"].items() if v} == {
+    "agreement": 1,
+    "gold": 1,
+    "echo": 1,
+  }
+  assert [(one["reason"], one["rows"], one["lines"]) for one in report["reasons"]] == [
+    ('no "Answer:" in the answer', 1, [4]),
+    ("HTTP 500", 1, [5]),
+    ("the label '...' holds no letter and no digit", 1, [6]),
+  ]
+  assert json.loads(json.dumps(report)) == report
+  text = to_text(report)
+  assert "answers that parse: 4 (80.00 %)" in text
+  assert "1 of 3 (33.33 %)" in text
+  assert "warning: this teacher is wrong more often than right" in text
+  assert "warning" not in to_text({**report, "agreeing_percent": 50.0})
+  assert "warning" not in to_text({**report, "compared_with_gold": 0})
+  assert "1  failed: HTTP 500 (line 5)" in text
+
+
+class _Page(html.parser.HTMLParser):
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.attributes, self.cells, self.texts = [], [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append(tag)
+    self.attributes += attributes
+    if tag == "tr":
+      self.cells.append([])
+    elif tag == "td":
+      self.cells[-1].append("")
+
+  def handle_data(self, data):
+    if self.cells and self.cells[-1]:
+      self.cells[-1][-1] += data
+
+
+def test_page(annotated, tmp_path):
+  write_page(annotated, tmp_path / "p.html", report_on(annotated), max_rows=100)
+  text = (tmp_path / "p.html").read_text()
+  page = _Page(text)
+  lines = [cells[0] for cells in page.cells if cells]
+  # Failures, then what does not parse, is undecided, disagrees, worries; then the rest.
+  assert lines == ["5", "4", "6", "2", "3", "1", "7"]
+  evil = next(cells for cells in page.cells if cells and cells[0] == "3")
+  assert evil[2] == evil[4] == EVIL
+  assert page.tags.count("script") == 1
+  assert "img" not in page.tags
+  names = {name for name, _ in page.attributes}
+  assert not {name for name in names if name.startswith("on") or name in ("src", "href")}
+  assert not re.search(r"https?://|url\(|@import", text)
+  policy = next(value for name, value in page.attributes if name == "content")
+  assert policy.startswith("default-src 'none'; script-src 'sha256-")
+
+
+def test_page_shows_the_rows_own_label_beside_the_teachers(tmp_path):
+  outcomes = Outcomes("t", Prompt(instruction="Say."), AnnotationConfig(labels="teacher"))
+  answer = Entry(TeacherResponse("It is yes, so yes.\nAnswer: yes"), "2030-01-01T00:00:00Z")
+  row = outcomes.row({"input_text": "x", "output_text": "no"}, "both", [answer])
+  write_rows(tmp_path / "o.jsonl", [row])
+  write_page(tmp_path / "o.jsonl", tmp_path / "p.html", report_on(tmp_path / "o.jsonl"), max_rows=9)
+  cells = _Page((tmp_path / "p.html").read_text()).cells[-1]
+  assert (row["output_text"], cells[3], cells[4]) == ("yes", "no", "yes")
+
+
+def test_page_shows_the_worst_rows_where_there_are_more(annotated, tmp_path):
+  write_page(annotated, tmp_path / "p.html", report_on(annotated), max_rows=3)
+  text = (tmp_path / "p.html").read_text()
+  assert [cells[0] for cells in _Page(text).cells if cells] == ["5", "4", "6"]
+  assert "3 rows (4 more rows are in the file)" in text
+
+
+@pytest.mark.parametrize(
+  "provenance",
+  [
+    None,
+    "answered",
+    {"status": "perfect"},
+    {"status": "answered", "samples": [3]},
+    {"status": "answered", "samples": [{"prompt_tokens": "<b>"}]},
+    {"status": "answered", "agreement": "high"},
+    {"status": "answered", "concerns": [1]},
+  ],
+)
+def test_rows_of_another_kind_are_named(provenance, tmp_path):
+  row = {"input_text": "x"} if provenance is None else {"input_text": "x", "provenance": provenance}
+  write_rows(tmp_path / "o.jsonl", [row])
+  with pytest.raises(UserError, match=r'o.jsonl:1: the row has no "provenance" of dss annotate'):
+    report_on(tmp_path / "o.jsonl")
+
+
+def test_rows_of_one_reason_are_counted_together(tmp_path):
+  outcomes = Outcomes("t", Prompt(instruction="Say."), AnnotationConfig())
+  rows = [
+    outcomes.row({"input_text": f"{n}"}, "both", [Failure("failed", f"HTTP 400: row {n}")])
+    for n in range(2000)
+  ]
+  write_rows(tmp_path / "o.jsonl", rows)
+  reasons = report_on(tmp_path / "o.jsonl")["reasons"]
+  assert [(one["reason"], one["rows"], one["lines"]) for one in reasons] == [
+    ("HTTP 400", 2000, [1, 2, 3, 4, 5])
+  ]

@@ -1,0 +1,318 @@
+"""The stage as a whole: published figures, taking up again, budgets, bounded memory."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from dss_jax.annotation import journal
+from dss_jax.annotation import run as annotate_module
+from dss_jax.annotation.annotate_file import TeacherOptions, annotate_file, expect_file, prompt_path
+from dss_jax.annotation.outcome import AnnotationConfig
+from dss_jax.annotation.prompts import Prompt
+from dss_jax.annotation.run import RequestConfig, annotate, journal_path
+from dss_jax.annotation.usage import Prices
+from dss_jax.data.records import read_rows, write_rows
+from dss_jax.errors import UserError
+from dss_jax.teachers.base import TeacherResponse
+from dss_jax.teachers.recorded import RecordedTeacher
+
+
+@pytest.mark.parametrize(
+  ("task", "name", "rows", "parsed", "agreeing"),
+  [
+    ("cqa", "train", 9741, 9738, 7234),
+    ("cqa", "test", 1221, 1221, 943),
+    ("svamp", "train", 800, 787, 594),
+    ("esnli", "valid", 9842, 9838, 7201),
+  ],
+)
+def test_recorded_answers_give_the_published_figures(
+  task, name, rows, parsed, agreeing, shared, tmp_path
+):
+  folder = shared / "data" / task
+  report = annotate_file(
+    folder / f"{name}.jsonl",
+    tmp_path / "out.jsonl",
+    TeacherOptions(teacher=f"recorded:{folder / name}_palm_cot.jsonl"),
+    AnnotationConfig(),
+    RequestConfig(),
+    task=task,
+  )
+  assert [report[key] for key in ("rows", "parsed", "compared_with_gold", "agreeing")] == [
+    rows, parsed, rows, agreeing,
+  ]  # fmt: skip
+  assert report["with_rationale"] == parsed
+  assert report["labelled"] == rows
+  assert not list(tmp_path.glob("*.answers.jsonl"))
+
+
+def test_the_order_and_the_rest_of_a_row_stay(
+  server, quick_teacher, svamp_prompt, numbered, tmp_path
+):
+  server.latency = lambda row: 0.03 if row % 3 == 0 else 0.0
+  rows = [{**row, "id": n} for n, row in enumerate(numbered(60))]
+  rows[7] = {"input_text": "done", "output_text": "(1 + 1)", "rationale": "It is."}
+  annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
+  written = list(read_rows(tmp_path / "o.jsonl"))
+  assert [row.get("id") for row in written] == [n if n != 7 else None for n in range(60)]
+  assert written[7] == {**rows[7], "provenance": {"status": "untouched"}}
+  assert len(server.requests) == 59
+
+
+def test_a_second_run_asks_for_nothing(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+  rows = numbered(50)
+  arguments = (tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
+  first = annotate(lambda: rows, *arguments)
+  written = (tmp_path / "o.jsonl").read_bytes()
+  arguments = (tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
+  second = annotate(lambda: rows, *arguments)
+  assert len(server.requests) == first["requests"] == 50
+  assert (second["requests"], second["answers_from_journal"]) == (0, 50)
+  assert (tmp_path / "o.jsonl").read_bytes() == written
+  # Other rows, in another order: only what is new is asked.
+  rows = [{"input_text": "row 100 and more?"}, *rows[::-1]]
+  annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
+  assert len(server.requests) == 51
+
+
+def test_a_changed_prompt_or_temperature_asks_anew(
+  server, quick_teacher, svamp_prompt, numbered, tmp_path
+):
+  import dataclasses
+
+  rows = numbered(5)
+  changed = dataclasses.replace(svamp_prompt, instruction="Another.")
+  warm = AnnotationConfig(temperature=0.5)
+  for prompt, choices, asked in (
+    (svamp_prompt, AnnotationConfig(), 5),
+    (changed, AnnotationConfig(), 10),
+    (svamp_prompt, warm, 15),
+    (svamp_prompt, AnnotationConfig(), 15),
+    (svamp_prompt, AnnotationConfig(temperature=0.5, samples=3), 25),
+  ):
+    annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), prompt, choices)
+    assert len(server.requests) == asked
+
+
+def test_equal_rows_are_asked_once(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+  server.latency = lambda row: 0.02
+  rows = numbered(3) * 20
+  annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
+  assert sorted(row for row, _ in server.requests) == [0, 1, 2]
+  written = [row["output_text"] for row in read_rows(tmp_path / "o.jsonl")]
+  assert written == ["(0 + 1)", "(1 + 1)", "(2 + 1)"] * 20
+
+
+def test_requests_in_flight_are_bounded(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+  server.latency = lambda row: 0.01
+  rows = numbered(60)
+  settings = RequestConfig(max_requests_in_flight=5)
+  annotate(
+    lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig(), settings
+  )
+  assert server.most_in_flight == 5
+
+
+def test_the_budget_holds_and_more_of_it_goes_on(
+  server, quick_teacher, svamp_prompt, numbered, tmp_path
+):
+  rows = numbered(40)
+  # The server counts 120 tokens an answer; what is reserved is more.
+  spent = []
+  for budget in (3000, 3000, 10_000):
+    settings = RequestConfig(budget_tokens=budget, max_requests_in_flight=4)
+    report = annotate(
+      lambda: rows,
+      tmp_path / "o.jsonl",
+      quick_teacher(),
+      svamp_prompt,
+      AnnotationConfig(),
+      settings,
+    )
+    assert report["tokens_spent"] <= budget
+    spent.append((report["tokens_spent"], report["statuses"]["unasked"]))
+    assert report["statuses"]["answered"] + report["statuses"]["unasked"] == 40
+  assert spent[0][1] > 10
+  assert spent[0][0] > 2000
+  assert spent[1][0] >= spent[0][0]
+  assert spent[2] == (40 * 120, 0)
+  assert len(server.requests) == 40
+
+
+def test_costs(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+  rows = numbered(10)
+  settings = RequestConfig(prices=Prices(2.0, 10.0))
+  report = annotate(
+    lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig(), settings
+  )
+  assert report["cost"] == pytest.approx(10 * (100 * 2 + 20 * 10) / 1e6)
+
+
+class _Echo:
+  """A teacher without a server: answers at once."""
+
+  name, sees_labels, is_recorded, retries = "echo", True, False, 0
+
+  def __init__(self, on_ask=lambda question: None):
+    self.on_ask = on_ask
+
+  async def ask(self, question):
+    self.on_ask(question)
+    return TeacherResponse("It is so.\nAnswer: yes", "stop", 10, 5)
+
+  async def close(self):
+    pass
+
+
+def test_memory_is_flat(tmp_path, monkeypatch):
+  """Eight times the rows need no more memory: rows are read, asked and written as a stream."""
+  monkeypatch.setattr(annotate_module, "LOOK_AHEAD_ROWS", 128)
+  monkeypatch.setattr(journal, "_RECENT", 128)
+  prompt = Prompt(instruction="Say.")
+
+  def peak(count):
+    def rows():
+      for number in range(count):
+        yield {"input_text": f"{number} " + "x" * 300}
+
+    tracemalloc.start()
+    annotate(rows, tmp_path / f"{count}.jsonl", _Echo(), prompt, AnnotationConfig())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+  few, many = peak(300), peak(2400)
+  # A fraction of what holding the rows' texts alone would take.
+  assert many - few < 60 * (2400 - 300)
+
+
+def test_an_error_of_the_program_ends_the_run_and_leaves_no_output(tmp_path):
+  def fails(question):
+    if question.index == 70:
+      raise ZeroDivisionError("a bug")
+
+  rows = [{"input_text": f"{n}"} for n in range(3000)]
+  with pytest.raises(ZeroDivisionError):
+    annotate(
+      lambda: rows,
+      tmp_path / "o.jsonl",
+      _Echo(fails),
+      Prompt(instruction="Say."),
+      AnnotationConfig(),
+    )
+  assert {path.name for path in tmp_path.iterdir()} == {"o.jsonl.answers.jsonl"}
+  # Nothing still holds the journal, and its answers are good.
+  report = annotate(
+    lambda: rows, tmp_path / "o.jsonl", _Echo(), Prompt(instruction="Say."), AnnotationConfig()
+  )
+  assert report["answers_from_journal"] >= 69
+
+
+def test_bad_rows_are_found_before_anything_is_asked(server, quick_teacher, tmp_path):
+  data = tmp_path / "in.jsonl"
+  data.write_text('{"input_text": "row 1"}\n{"input": "row 2"}\n')
+  options = TeacherOptions(teacher="openai:m", url=server.url)
+  with pytest.raises(UserError, match=r"in.jsonl:2: \"input_text\" is missing"):
+    annotate_file(data, tmp_path / "o.jsonl", options, AnnotationConfig(), RequestConfig())
+  assert not server.requests
+  assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_made_prompt_is_kept_and_can_be_edited(server, tmp_path, monkeypatch, numbered):
+  monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+  data, output = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
+  known = [{"input_text": f"known row {n}?", "output_text": "yes", "rationale": "It is so."}
+           for n in range(3)]  # fmt: skip
+  write_rows(data, known + numbered(4))
+  server.answer = lambda row: f"Row {row} is so.\nAnswer: yes"
+  options = TeacherOptions(teacher="openai:m", url=server.url)
+  report = annotate_file(data, output, options, AnnotationConfig(), RequestConfig())
+  assert report["statuses"] == {
+    "failed": 0, "unasked": 0, "unparsable": 0, "undecided": 0, "answered": 4, "untouched": 3,
+  }  # fmt: skip
+  assert "known row 2?" in json.dumps(server.bodies[0])
+  path = tmp_path / "o.jsonl.prompt.yaml"
+  assert str(path) == prompt_path(output)
+  path.write_text(path.read_text().replace("You are given a text.", "EDITED"))
+  annotate_file(data, output, options, AnnotationConfig(), RequestConfig())
+  assert len(server.requests) == 8
+  assert "EDITED" in json.dumps(server.bodies[-1])
+
+
+def test_dry_run(numbered, tmp_path):
+  data = tmp_path / "in.jsonl"
+  write_rows(data, numbered(100))
+  settings = RequestConfig(prices=Prices(1.0, 2.0))
+  options = TeacherOptions(teacher="openai:m", url="http://127.0.0.1:9/v1")
+  choices = AnnotationConfig(samples=2, temperature=0.7)
+  expected = expect_file(data, options, choices, settings, prompt="svamp")
+  assert (expected["rows"], expected["requests"]) == (100, 200)
+  assert len(expected["prompts"]) == 3
+  assert "[system]\nSolve the arithmetic word problem." in expected["prompts"][0]
+  assert "row 2: there are 2" in expected["prompts"][2]
+  size = len(expected["prompts"][0].encode())
+  assert 0.8 * size / 4 < expected["expected_prompt_tokens"] / 200 < 1.2 * size / 4
+  assert expected["expected_completion_tokens"] == 200 * 80
+  assert expected["most_completion_tokens"] == 200 * 256
+  tokens = expected["expected_prompt_tokens"] + 2 * expected["expected_completion_tokens"]
+  assert expected["expected_cost"] == pytest.approx(tokens / 1e6, rel=1e-3)
+  assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"teacher": "gpt"}, "is none of openai:MODEL, recorded:FILE, t5:MODEL_DIR"),
+    ({"teacher": "openai:"}, "is none of"),
+    ({"teacher": "recorded:nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+    ({"teacher": "recorded:in.jsonl"}, "in.jsonl:1: not a recorded answer"),
+    ({"teacher": "recorded:in.jsonl", "url": "http://h/v1"}, "belong to openai:MODEL"),
+    ({"output": "gs://bucket/o.jsonl"}, "name a local file"),
+    ({"output": "none/o.jsonl"}, "its folder does not exist"),
+    ({"output": "."}, "is a folder"),
+    ({"output": "in.jsonl"}, "is the input"),
+    ({"choices": AnnotationConfig(samples=2)}, "at temperature 0 all samples"),
+    ({"teacher": "t5:d", "choices": AnnotationConfig(temperature=1.0)}, "decodes greedily"),
+  ],
+)
+def test_options_that_do_not_fit(changes, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write_rows("in.jsonl", [{"input_text": "row 1"}])
+  given = {
+    "teacher": "openai:m",
+    "url": None,
+    "output": "o.jsonl",
+    "choices": AnnotationConfig(),
+    **changes,
+  }
+  options = TeacherOptions(teacher=given["teacher"], url=given["url"])
+  with pytest.raises(UserError, match=message):
+    annotate_file(
+      "in.jsonl", given["output"], options, given["choices"], RequestConfig(), prompt="cqa"
+    )
+  assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_recorded_answers_may_lack_rows_and_come_in_any_order(tmp_path):
+  path = tmp_path / "r.jsonl"
+  texts = {2: "Two.\nAnswer: b\ud800", 0: "Zero.\nAnswer: a"}
+  path.write_text(
+    "".join(json.dumps({"index": n, "llm_output": t}) + "\n\n" for n, t in texts.items())
+  )
+  rows = [{"input_text": f"{n}"} for n in range(3)]
+  prompt = Prompt(instruction="Say.")
+  report = annotate(
+    lambda: rows, tmp_path / "o.jsonl", RecordedTeacher(path), prompt, AnnotationConfig()
+  )
+  written = list(read_rows(tmp_path / "o.jsonl"))
+  assert [row.get("output_text") for row in written] == ["a", None, "b?"]
+  assert written[1]["provenance"]["reason"] == "no answer to row 1 (from 0) is recorded"
+  assert report["statuses"]["failed"] == 1
+  path.write_text('{"index": 0, "llm_output": "a"}\n' * 2)
+  with pytest.raises(UserError, match=r'r.jsonl:2: the "index" 0 stands twice'):
+    RecordedTeacher(path)
+
+
+def test_the_journal_lies_beside_the_output():
+  assert journal_path("a/o.jsonl") == "a/o.jsonl.answers.jsonl"

@@ -1,0 +1,109 @@
+"""Greedy decoding over a cache against full forward passes repeated token by token."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dss_jax.config.schema import T5Config
+from dss_jax.decoding.greedy import EOS_ID, PAD_ID, greedy
+from dss_jax.model.t5 import Transformer
+
+CONFIG = T5Config(
+  emb_dim=16,
+  num_heads=2,
+  head_dim=8,
+  mlp_dim=32,
+  num_encoder_layers=1,
+  num_decoder_layers=1,
+  vocab_size=24,
+)
+TOKENS = 20
+SEED = 18
+INPUTS = np.array([[5, 6, 7, 8, 1, 0, 0], [9, 3, 1, 0, 0, 0, 0], [0] * 7, [4, 8, 2, 9, 9, 3, 1]])
+
+
+@pytest.fixture(scope="module")
+def params(random_params):
+  """Weights whose answers are of different lengths, and not one word said again and again."""
+  return random_params(CONFIG, seed=SEED, gain=2.0)
+
+
+def decoded(params, inputs, max_decode_tokens, config=CONFIG):
+  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=max_decode_tokens))
+  return np.asarray(decode(params, encoder_input_tokens_BL=inputs))
+
+
+@pytest.fixture(scope="module")
+def answers(params):
+  return decoded(params, INPUTS, TOKENS)
+
+
+def repeated(config, params):
+  """The same without a cache: the whole network for every token."""
+  segments = (INPUTS > 0).astype(np.int32)
+  ones = np.ones((len(INPUTS), TOKENS), np.int32)
+  forward = jax.jit(
+    lambda decoder_inputs: Transformer(config).apply(
+      {"params": params}, INPUTS, segments, decoder_inputs, ones
+    )
+  )
+  written = np.zeros((len(INPUTS), TOKENS), np.int32)
+  for step in range(TOKENS):
+    decoder_inputs = np.concatenate([np.zeros((len(INPUTS), 1), np.int32), written[:, :-1]], 1)
+    written[:, step] = np.argmax(np.asarray(forward(decoder_inputs))[:, step], axis=-1)
+  return written
+
+
+def until_end(row):
+  """The row to its end-of-sequence token, padded."""
+  ends = np.flatnonzero(row == EOS_ID)
+  length = ends[0] + 1 if len(ends) else len(row)
+  return np.concatenate([row[:length], np.full(len(row) - length, PAD_ID)])
+
+
+def assert_same(answers, full):
+  for row in (0, 1, 3):
+    np.testing.assert_array_equal(answers[row], until_end(full[row]))
+
+
+def test_the_cache_gives_what_full_forward_passes_give(params, answers):
+  assert_same(answers, repeated(CONFIG, params))
+
+
+def test_layers_with_position_biases_of_their_own_do_too(random_params):
+  config = dataclasses.replace(CONFIG, shared_relpos_bias=False, num_decoder_layers=2)
+  params = random_params(config, seed=22, gain=2.0)
+  answers = decoded(params, INPUTS, TOKENS, config)
+  assert min(len(set(answers[row])) for row in (0, 1, 3)) >= 8
+  assert_same(answers, repeated(config, params))
+
+
+def test_the_weights_put_the_cache_to_the_test(answers):
+  """Else the tests here would pass with a cache that is wrong."""
+  lengths = [(answers[row] != PAD_ID).sum() for row in (0, 1, 3)]
+  assert min(lengths) < 10
+  assert max(lengths) == TOKENS
+  assert min(len(set(answers[row])) for row in (0, 1, 3)) >= 5
+
+
+def test_what_follows_the_end_is_padding(answers):
+  for row in answers:
+    ends = np.flatnonzero(row == EOS_ID)
+    if len(ends):
+      assert np.all(row[ends[0] + 1 :] == PAD_ID)
+
+
+def test_a_row_of_padding_says_nothing(answers):
+  assert np.all(answers[2] == PAD_ID)
+
+
+def test_fewer_tokens_are_a_beginning(params, answers):
+  np.testing.assert_array_equal(decoded(params, INPUTS, 3), answers[:, :3])
+
+
+def test_padding_of_the_input_changes_nothing(params, answers):
+  wider = np.pad(INPUTS, [(0, 0), (0, 5)])
+  np.testing.assert_array_equal(decoded(params, wider, TOKENS), answers)

@@ -1,0 +1,86 @@
+"""Signals are remembered, not died of; a second SIGINT interrupts; processes stop together."""
+
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from dss_jax.errors import Preempted
+from dss_jax.parallel.preemption import StopSignal, StopVote
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_remembered(number):
+  with StopSignal() as stop:
+    assert stop.number is None
+    os.kill(os.getpid(), number)
+    assert stop.number == number
+
+
+def test_a_second_interrupt_interrupts():
+  with StopSignal() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.number == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_does_not():
+  with StopSignal() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.number == signal.SIGTERM
+
+
+def test_the_handlers_before_come_back():
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with StopSignal():
+    assert signal.getsignal(signal.SIGTERM) != before[0]
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_outside_the_main_thread_it_never_asks():
+  seen = []
+
+  def enter():
+    with StopSignal() as stop:
+      seen.append(stop.number)
+
+  thread = threading.Thread(target=enter)
+  thread.start()
+  thread.join()
+  assert seen == [None]
+
+
+def test_the_exit_code_and_the_sentence():
+  error = Preempted(17, signal.SIGTERM)
+  assert error.exit_code == 143
+  assert "SIGTERM after step 17" in str(error)
+  assert "the same command goes on" in str(error)
+
+
+def test_alone_a_process_stops_at_once(mesh_of):
+  vote = StopVote(mesh_of(2, 4))
+  assert vote.cast(None) == 0
+  assert vote.cast(signal.SIGTERM) == signal.SIGTERM
+
+
+def test_several_stop_a_step_later_for_the_same_signal(mesh_of, monkeypatch):
+  vote = StopVote(mesh_of(2, 4))
+  monkeypatch.setattr(vote, "_is_alone", False)
+  ballots = [None, signal.SIGTERM, signal.SIGINT, None, None]
+  assert [vote.cast(ballot) for ballot in ballots] == [0, 0, signal.SIGTERM, signal.SIGINT, 0]
+
+
+def test_one_device_s_vote_is_everyone_s(mesh_of, monkeypatch):
+  """As where another process was asked: its devices alone vote to stop."""
+  vote = StopVote(mesh_of(2, 4))
+  monkeypatch.setattr(vote, "_is_alone", False)
+  sharding = vote._ballot(0).sharding
+  one_of_them = np.array([0, 0, 0, 0, 0, signal.SIGTERM, 0, 0], np.int32)
+  monkeypatch.setattr(vote, "_ballot", lambda number: jax.device_put(one_of_them, sharding))
+  vote.cast(None)
+  assert vote.cast(None) == signal.SIGTERM

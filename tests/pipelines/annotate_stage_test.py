@@ -1,0 +1,146 @@
+"""`dss distill --teacher`: annotated once, taken up again, and every kept rationale trained on."""
+
+import dataclasses
+import json
+
+import pytest
+
+from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.schema import RunConfig
+from dss_jax.data.pipeline import sources
+from dss_jax.data.records import read_rows, write_rows
+from dss_jax.data.sources import TrainingRows, source_from_file
+from dss_jax.errors import UserError
+from dss_jax.pipelines.annotate_stage import annotated_rows
+from dss_jax.student.model_dir import check_directory
+
+ROWS = 20
+
+
+@pytest.fixture
+def config(tmp_path):
+  """A function that gives the configuration of a run with a recorded teacher, and changes."""
+  write_rows(tmp_path / "in.jsonl", [{"input_text": f"row {n}"} for n in range(ROWS)])
+  with (tmp_path / "recorded.jsonl").open("w") as file:
+    for number in range(ROWS):
+      text = f"There is 1 and {number}. The answer is (1 + {number})."
+      file.write(json.dumps({"index": number, "llm_output": text}) + "\n")
+
+  def make(**changes):
+    values = {
+      "MODEL_DIR": str(tmp_path / "model"),
+      "DATASET": str(tmp_path / "in.jsonl"),
+      "VOCABULARY": "bytes",
+      "TeacherConfig.name": f"recorded:{tmp_path / 'recorded.jsonl'}",
+      "TeacherConfig.prompt": "svamp",
+      **changes,
+    }
+    settings = [Setting(name, value, "test") for name, value in values.items()]
+    return load_config(RunConfig, ["runs/distill.gin"], settings)
+
+  return make
+
+
+def test_rows_are_annotated_into_the_model_dir(config, tmp_path):
+  path, figures = annotated_rows(config())
+  assert path == str(tmp_path / "model" / "annotated.jsonl")
+  assert figures["statuses"]["answered"] == ROWS
+  source, _ = sources(config().data, path)
+  assert (source.summary.labelled, source.summary.with_rationale) == (ROWS, ROWS)
+  # A folder that holds nothing but this is no stranger's.
+  check_directory(config())
+
+
+def test_nothing_is_asked_where_there_is_no_teacher(config, tmp_path):
+  asked = config()
+  alone = dataclasses.replace(asked, teacher=dataclasses.replace(asked.teacher, name=None))
+  assert annotated_rows(alone) == (None, None)
+  assert not (tmp_path / "model").exists()
+
+
+def test_a_run_taken_up_again_asks_nothing(config, tmp_path):
+  first = annotated_rows(config())
+  (tmp_path / "recorded.jsonl").unlink()
+  assert annotated_rows(config()) == first
+  # How the teacher is reached is no other run.
+  assert annotated_rows(config(**{"TeacherConfig.max_requests_in_flight": 3})) == first
+  with pytest.raises(UserError, match=r"recorded.jsonl: no such file"):
+    annotated_rows(config(**{"TeacherConfig.labels": "teacher"}))
+
+
+def test_a_stamp_without_its_rows_is_none(config, tmp_path):
+  annotated_rows(config())
+  (tmp_path / "model" / "annotated.jsonl").unlink()
+  annotated_rows(config())
+  assert len(list(read_rows(tmp_path / "model" / "annotated.jsonl"))) == ROWS
+
+
+def test_other_rows_than_the_run_began_with(config, tmp_path):
+  annotated_rows(config())
+  write_rows(tmp_path / "in.jsonl", [{"input_text": "row 0"}])
+  assert annotated_rows(config())[1]["rows"] == 1
+  write_rows(tmp_path / "in.jsonl", [{"input_text": "row 1"}])
+  # As after the first checkpoint of the run.
+  (tmp_path / "model" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").mkdir(parents=True)
+  with pytest.raises(UserError, match="not those that this run began with"):
+    annotated_rows(config())
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"VOCABULARY": "nowhere.model"}, "nowhere.model"),
+    ({"EVAL_DATASET": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+    ({"TeacherConfig.filters": ("shape",)}, "'shape' is no concern; choose from agreement"),
+    ({"DATASET": None}, "neither of --dataset and --task given"),
+    ({"MIXTURE_OR_TASK_NAME": "svamp"}, "both of --dataset and --task given"),
+    ({"DATASET": None, "MIXTURE_OR_TASK_NAME": "svamp"}, "--task svamp needs --data-dir"),
+    ({"DATASET": None, "MIXTURE_OR_TASK_NAME": "svamp", "DATA_DIR": "."}, "task svamp needs this"),
+  ],
+)
+def test_mistakes_are_found_before_anything_is_asked(changes, message, config, tmp_path):
+  with pytest.raises(UserError, match=message):
+    annotated_rows(config(**changes))
+  assert not (tmp_path / "model").exists()
+
+
+def test_settings_reach_the_annotation(config, tmp_path):
+  given = {"TeacherConfig.filters": ("unmentioned",), "TeacherConfig.labels": "keep"}
+  annotated_rows(config(**given))
+  rows = list(read_rows(tmp_path / "model" / "annotated.jsonl"))
+  assert not any("output_text" in row or "rationale" in row for row in rows)
+  assert all(row["provenance"]["dropped_for"] == ["unmentioned"] for row in rows)
+
+
+def test_each_rationale_is_trained_on_and_each_label_once(tmp_path):
+  path = tmp_path / "o.jsonl"
+  rows = [
+    {"input_text": "a", "output_text": "x", "rationale": "r", "rationales": ["r", "s", "t"]},
+    {"input_text": "b", "output_text": "y", "rationale": "u"},
+    {"input_text": "c", "output_text": "z", "rationales": "of the user's own"},
+    {"input_text": "d", "rationale": "v", "rationales": [3, " ", "v"]},
+  ]
+  write_rows(path, rows)
+  spread = list(TrainingRows(path))
+  assert [(row["input_text"], row.get("output_text"), row.get("rationale")) for row in spread] == [
+    ("a", "x", "r"), ("a", None, "s"), ("a", None, "t"),
+    ("b", "y", "u"), ("c", "z", None), ("d", None, "v"),
+  ]  # fmt: skip
+  source = source_from_file(path)
+  assert source.summary.rows == 4
+
+
+def test_prepare_trains_on_all_and_reports_on_the_file(config, tmp_path):
+  from dss_jax.data.pipeline import prepare
+  from dss_jax.data.token_store import LABEL, RATIONALE
+
+  rows = [
+    {"input_text": f"{n}", "output_text": "x", "rationale": "r", "rationales": ["r", "s"]}
+    for n in range(5)
+  ]
+  write_rows(tmp_path / "in.jsonl", rows)
+  data = prepare(config().data, (LABEL, RATIONALE))
+  source = data.report["train_source"]
+  assert (source["labelled"], source["with_rationale"], source["further_rationales"]) == (5, 5, 5)
+  assert (data.train.target_lengths > 0).sum(axis=0).tolist() == [5, 10]
+  assert data.report["train"]["rows"] == 5

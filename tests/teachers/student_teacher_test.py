@@ -1,0 +1,88 @@
+"""A student as teacher: batches, order, errors, and how its two answers become one."""
+
+import asyncio
+import threading
+
+import pytest
+
+from dss_jax.annotation.outcome import AnnotationConfig
+from dss_jax.annotation.prompts import Prompt
+from dss_jax.annotation.run import RequestConfig, annotate
+from dss_jax.data.records import read_rows
+from dss_jax.teachers.student_teacher import T5Teacher
+
+
+class _Predictor:
+  """Stands in for a student's decoding; notes the batches that it is given."""
+
+  def __init__(self):
+    self.batches = []
+    self.threads = set()
+
+  def answers(self, texts, task):
+    self.batches.append((task, len(texts)))
+    self.threads.add(threading.current_thread())
+    if "bad" in texts:
+      raise ZeroDivisionError("a device failed")
+    kind = {"rationale": "Since {} is so.", "label": "label of {}"}[task]
+    return [f" {kind.format(text)} " for text in texts]
+
+
+def test_rows_are_answered_in_batches(tmp_path):
+  predictor = _Predictor()
+  rows = [{"input_text": f"{n}", **({"output_text": "gold"} if n == 3 else {})} for n in range(50)]
+  teacher = T5Teacher(predictor, "t5:mine", batch_size=16)
+  settings = RequestConfig(max_requests_in_flight=32)
+  prompt = Prompt(instruction="-")
+  choices = AnnotationConfig(show_labels=False)
+  report = annotate(lambda: rows, tmp_path / "o.jsonl", teacher, prompt, choices, settings)
+  written = list(read_rows(tmp_path / "o.jsonl"))
+  assert [row["rationale"] for row in written] == [f"Since {n} is so." for n in range(50)]
+  assert written[4]["output_text"] == "label of 4"
+  assert written[3]["output_text"] == "gold"
+  assert written[3]["provenance"]["agrees_with_gold"] is False
+  assert all(size <= 16 for _, size in predictor.batches)
+  assert len(predictor.batches) <= 2 * 8
+  assert len(predictor.threads) == 1
+  assert report["statuses"]["answered"] == 50
+  # Its answers are kept, too.
+  predictor.batches.clear()
+  teacher = T5Teacher(predictor, "t5:mine", batch_size=16)
+  annotate(lambda: rows, tmp_path / "o.jsonl", teacher, prompt, choices, settings)
+  assert not predictor.batches
+
+
+def test_an_error_of_the_device_ends_the_run(tmp_path):
+  teacher = T5Teacher(_Predictor(), "t5:mine", batch_size=4)
+  rows = [{"input_text": "good"}, {"input_text": "bad"}]
+  with pytest.raises(ZeroDivisionError, match="a device failed"):
+    annotate(
+      lambda: rows, tmp_path / "o.jsonl", teacher, Prompt(instruction="-"), AnnotationConfig()
+    )
+
+
+def test_a_question_that_comes_while_a_batch_runs_is_answered(monkeypatch):
+  from dss_jax.teachers.base import TeacherRequest
+
+  class _Slow(_Predictor):
+    def answers(self, texts, task):
+      gate.wait(10)
+      return super().answers(texts, task)
+
+  gate = threading.Event()
+  teacher = T5Teacher(_Slow(), "t5:mine", batch_size=4)
+
+  async def run():
+    first = asyncio.create_task(teacher.ask(TeacherRequest(0, "a", None, "", (), 1, 0.0)))
+    await asyncio.sleep(0.1)
+    second = asyncio.create_task(teacher.ask(TeacherRequest(1, "b", None, "", (), 1, 0.0)))
+    await asyncio.sleep(0)
+    gate.set()
+    replies = await asyncio.gather(first, second)
+    await teacher.close()
+    return [reply.text for reply in replies]
+
+  assert asyncio.run(run()) == [
+    "Since a is so.\nAnswer: label of a",
+    "Since b is so.\nAnswer: label of b",
+  ]
