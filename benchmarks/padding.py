@@ -12,11 +12,10 @@ import json
 import pathlib
 
 from dss_jax.config.gin_loader import Setting, load_config
-from dss_jax.config.schema import RunConfig
+from dss_jax.config.schema import LABEL, RATIONALE, RunConfig
 from dss_jax.data.batches import TrainBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import prepare
-from dss_jax.data.token_store import LABEL, RATIONALE
 from dss_jax.model.flops import forward_flops
 from dss_jax.student.model_dir import with_vocab_size
 
@@ -49,7 +48,7 @@ def figures(task: str, arguments: argparse.Namespace) -> dict[str, object]:
     data.train,
     batch_size=config.batch_size,
     seed=config.seed,
-    tasks=(LABEL, RATIONALE),
+    kinds=(LABEL, RATIONALE),
     costs=forward_flops(model).of_rows,
     length_multiple=aligned_tokens(model.dtype),
   )

@@ -117,9 +117,9 @@ def run_config(arguments: argparse.Namespace) -> Any:
 
 def make_job(arguments: argparse.Namespace) -> Job:
   """Tokenises the task's rows and picks the examples of each step."""
+  from dss_jax.config.schema import LABEL, RATIONALE
   from dss_jax.data.batches import example_numbers
   from dss_jax.data.pipeline import prepare
-  from dss_jax.data.token_store import LABEL, RATIONALE
   from dss_jax.student.model_dir import with_vocab_size
 
   config = run_config(arguments)
@@ -144,10 +144,10 @@ def make_job(arguments: argparse.Namespace) -> Job:
 
 def our_trainer(job: Job) -> tuple[Any, Any]:
   """The Trainer and the TrainBatches of the job, as `dss distill` would have them."""
+  from dss_jax.config.schema import LABEL, RATIONALE
   from dss_jax.data.batches import TrainBatches
   from dss_jax.data.packing import aligned_tokens
   from dss_jax.data.pipeline import prepare
-  from dss_jax.data.token_store import LABEL, RATIONALE
   from dss_jax.model.flops import forward_flops
   from dss_jax.parallel.mesh import make_mesh
   from dss_jax.train.optimizer import make_optimizer
@@ -158,7 +158,7 @@ def our_trainer(job: Job) -> tuple[Any, Any]:
     prepare(config.data, (LABEL, RATIONALE)).train,
     batch_size=config.batch_size,
     seed=0,
-    tasks=(LABEL, RATIONALE),
+    kinds=(LABEL, RATIONALE),
     costs=forward_flops(config.model).of_rows,
     length_multiple=aligned_tokens(config.model.dtype),
   )

@@ -30,6 +30,10 @@ class NotEmpty:
     return "at least one"
 
 
+# What a sequence teaches the student to write: a row's label or its rationale.
+TARGET_KINDS = ("label", "rationale")
+LABEL, RATIONALE = range(len(TARGET_KINDS))
+
 Count = Annotated[int, Bounds(1)]
 NonNegativeInt = Annotated[int, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
@@ -119,6 +123,8 @@ class LossConfig:
   """alpha * label + (1 - alpha) * rationale; alpha 1.0 is plain supervised tuning."""
 
   alpha: Share = 0.5
+  # Further terms by name, with their weights: {"entropy": -0.01} rewards unsure predictions.
+  extra_terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
   label_smoothing: Annotated[float, Bounds(0, 0.99)] = 0.0
   z_loss: NonNegative = 0.0
 

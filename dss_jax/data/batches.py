@@ -30,9 +30,9 @@ class SequenceStore(Protocol):
   def target_lengths(self) -> np.ndarray:
     """Tokens of each target, likewise."""
 
-  def input_tokens(self, example: int, task: int) -> np.ndarray: ...
+  def input_tokens(self, example: int, kind: int) -> np.ndarray: ...
 
-  def target_tokens(self, example: int, task: int) -> np.ndarray: ...
+  def target_tokens(self, example: int, kind: int) -> np.ndarray: ...
 
 
 def example_numbers(step: int, *, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
@@ -65,7 +65,7 @@ class PackedBatches:
     encoder_input_tokens, encoder_segment_ids: int32 [R, L]
     decoder_input_tokens, decoder_target_tokens, decoder_segment_ids: int32 [R, M]
     decoder_loss_weights: float32 [R, M], 1 on real targets
-    decoder_task_ids: int32 [R, M], 0 for the label and 1 for the rationale
+    decoder_target_kinds: int32 [R, M], 0 for the label and 1 for the rationale
   Segment ids count from 1 within a row; 0 is padding.
   """
 
@@ -73,7 +73,7 @@ class PackedBatches:
     self,
     store: SequenceStore,
     *,
-    tasks: Sequence[int],
+    kinds: Sequence[int],
     planned_for: Sequence[np.ndarray],
     costs: Costs,
     row_multiple: int = 1,
@@ -82,14 +82,14 @@ class PackedBatches:
     """Plans the shapes.
 
     Args:
-      tasks: 0 and/or 1: which of an example's pairs are seen.
+      kinds: 0 and/or 1: which of an example's pairs are seen.
       planned_for: example numbers of typical batches.
       costs: what rows cost, to choose cheap shapes by.
       row_multiple: rows come in multiples of this.
       length_multiple: row lengths are multiples of this.
     """
     self._store = store
-    self._tasks = tasks
+    self._kinds = kinds
     sample = [self._lengths(self._sequences(examples)) for examples in planned_for]
     self.packer = Packer(
       sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
@@ -98,7 +98,7 @@ class PackedBatches:
     self._positions = np.zeros(4)
 
   def pack(self, examples: np.ndarray) -> tuple[Packing, list[tuple[int, int]]]:
-    """The rows of a batch, and the (example, task) of each sequence number in them."""
+    """The rows of a batch, and the (example, kind) of each sequence number in them."""
     sequences = self._sequences(examples)
     inputs, targets = self._lengths(sequences)
     packing = self.packer.pack((inputs, targets))
@@ -121,20 +121,20 @@ class PackedBatches:
     for row, numbers in enumerate(members):
       start_input = start_target = 0
       for segment, number in enumerate(numbers, start=1):
-        example, task = sequences[number]
-        tokens = self._store.input_tokens(example, task)
+        example, kind = sequences[number]
+        tokens = self._store.input_tokens(example, kind)
         here = slice(start_input, start_input + len(tokens))
         batch["encoder_input_tokens"][row, here] = tokens
         batch["encoder_segment_ids"][row, here] = segment
         start_input = here.stop
-        tokens = self._store.target_tokens(example, task)
+        tokens = self._store.target_tokens(example, kind)
         here = slice(start_target, start_target + len(tokens))
         batch["decoder_target_tokens"][row, here] = tokens
         # The decoder sees the target shifted right; the pad token starts it, as T5 was trained.
         batch["decoder_input_tokens"][row, here.start + 1 : here.stop] = tokens[:-1]
         batch["decoder_segment_ids"][row, here] = segment
         batch["decoder_loss_weights"][row, here] = 1.0
-        batch["decoder_task_ids"][row, here] = task
+        batch["decoder_target_kinds"][row, here] = kind
         start_target = here.stop
     return batch
 
@@ -148,20 +148,20 @@ class PackedBatches:
 
   def _sequences(self, examples: np.ndarray) -> list[tuple[int, int]]:
     return [
-      (int(example), task)
-      for task in self._tasks
+      (int(example), kind)
+      for kind in self._kinds
       for example in examples
-      if self._store.target_lengths[example, task] > 0
+      if self._store.target_lengths[example, kind] > 0
     ]
 
   def _lengths(self, sequences: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    examples, tasks = np.array(sequences).T
-    return self._store.input_lengths[examples, tasks], self._store.target_lengths[examples, tasks]
+    examples, kinds = np.array(sequences).T
+    return self._store.input_lengths[examples, kinds], self._store.target_lengths[examples, kinds]
 
 
-def usable_examples(store: SequenceStore, tasks: Sequence[int]) -> np.ndarray:
-  """The examples that have a pair for at least one of the tasks, int64 [N]."""
-  return np.flatnonzero((np.asarray(store.target_lengths)[:, list(tasks)] > 0).any(axis=1))
+def usable_examples(store: SequenceStore, kinds: Sequence[int]) -> np.ndarray:
+  """The examples that have a pair for at least one of the kinds, int64 [N]."""
+  return np.flatnonzero((np.asarray(store.target_lengths)[:, list(kinds)] > 0).any(axis=1))
 
 
 class TrainBatches:
@@ -173,18 +173,18 @@ class TrainBatches:
     *,
     batch_size: int,
     seed: int,
-    tasks: Sequence[int],
+    kinds: Sequence[int],
     costs: Costs,
     row_multiple: int = 1,
     length_multiple: int = 8,
   ):
     self._batch_size = batch_size
     self._seed = seed
-    self.examples = usable_examples(store, tasks)
+    self.examples = usable_examples(store, kinds)
     planning_batches = min(PLANNING_BATCHES, max(PLANNING_EXAMPLES // batch_size, 8))
     self.packed = PackedBatches(
       store,
-      tasks=tasks,
+      kinds=kinds,
       planned_for=[self._numbers(step) for step in range(planning_batches)],
       costs=costs,
       row_multiple=row_multiple,
@@ -215,18 +215,18 @@ class EvalBatches:
     store: SequenceStore,
     *,
     batch_size: int,
-    tasks: Sequence[int],
+    kinds: Sequence[int],
     costs: Costs,
     row_multiple: int = 1,
     length_multiple: int = 8,
   ):
-    examples = usable_examples(store, tasks)
+    examples = usable_examples(store, kinds)
     self.groups = [
       examples[start : start + batch_size] for start in range(0, len(examples), batch_size)
     ]
     self.packed = PackedBatches(
       store,
-      tasks=tasks,
+      kinds=kinds,
       planned_for=self.groups,
       costs=costs,
       row_multiple=row_multiple,
@@ -254,5 +254,5 @@ def empty_batch(shape: RowShape) -> Batch:
     "decoder_target_tokens": np.zeros(decoder, np.int32),
     "decoder_segment_ids": np.zeros(decoder, np.int32),
     "decoder_loss_weights": np.zeros(decoder, np.float32),
-    "decoder_task_ids": np.zeros(decoder, np.int32),
+    "decoder_target_kinds": np.zeros(decoder, np.int32),
   }

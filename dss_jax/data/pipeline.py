@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from dss_jax.config.schema import DataConfig
+from dss_jax.config.schema import LABEL, RATIONALE, DataConfig
 from dss_jax.data.report.build import report_on_rows
 from dss_jax.data.sources import (
   RowSource,
@@ -12,7 +12,7 @@ from dss_jax.data.sources import (
   training_source_from_file,
 )
 from dss_jax.data.task_definition import TaskDefinition, load_task
-from dss_jax.data.token_store import LABEL, RATIONALE, TokenStore, open_token_store
+from dss_jax.data.token_store import TokenStore, open_token_store
 from dss_jax.data.vocabularies import T5_VOCABULARY, Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.progress import progress_line

@@ -7,7 +7,6 @@ import zlib
 from typing import Any
 
 FORMAT_VERSION = 1
-TASKS = ("label", "rationale")
 FEATURES = ("inputs", "targets")
 META = "meta.json"
 ROWS = "rows.int64"
@@ -15,14 +14,14 @@ ROWS = "rows.int64"
 _BLOCK_BYTES = 2**20
 
 
-def tokens(task: str, feature: str) -> str:
+def tokens_file(kind: str, feature: str) -> str:
   """The file of all tokens of one feature, example after example, int32."""
-  return f"{task}_{feature}.int32"
+  return f"{kind}_{feature}.int32"
 
 
-def starts(task: str, feature: str) -> str:
+def starts_file(kind: str, feature: str) -> str:
   """The file of where each example begins in tokens(...), and the end, int64."""
-  return f"{task}_{feature}_starts.int64"
+  return f"{kind}_{feature}_starts.int64"
 
 
 def json_digest(values: Any) -> str:

@@ -1,6 +1,6 @@
 """Token arrays on disk, made once from the SeqIO tasks and memory-mapped ever after.
 
-A store lies in `<cache>/tokens/<fingerprint>/`: the tokens of each task and feature end to
+A store lies in `<cache>/tokens/<fingerprint>/`: the tokens of each kind and feature end to
 end, where each example's begin, the examples' row numbers, and `meta.json`. Opening a store
 that is there imports neither SeqIO nor TensorFlow.
 """
@@ -16,24 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from dss_jax.config.schema import TARGET_KINDS
 from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX, RowSource
 from dss_jax.data.token_files import (
   FEATURES,
   FORMAT_VERSION,
   META,
   ROWS,
-  TASKS,
   file_sum,
   json_digest,
-  starts,
-  tokens,
+  starts_file,
+  tokens_file,
 )
 from dss_jax.data.token_writer import write_tokens
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import publish
-
-LABEL, RATIONALE = range(len(TASKS))
 
 _log = logging.getLogger(__name__)
 
@@ -42,18 +40,18 @@ _log = logging.getLogger(__name__)
 class TokenStore:
   """The examples of a source as token ids; an example is a row with a label or a rationale.
 
-  Every row's prompt stands twice, as `predict: x` (task 0, label) and `explain: x` (task 1,
+  Every row's prompt stands twice, as `predict: x` (kind 0, label) and `explain: x` (kind 1,
   rationale), and all sequences end in the end mark. A row without a label trains the
-  rationale task alone, one without a rationale the label task alone: input and target of the
-  other task are empty. Examples keep the order of the rows.
+  rationale kind alone, one without a rationale the label kind alone: input and target of the
+  other kind are empty. Examples keep the order of the rows.
 
   Attributes:
     fingerprint: of data, code of the SeqIO tasks, vocabulary and lengths.
     num_examples: number of examples.
     row_numbers: [num_examples] int64, each example's index among the rows of the source.
-    input_lengths, target_lengths: [num_examples, 2] int64 tokens, one column a task, 0 where
-      the example has no such task.
-    truncated: {task: {"inputs", "targets"}}, sequences that were cut to the lengths.
+    input_lengths, target_lengths: [num_examples, 2] int64 tokens, one column a kind, 0 where
+      the example has no such kind.
+    truncated: {kind: {"inputs", "targets"}}, sequences that were cut to the lengths.
     longest_target_tokens: {"label", "rationale"}, the longest stored target, end mark included.
     unusable_rows: rows of the source with neither label nor rationale.
   """
@@ -69,13 +67,13 @@ class TokenStore:
   _tokens: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
   _starts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
 
-  def input_tokens(self, example: int, task: int) -> np.ndarray:
-    """The prompt of one example in one task, int32, a read-only view; empty where absent."""
-    return self._slice(2 * task, example)
+  def input_tokens(self, example: int, kind: int) -> np.ndarray:
+    """The prompt of one example in one kind, int32, a read-only view; empty where absent."""
+    return self._slice(2 * kind, example)
 
-  def target_tokens(self, example: int, task: int) -> np.ndarray:
-    """The label (task 0) or rationale (task 1), int32, a read-only view; empty where absent."""
-    return self._slice(2 * task + 1, example)
+  def target_tokens(self, example: int, kind: int) -> np.ndarray:
+    """The label (kind 0) or rationale (kind 1), int32, a read-only view; empty where absent."""
+    return self._slice(2 * kind + 1, example)
 
   def _slice(self, column: int, example: int) -> np.ndarray:
     starts = self._starts[column]
@@ -174,8 +172,8 @@ def _open(folder: pathlib.Path, key: str) -> TokenStore | None:
       return None
   except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
     return None
-  columns = [(task, feature) for task in TASKS for feature in FEATURES]
-  begins = tuple(_map(folder / starts(*column), np.int64) for column in columns)
+  columns = [(kind, feature) for kind in TARGET_KINDS for feature in FEATURES]
+  begins = tuple(_map(folder / starts_file(*column), np.int64) for column in columns)
   label_inputs, label_targets, rationale_inputs, rationale_targets = map(np.diff, begins)
   return TokenStore(
     fingerprint=key,
@@ -186,7 +184,7 @@ def _open(folder: pathlib.Path, key: str) -> TokenStore | None:
     truncated=meta["truncated"],
     longest_target_tokens=meta["longest_target_tokens"],
     unusable_rows=meta["unusable_rows"],
-    _tokens=tuple(_map(folder / tokens(*column), np.int32) for column in columns),
+    _tokens=tuple(_map(folder / tokens_file(*column), np.int32) for column in columns),
     _starts=begins,
   )
 

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dss_jax.config.schema import TARGET_KINDS
 from dss_jax.data.sources import RowSource, summarise
 from dss_jax.data.token_files import (
   FEATURES,
   META,
   ROWS,
-  TASKS,
   file_sum,
   json_digest,
-  starts,
-  tokens,
+  starts_file,
+  tokens_file,
 )
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
@@ -24,7 +24,7 @@ from dss_jax.storage.atomic import synced_file
 
 
 class _Written(NamedTuple):
-  """What was written of one task; `rows` are the rows that have it, one length each.
+  """What was written of one kind; `rows` are the rows that have it, one length each.
 
   Attributes:
     rows: [n] index among the source's rows, ascending.
@@ -57,9 +57,9 @@ def write_tokens(
   seqio_tasks.register(source, vocabulary)
   written: list[_Written] = []
   try:
-    for task, name in zip(TASKS, seqio_tasks.task_names(source), strict=True):
+    for kind, name in zip(TARGET_KINDS, seqio_tasks.task_names(source), strict=True):
       before = sum(len(one.rows) for one in written)
-      written.append(_write_task(folder, task, name, sequence_length, before, progress))
+      written.append(_write_kind(folder, kind, name, sequence_length, before, progress))
   except Exception as error:
     # A file that changed can fail anywhere inside TensorFlow's own threads.
     _refuse_changed_rows(source, error)
@@ -68,16 +68,16 @@ def write_tokens(
   rows = np.union1d(written[0].rows, written[1].rows)
   _write_array(folder / ROWS, rows)
   longest = {}
-  for task, one in zip(TASKS, written, strict=True):
-    longest[task] = int(one.lengths["targets"].max(initial=0))
+  for kind, one in zip(TARGET_KINDS, written, strict=True):
+    longest[kind] = int(one.lengths["targets"].max(initial=0))
     for feature in FEATURES:
       lengths = np.zeros(len(rows), np.int64)
       lengths[np.searchsorted(rows, one.rows)] = one.lengths[feature]
-      _write_array(folder / starts(task, feature), np.concatenate([[0], np.cumsum(lengths)]))
+      _write_array(folder / starts_file(kind, feature), np.concatenate([[0], np.cumsum(lengths)]))
   meta = {
     "fingerprint": key,
     "num_examples": len(rows),
-    "truncated": {task: one.truncated for task, one in zip(TASKS, written, strict=True)},
+    "truncated": {kind: one.truncated for kind, one in zip(TARGET_KINDS, written, strict=True)},
     "longest_target_tokens": longest,
     "unusable_rows": source.summary.unusable,
     "files": {path.name: file_sum(path) for path in sorted(folder.iterdir())},
@@ -86,22 +86,22 @@ def write_tokens(
     file.write(json.dumps({**meta, "checksum": json_digest(meta)}, indent=2).encode("utf-8"))
 
 
-def _write_task(
+def _write_kind(
   folder: pathlib.Path,
-  task: str,
+  kind: str,
   name: str,
   sequence_length: dict[str, int],
   before: int,
   progress: Callable[[int], None] | None,
 ) -> _Written:
-  """Writes the token files of one task; reports `before` + the sequences done to `progress`."""
+  """Writes the token files of one kind; reports `before` + the sequences done to `progress`."""
   from dss_jax.data import seqio_tasks
 
   batches: list[_Written] = []
   done = before
   with (
-    synced_file(folder / tokens(task, "inputs")) as inputs,
-    synced_file(folder / tokens(task, "targets")) as targets,
+    synced_file(folder / tokens_file(kind, "inputs")) as inputs,
+    synced_file(folder / tokens_file(kind, "targets")) as targets,
   ):
     files = {"inputs": inputs, "targets": targets}
     for batch in seqio_tasks.token_batches(name, sequence_length):

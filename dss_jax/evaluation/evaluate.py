@@ -12,7 +12,7 @@ from dss_jax.data.pipeline import tokens
 from dss_jax.data.sources import RowSource, source_from_file, source_from_task
 from dss_jax.data.task_definition import Metric, accuracy, load_task
 from dss_jax.errors import UserError
-from dss_jax.losses.step_by_step import trained_tasks
+from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.progress import progress_line, say
@@ -79,6 +79,7 @@ def evaluate_student(
   if not source.summary.labelled:
     raise UserError(f'{source.name}: no row has "output_text" to judge by; label some rows')
   config = student.config
+  objective = make_objective(config.loss)
   mesh = make_mesh(mesh_config, config.batch_size)
   predictor = Predictor(student, mesh, batch_size=config.batch_size)
   config = dataclasses.replace(config, model=predictor.model)
@@ -87,7 +88,7 @@ def evaluate_student(
   batches = EvalBatches(
     store,
     batch_size=config.batch_size,
-    tasks=trained_tasks(config.loss.alpha),
+    kinds=objective.kinds,
     costs=forward_flops(config.model).of_rows,
     row_multiple=mesh.shape["data"],
     length_multiple=aligned_tokens(config.model.dtype),
@@ -113,7 +114,7 @@ def evaluate_student(
     "rows": source.summary.rows,
     "labelled": len(labelled),
     "truncated": store.truncated,
-    **named_metrics(sums, "eval", alpha=config.loss.alpha),
+    **named_metrics(objective, sums, "eval"),
     "exact_match": exact / len(labelled),
     "task_metrics": source.metric(targets, predictions),
   }

@@ -1,27 +1,32 @@
 """Cross-entropy from hidden states, fused with the projection onto the vocabulary.
 
 Logits exist for a chunk of positions at a time. The gradient with respect to hidden states
-and kernel is worked out in the same visit of the chunk, so that no logits are kept and none
-are computed twice: a differentiated call costs the three matrix products it must.
+and kernel is computed in the same pass over the chunk, so that no logits are kept and none are
+computed twice: a differentiated call costs three matrix products, the least possible. Other
+losses of the same logits are computed in that pass, too.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dss_jax.losses.base import TokenLoss
+
 # A chunk's float32 logits stay below this on one device, unless one position exceeds it.
 CHUNK_BYTES = 128 * 2**20
 
 
 class TokenLosses(NamedTuple):
-  """What each target position came to: float32 [R, M] each, without gradient."""
+  """The figures of each target position: float32 [R, M] each, without gradient."""
 
   loss: jax.Array
   correct: jax.Array
+  extra: tuple[jax.Array, ...] = ()
 
 
 @jax.named_scope("cross_entropy")
@@ -29,18 +34,20 @@ def cross_entropy(
   hidden_RMD: jax.Array,
   kernel_DV: jax.Array,
   targets_RM: jax.Array,
-  coefficients_RM: jax.Array,
+  token_weights_RM: jax.Array,
   *,
+  extra: Sequence[tuple[TokenLoss, jax.Array]] = (),
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
   shards: int = 1,
 ) -> tuple[jax.Array, TokenLosses]:
-  """sum(coefficients * loss), a float32 scalar, and each position's loss and correctness.
+  """Computes sum(token_weights * loss), a float32 scalar, and each position's figures.
 
   loss = logsumexp(x) - sum_v soft_v x_v - c + z_loss * logsumexp(x)^2, with x the logits
   hidden @ kernel in float32, soft = 1 - label_smoothing on the target and the rest shared
   by the other words, and c the constant that makes the least loss zero (as T5X's
   cross_entropy_with_logits). `correct` is 1 where the target is the first largest logit.
+  The extra losses are added to the scalar, each with its own token weights.
 
   The gradient flows to hidden states and kernel through the scalar alone.
 
@@ -48,69 +55,94 @@ def cross_entropy(
     hidden_RMD: any float dtype; the gradient has the same.
     kernel_DV: float32.
     targets_RM: int32.
-    coefficients_RM: float32, the weight of each position; 0 for padding.
-    shards: over how many devices a chunk's logits are spread, which lets chunks be larger.
+    token_weights_RM: float32, the weight of each position; 0 for padding.
+    extra: other losses of the logits, each with the float32 [R, M] weights of its positions.
+    shards: the number of devices that a chunk's logits are sharded over; more lets chunks be
+      larger.
   """
   length = hidden_RMD.shape[1]
   bytes_a_position = 4 * hidden_RMD.shape[0] * kernel_DV.shape[1] / shards
   chunks = math.ceil(length * bytes_a_position / CHUNK_BYTES)
-  total, loss, correct = _fused(
+  total, *losses = _fused(
     hidden_RMD,
     kernel_DV,
     targets_RM,
-    coefficients_RM,
+    (token_weights_RM, *(weights_RM for _, weights_RM in extra)),
+    tuple(token_loss for token_loss, _ in extra),
     label_smoothing,
     z_loss,
     min(max(chunks, 1), length),
   )
-  return total, TokenLosses(jax.lax.stop_gradient(loss), jax.lax.stop_gradient(correct))
+  return total, TokenLosses(*jax.lax.stop_gradient(tuple(losses)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _fused(hidden, kernel, targets, coefficients, label_smoothing, z_loss, chunks):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _fused(hidden, kernel, targets, token_weights, extra, label_smoothing, z_loss, chunks):
   def visit(carry, chunk):
-    hidden_RmD, targets_Rm, _ = chunk
+    hidden_RmD, targets_Rm = chunk
     logits = _logits(hidden_RmD, kernel)
-    return carry, _token_losses(logits, targets_Rm, label_smoothing, z_loss)[:2]
+    loss, correct, *_ = _token_losses(logits, targets_Rm, label_smoothing, z_loss)
+    return carry, (loss, correct, tuple(token_loss(logits, targets_Rm) for token_loss in extra))
 
-  _, (loss, correct) = _scan(visit, None, (hidden, targets, coefficients), chunks)
-  return jnp.sum(loss * coefficients), loss, correct
+  _, losses = _scan(visit, None, (hidden, targets), chunks)
+  return _total(losses, token_weights), *losses
 
 
-def _fused_forward(hidden, kernel, targets, coefficients, label_smoothing, z_loss, chunks):
+def _fused_forward(hidden, kernel, targets, token_weights, extra, label_smoothing, z_loss, chunks):
   def visit(kernel_gradient, chunk):
-    hidden_RmD, targets_Rm, coefficients_Rm = chunk
+    hidden_RmD, targets_Rm, (token_weights_Rm, *extra_weights) = chunk
     logits = _logits(hidden_RmD, kernel)
     loss, correct, log_z, probability = _token_losses(logits, targets_Rm, label_smoothing, z_loss)
     confidence, low = _soft_target(label_smoothing, logits.shape[-1])
     soft = jnp.where(_words(logits) == targets_Rm[..., None], confidence, low)
     gradient = probability * (1.0 + 2.0 * z_loss * log_z)[..., None] - soft
-    gradient = (gradient * coefficients_Rm[..., None]).astype(hidden.dtype)
+    gradient = gradient * token_weights_Rm[..., None]
+    extra_losses = []
+    for token_loss, weights_Rm in zip(extra, extra_weights, strict=True):
+      extra_loss, extra_gradient = _loss_and_gradient(token_loss, logits, targets_Rm, weights_Rm)
+      gradient += extra_gradient
+      extra_losses.append(extra_loss)
+    gradient = gradient.astype(hidden.dtype)
     hidden_gradient = jnp.einsum("rmv,dv->rmd", gradient, kernel.astype(hidden.dtype))
     kernel_gradient += jnp.einsum(
       "rmd,rmv->dv", hidden_RmD, gradient, preferred_element_type=jnp.float32
     )
-    return kernel_gradient, (loss, correct, hidden_gradient)
+    return kernel_gradient, (loss, correct, tuple(extra_losses), hidden_gradient)
 
-  kernel_gradient, (loss, correct, hidden_gradient) = _scan(
-    visit, jnp.zeros_like(kernel), (hidden, targets, coefficients), chunks
+  kernel_gradient, (*losses, hidden_gradient) = _scan(
+    visit, jnp.zeros_like(kernel), (hidden, targets, token_weights), chunks
   )
-  total = jnp.sum(loss * coefficients)
-  return (total, loss, correct), (hidden_gradient, kernel_gradient, targets.shape)
+  residuals = (hidden_gradient, kernel_gradient, targets.shape)
+  return (_total(losses, token_weights), *losses), residuals
 
 
-def _fused_backward(label_smoothing, z_loss, chunks, residuals, cotangents):
+def _fused_backward(extra, label_smoothing, z_loss, chunks, residuals, cotangents):
   hidden_gradient, kernel_gradient, shape = residuals
   scale = cotangents[0]
   return (
     hidden_gradient * scale.astype(hidden_gradient.dtype),
     kernel_gradient * scale,
     jnp.zeros(shape, jax.dtypes.float0),
-    jnp.zeros(shape, jnp.float32),
+    (jnp.zeros(shape, jnp.float32),) * (1 + len(extra)),
   )
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _loss_and_gradient(token_loss, logits, targets_Rm, weights_Rm):
+  """A token loss, and the gradient of its weighted sum with respect to the logits."""
+  loss, pull_back = jax.vjp(lambda x: token_loss(x, targets_Rm), logits)
+  return loss, pull_back(weights_Rm)[0]
+
+
+def _total(losses, token_weights):
+  """The sum of all losses times their weights."""
+  loss, _, extra_losses = losses
+  total = jnp.sum(loss * token_weights[0])
+  for extra_loss, weights in zip(extra_losses, token_weights[1:], strict=True):
+    total += jnp.sum(extra_loss * weights)
+  return total
 
 
 def _logits(hidden_RmD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
@@ -125,12 +157,12 @@ def _logits(hidden_RmD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
 
 
 def _soft_target(label_smoothing: float, words: int) -> tuple[float, float]:
-  """What is asked of the target's probability, and of that of each other word."""
+  """The probability that the loss wants for the target, and for each other token."""
   return 1.0 - label_smoothing, label_smoothing / (words - 1)
 
 
 def _words(logits: jax.Array) -> jax.Array:
-  """The number of the word that each logit is of."""
+  """The vocabulary index of each logit."""
   return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
 
 
@@ -159,7 +191,7 @@ def _token_losses(logits, targets_Rm, label_smoothing, z_loss):
 
 
 def _scan(visit, carry, arrays, chunks):
-  """lax.scan of `visit` over chunks of axis 1; the outputs are put together along axis 1."""
+  """lax.scan of `visit` over chunks of axis 1; the outputs are concatenated along axis 1."""
   length = arrays[0].shape[1]
   if chunks == 1:
     return visit(carry, arrays)
@@ -171,9 +203,9 @@ def _scan(visit, carry, arrays, chunks):
     x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(x.shape[0], chunks, size, *x.shape[2:]), 1, 0)
 
-  def join(x):
+  def concatenate(x):
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], chunks * size, *x.shape[3:])[:, :length]
 
-  carry, outputs = jax.lax.scan(visit, carry, tuple(map(split, arrays)))
-  return carry, tuple(map(join, outputs))
+  carry, outputs = jax.lax.scan(visit, carry, jax.tree.map(split, arrays))
+  return carry, jax.tree.map(concatenate, outputs)

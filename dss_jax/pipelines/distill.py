@@ -15,7 +15,7 @@ from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import PreparedData, prepare
 from dss_jax.errors import UserError
-from dss_jax.losses.step_by_step import trained_tasks
+from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel import processes
 from dss_jax.parallel.mesh import make_mesh
@@ -44,10 +44,10 @@ def run(config: RunConfig) -> dict[str, Any]:
     )
   mesh = make_mesh(config.mesh, config.batch_size)
   students.check_directory(config)
-  tasks = trained_tasks(config.loss.alpha)
+  kinds = make_objective(config.loss).kinds
   # Process 0 alone asks: a teacher is asked once.
   annotated, annotation = processes.broadcast("annotated", lambda: annotated_rows(config))
-  data = processes.first_process_first("tokens", lambda: prepare(config.data, tasks, annotated))
+  data = processes.first_process_first("tokens", lambda: prepare(config.data, kinds, annotated))
   _agree_on_data(config, data)
   if annotation is not None:
     data.report["annotation"] = annotation
@@ -70,7 +70,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     data.train,
     batch_size=config.batch_size,
     seed=config.seed,
-    tasks=tasks,
+    kinds=kinds,
     costs=costs,
     row_multiple=row_multiple,
     length_multiple=aligned_tokens(config.model.dtype),
@@ -80,7 +80,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     eval_batches = EvalBatches(
       data.evaluation,
       batch_size=config.batch_size,
-      tasks=tasks,
+      kinds=kinds,
       costs=costs,
       row_multiple=row_multiple,
       length_multiple=aligned_tokens(config.model.dtype),

@@ -16,12 +16,12 @@ import tensorflow as tf
 from jax.experimental import multihost_utils
 from t5x import utils
 
-from dss_jax.config.schema import DataConfig
+from dss_jax.config.schema import LABEL, RATIONALE, DataConfig
 from dss_jax.data.batches import example_numbers, usable_examples
 from dss_jax.data.pipeline import sources
 from dss_jax.data.seqio_tasks import register, task_names
 from dss_jax.data.sources import RowSource
-from dss_jax.data.token_store import LABEL, RATIONALE, TokenStore, open_token_store
+from dss_jax.data.token_store import TokenStore, open_token_store
 from dss_jax.data.vocabularies import T5_VOCABULARY, Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.t5x.feature_converter import INPUTS_PART, TARGETS_PART

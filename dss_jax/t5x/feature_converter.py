@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import seqio
 import tensorflow as tf
 
-from dss_jax.losses.step_by_step import LABEL
+from dss_jax.config.schema import LABEL
 
 # Of each token of an example: the task of its sequence, plus 1, since 0 is padding.
 INPUTS_PART, TARGETS_PART = "inputs_part", "targets_part"
@@ -20,14 +20,14 @@ _Spec = seqio.FeatureConverter.FeatureSpec
 
 
 class StepByStepFeatureConverter(seqio.EncDecFeatureConverter):
-  """As SeqIO's, with `decoder_task_ids` and with segment ids in packed and unpacked rows.
+  """As SeqIO's, with `decoder_target_kinds` and with segment ids in packed and unpacked rows.
 
   The dataset's examples hold `inputs`, `targets` and, of the same lengths, `inputs_part` and
   `targets_part`; an ordinary SeqIO task, which lacks the parts, is taken as labels. Rows hold
     encoder_input_tokens, encoder_segment_ids: int32 [L]
     decoder_input_tokens, decoder_target_tokens, decoder_segment_ids: int32 [M]
     decoder_loss_weights: int32 [M], 1 on real targets
-    decoder_task_ids: int32 [M], 0 for the label, 1 for the rationale
+    decoder_target_kinds: int32 [M], 0 for the label, 1 for the rationale
   Segment ids count from 1 within a row, 0 is padding. Positions are left out: T5's are relative.
   """
 
@@ -35,7 +35,7 @@ class StepByStepFeatureConverter(seqio.EncDecFeatureConverter):
     **seqio.EncDecFeatureConverter.MODEL_FEATURES,
     "encoder_segment_ids": _Spec(dtype=tf.int32),
     "decoder_segment_ids": _Spec(dtype=tf.int32),
-    "decoder_task_ids": _Spec(dtype=tf.int32),
+    "decoder_target_kinds": _Spec(dtype=tf.int32),
   }
   PACKING_FEATURE_DTYPES: ClassVar[Mapping[str, tf.dtypes.DType]] = {}
 
@@ -65,7 +65,7 @@ class StepByStepFeatureConverter(seqio.EncDecFeatureConverter):
       ),
       "decoder_loss_weights": seqio.non_padding_position(targets),
       "decoder_segment_ids": decoder_segments,
-      "decoder_task_ids": tf.maximum(part - 1, 0),
+      "decoder_target_kinds": tf.maximum(part - 1, 0),
     }
 
   def _segments(self, features: Mapping[str, tf.Tensor], name: str, part: tf.Tensor) -> tf.Tensor:

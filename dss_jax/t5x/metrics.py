@@ -1,14 +1,17 @@
 """The sums of a step as clu metrics, under the names that `dss distill` writes."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax
 import jax
+import jax.numpy as jnp
 from clu import metrics as clu_metrics
 from t5x import metrics as t5x_metrics
 
 from dss_jax.losses.base import LossSum
-from dss_jax.losses.step_by_step import TaskSums
+from dss_jax.losses.objective import Objective
 
 # T5X's microbatches start from zeros in a metric's fields: each is an array or a metric itself.
 
@@ -29,33 +32,35 @@ class TokenMean(clu_metrics.Metric):
 
 @flax.struct.dataclass
 class TotalLoss(clu_metrics.Metric):
-  """The step-by-step loss of all batches merged, each task's mean over all its tokens."""
+  """The total loss of all batches merged: of each term, weight times its mean over all tokens."""
 
-  label: TokenMean
-  rationale: TokenMean
-  alpha: float = flax.struct.field(pytree_node=False)
+  means: dict[str, TokenMean]
+  weights: tuple[tuple[str, float], ...] = flax.struct.field(pytree_node=False)
 
   def merge(self, other: "TotalLoss") -> "TotalLoss":
     return self.replace(
-      label=self.label.merge(other.label), rationale=self.rationale.merge(other.rationale)
+      means={name: mean.merge(other.means[name]) for name, mean in self.means.items()}
     )
 
   def compute(self) -> jax.Array:
-    return self.alpha * self.label.compute() + (1.0 - self.alpha) * self.rationale.compute()
+    return jnp.sum(jnp.array([w * self.means[name].compute() for name, w in self.weights]))
 
 
 def named_metrics(
-  sums: TaskSums, prefix: Literal["train", "eval"], *, alpha: float
+  objective: Objective, sums: Mapping[str, LossSum], prefix: Literal["train", "eval"]
 ) -> dict[str, Any]:
-  """The metrics of dss_jax.train.metrics.named_metrics, to be merged by T5X's trainer."""
-  correct = sums.label_correct + sums.rationale_correct
-  label_loss, rationale_loss = TokenMean(*sums.label_loss), TokenMean(*sums.rationale_loss)
-  return {
-    f"{prefix}_total_loss": TotalLoss(label_loss, rationale_loss, alpha),
-    f"{prefix}_fraction_of_correct_next_step_preds": TokenMean(*correct),
-    f"{prefix}_num_predictions": t5x_metrics.Sum(correct.weight),
-    f"label/{prefix}_loss": label_loss,
-    f"label/{prefix}_accuracy": TokenMean(*sums.label_correct),
-    f"rationale/{prefix}_loss": rationale_loss,
-    f"rationale/{prefix}_accuracy": TokenMean(*sums.rationale_correct),
+  """Returns the metrics of dss_jax.train.metrics.named_metrics, to be merged by T5X's trainer."""
+  correct = [each for name, each in sums.items() if name.endswith("/accuracy")]
+  all_correct = functools.reduce(LossSum.__add__, correct)
+  named = {
+    f"{prefix}_total_loss": TotalLoss(
+      {term.name: TokenMean(*sums[f"{term.name}/loss"]) for term in objective.terms},
+      tuple((term.name, term.weight) for term in objective.terms),
+    ),
+    f"{prefix}_fraction_of_correct_next_step_preds": TokenMean(*all_correct),
+    f"{prefix}_num_predictions": t5x_metrics.Sum(all_correct.weight),
   }
+  for name, each in sums.items():
+    group, figure = name.split("/")
+    named[f"{group}/{prefix}_{figure}"] = TokenMean(*each)
+  return named

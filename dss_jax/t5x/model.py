@@ -8,24 +8,23 @@ import jax
 import jax.numpy as jnp
 from t5x import losses, models, trainer
 
+from dss_jax.config.schema import TARGET_KINDS, LossConfig
 from dss_jax.errors import UserError
-from dss_jax.losses import step_by_step
 from dss_jax.losses.base import LossSum
-from dss_jax.losses.step_by_step import LABEL, RATIONALE, TaskSums
+from dss_jax.losses.objective import Objective, Sums, make_objective
 from dss_jax.t5x.feature_converter import StepByStepFeatureConverter
 from dss_jax.t5x.metrics import named_metrics
 
-# What StepByStepTrainer adds to a batch: the tasks' weights in all of it, once for each row.
-_WHOLE_BATCH = {LABEL: "label_weight", RATIONALE: "rationale_weight"}
+# The prefix of what StepByStepTrainer adds to each row of a batch: the denominator of a term.
+_DENOMINATOR = "denominator/"
 
 
 class StepByStepModel(models.EncoderDecoderModel):
   """alpha * label + (1 - alpha) * rationale, each a mean over its target tokens in the batch.
 
-  T5X's own loss is a sum over all tokens of both tasks. This one is that of `dss distill`, for
-  batches of StepByStepFeatureConverter. Label smoothing and z-loss belong to training; the
-  evaluation's loss is without them. There is no loss_normalizing_factor: the tasks' tokens
-  are what is divided by.
+  T5X's own loss is a sum over all target tokens. This one is that of `dss distill`, for
+  batches of StepByStepFeatureConverter. Label smoothing and z-loss apply in training only.
+  There is no loss_normalizing_factor: each term is divided by its own number of tokens.
   """
 
   FEATURE_CONVERTER_CLS = StepByStepFeatureConverter
@@ -35,7 +34,7 @@ class StepByStepModel(models.EncoderDecoderModel):
     if not 0 <= alpha <= 1:
       raise UserError(f"ALPHA is {alpha}, but it must lie from 0 to 1; choose another")
     super().__init__(*arguments, **named)
-    self._alpha = alpha
+    self.objective = make_objective(LossConfig(alpha=alpha))
 
   def loss_fn(
     self,
@@ -56,19 +55,20 @@ class StepByStepModel(models.EncoderDecoderModel):
     weights_RM = batch["decoder_loss_weights"].astype(jnp.float32)
     correct_RM = (jnp.argmax(logits_RMV, axis=-1) == targets_RM).astype(jnp.float32)
 
-    def sums_of(task: int) -> list[LossSum]:
-      task_weights_RM = jnp.where(batch["decoder_task_ids"] == task, weights_RM, 0.0)
+    sums: Sums = {}
+    for term in self.objective.terms:
       total, _, weight = losses.compute_weighted_cross_entropy(
         logits_RMV,
         targets_RM,
-        task_weights_RM,
+        jnp.where(term.mask(batch), weights_RM, 0.0),
         label_smoothing=self._label_smoothing if training else 0.0,
         z_loss=self._z_loss if training else 0.0,
       )
-      return [LossSum(total, weight), LossSum(jnp.sum(correct_RM * task_weights_RM), weight)]
-
-    sums = TaskSums(*sums_of(LABEL), *sums_of(RATIONALE))
-    loss = step_by_step.combined(_over_whole_batch(sums, batch), alpha=self._alpha)
+      sums[f"{term.name}/loss"] = LossSum(total, weight)
+      (kind,) = term.kinds
+      correct = jnp.sum(jnp.where(term.mask(batch), correct_RM * weights_RM, 0.0))
+      sums[f"{TARGET_KINDS[kind]}/accuracy"] = LossSum(correct, weight)
+    loss = self.objective.total(_over_whole_batch(sums, batch))
     metrics = self._compute_metrics(
       logits=logits_RMV,
       targets=targets_RM,
@@ -79,28 +79,29 @@ class StepByStepModel(models.EncoderDecoderModel):
     # A mean over tokens divided by tokens once more says nothing.
     for name in ("loss_per_nonpadding_target_token", "loss_per_all_target_tokens"):
       del metrics[name]
-    named = named_metrics(sums, "train" if training else "eval", alpha=self._alpha)
+    named = named_metrics(self.objective, sums, "train" if training else "eval")
     return loss, {**metrics, **named}
 
 
-def with_task_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """The batch with the two tasks' summed weights beside each row, for its parts to divide by."""
-  weights = step_by_step.task_weights(
-    batch["decoder_loss_weights"].astype(jnp.float32), batch["decoder_task_ids"]
-  )
-  rows = batch["decoder_task_ids"].shape[0]
-  named = zip(_WHOLE_BATCH.values(), weights, strict=True)
-  return {**batch, **{name: jnp.full(rows, weight) for name, weight in named}}
+def with_denominators(batch: Mapping[str, jax.Array], objective: Objective) -> dict[str, jax.Array]:
+  """Returns the batch with its terms' denominators beside each row, for its microbatches."""
+  weights_RM = batch["decoder_loss_weights"].astype(jnp.float32)
+  denominators = objective.denominators({**batch, "decoder_loss_weights": weights_RM})
+  rows = weights_RM.shape[0]
+  return {
+    **batch,
+    **{f"{_DENOMINATOR}{name}": jnp.full(rows, value) for name, value in denominators.items()},
+  }
 
 
-def _over_whole_batch(sums: TaskSums, batch: Mapping[str, jax.Array]) -> TaskSums:
-  """These rows' losses over the weights of the batch that they were cut out of, if they were."""
-  if _WHOLE_BATCH[LABEL] not in batch:
-    return sums
-  return sums._replace(
-    label_loss=LossSum(sums.label_loss.total, batch[_WHOLE_BATCH[LABEL]][0]),
-    rationale_loss=LossSum(sums.rationale_loss.total, batch[_WHOLE_BATCH[RATIONALE]][0]),
-  )
+def _over_whole_batch(sums: Sums, batch: Mapping[str, jax.Array]) -> Sums:
+  """Returns the rows' losses over the denominators of the whole batch, where it has them."""
+  whole = dict(sums)
+  for name, loss in sums.items():
+    term, _, figure = name.partition("/")
+    if figure == "loss" and f"{_DENOMINATOR}{term}" in batch:
+      whole[name] = LossSum(loss.total, batch[f"{_DENOMINATOR}{term}"][0])
+  return whole
 
 
 class StepByStepTrainer(trainer.Trainer):
@@ -115,7 +116,7 @@ class StepByStepTrainer(trainer.Trainer):
     def train_step(train_state: Any, batch: Mapping[str, jax.Array]) -> Any:
       return trainer.train_with_lr(
         train_state,
-        with_task_weights(batch),
+        with_denominators(batch, self._model.objective),
         learning_rate=self._learning_rate_fn(train_state.step),
         dropout_rng=self._get_step_rng(train_state.step),
         model=self._model,

@@ -21,6 +21,7 @@ import jax
 from dss_jax.config.schema import RunConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.errors import Preempted, TrainingDiverged
+from dss_jax.losses.objective import make_objective
 from dss_jax.parallel import processes
 from dss_jax.parallel.preemption import StopSignal, StopVote
 from dss_jax.progress import ProgressLine, note_of, progress_line
@@ -68,6 +69,7 @@ class Loop:
     self._trainer = trainer
     self._train_batches = train_batches
     self._eval_batches = eval_batches
+    self._objective = make_objective(config.loss)
     self._directory = pathlib.Path(config.model_dir)
     self._progress = Progress()
 
@@ -172,7 +174,7 @@ class Loop:
   def _log(self, step: int, metrics: Any, clock: "_Clock", line: ProgressLine) -> None:
     """Reads a step's numbers, writes them, and refuses to go on from numbers that are none."""
     sums, gradient_norm = jax.device_get((metrics["sums"], metrics["gradient_norm"]))
-    named = named_metrics(sums, "train", alpha=self._config.loss.alpha)
+    named = named_metrics(self._objective, sums, "train")
     named["train_gradient_norm"] = float(gradient_norm)
     self._check_finite(step, named)
     named.update(clock.rates())
@@ -201,13 +203,11 @@ class Loop:
     """Evaluates, judges the label task, and returns what the checkpoint is ranked by."""
     assert self._eval_batches is not None
     sums = jax.device_get(evaluate(self._trainer, state.params, self._eval_batches))
-    named = named_metrics(sums, "eval", alpha=self._config.loss.alpha)
+    named = named_metrics(self._objective, sums, "eval")
     self._check_finite(step, named)
     self._writer.write(step, named)
-    judged, judged_sums = "label", (sums.label_loss, sums.label_correct)
-    if not sums.label_loss.weight:  # trained on rationales alone
-      judged, judged_sums = "rationale", (sums.rationale_loss, sums.rationale_correct)
-    loss, accuracy = (float(each.mean()) for each in judged_sums)
+    judged = self._objective.judged_kind
+    loss, accuracy = (float(sums[f"{judged}/{figure}"].mean()) for figure in ("loss", "accuracy"))
     line.say(
       f"step {step}: evaluation loss {named['eval_total_loss']:.4f}, "
       f"{judged} accuracy {accuracy:.4f}, {judged} loss {loss:.4f}"

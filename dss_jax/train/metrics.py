@@ -1,5 +1,6 @@
 """The names of metrics, and their writers: metrics.jsonl and TensorBoard, live."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,31 +13,31 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from dss_jax.losses import step_by_step
-from dss_jax.losses.step_by_step import TaskSums
+from dss_jax.losses.base import LossSum
+from dss_jax.losses.objective import Objective
 
 
 def named_metrics(
-  sums: TaskSums, prefix: Literal["train", "eval"], *, alpha: float
+  objective: Objective, sums: Mapping[str, LossSum], prefix: Literal["train", "eval"]
 ) -> dict[str, float]:
-  """Summed tasks as metrics under the service's names and ours.
+  """Returns an objective's sums as metrics under the service's names and ours.
 
-  `<prefix>_total_loss` is the step-by-step loss; `<prefix>_fraction_of_correct_next_step_preds`
-  the share of right next tokens over both tasks; `<prefix>_num_predictions` how many tokens
-  were predicted. Beside them each task's own loss and accuracy, where it has tokens.
+  `<prefix>_total_loss` is the total loss; `<prefix>_fraction_of_correct_next_step_preds` the
+  share of correct next tokens over all target kinds; `<prefix>_num_predictions` the number of
+  tokens predicted. Beside them `<term>/<prefix>_loss` and `<kind>/<prefix>_accuracy`, where
+  there are tokens.
   """
-  correct = sums.label_correct + sums.rationale_correct
+  correct = [each for name, each in sums.items() if name.endswith("/accuracy")]
+  all_correct = functools.reduce(LossSum.__add__, correct)
   named = {
-    f"{prefix}_total_loss": step_by_step.combined(sums, alpha=alpha),
-    f"{prefix}_fraction_of_correct_next_step_preds": correct.mean(),
-    f"{prefix}_num_predictions": correct.weight,
+    f"{prefix}_total_loss": objective.total(sums),
+    f"{prefix}_fraction_of_correct_next_step_preds": all_correct.mean(),
+    f"{prefix}_num_predictions": all_correct.weight,
   }
-  if sums.label_loss.weight > 0:
-    named[f"label/{prefix}_loss"] = sums.label_loss.mean()
-    named[f"label/{prefix}_accuracy"] = sums.label_correct.mean()
-  if sums.rationale_loss.weight > 0:
-    named[f"rationale/{prefix}_loss"] = sums.rationale_loss.mean()
-    named[f"rationale/{prefix}_accuracy"] = sums.rationale_correct.mean()
+  for name, each in sums.items():
+    if each.weight > 0:
+      group, figure = name.split("/")
+      named[f"{group}/{prefix}_{figure}"] = each.mean()
   return {name: float(np.asarray(value)) for name, value in named.items()}
 
 

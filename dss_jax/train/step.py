@@ -5,7 +5,7 @@ forward pass that the gradient does.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dss_jax.config.schema import RunConfig, T5Config
 from dss_jax.data.batches import empty_batch
 from dss_jax.data.packing import RowShape
-from dss_jax.losses import step_by_step
-from dss_jax.losses.cross_entropy import cross_entropy
-from dss_jax.losses.step_by_step import TaskSums
+from dss_jax.losses.objective import Sums, make_objective
 from dss_jax.model.t5 import Transformer, init_params, output_kernel
 from dss_jax.parallel.sharding import logical_rules, param_shardings, rows_sharding, shardings_like
 from dss_jax.train.compile_ahead import CompiledAhead
@@ -101,7 +99,7 @@ class Trainer:
     )
 
   def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
-    """The state after one update, and the step's `sums` (TaskSums) and `gradient_norm`."""
+    """The state after one update, and the step's `sums` (Sums) and `gradient_norm`."""
     train = self._ahead.get(("train", _shape_of(batch))) or self._train
     return self._on_mesh(train, state, batch, self._seed)
 
@@ -129,7 +127,7 @@ class Trainer:
     """The evaluation step for batches of the shape, ready to be compiled."""
     return self._on_mesh(self._evaluate.lower, self.state_shape.params, self._batch_shape(shape))
 
-  def eval_step(self, params: Any, batch: Arrays) -> TaskSums:
+  def eval_step(self, params: Any, batch: Arrays) -> Sums:
     """Teacher-forced loss and accuracy of a batch, without dropout."""
     evaluate = self._ahead.get(("evaluate", _shape_of(batch))) or self._evaluate
     return self._on_mesh(evaluate, params, batch)
@@ -195,9 +193,11 @@ class Trainer:
       params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-  def _eval_step(self, params: Any, batch: Arrays) -> TaskSums:
-    weights = step_by_step.task_weights(batch["decoder_loss_weights"], batch["decoder_task_ids"])
-    _, sums = batch_loss(params, batch, weights, None, config=self.config, shards=self.mesh.size)
+  def _eval_step(self, params: Any, batch: Arrays) -> Sums:
+    denominators = make_objective(self.config.loss).denominators(batch)
+    _, sums = batch_loss(
+      params, batch, denominators, None, config=self.config, shards=self.mesh.size
+    )
     return sums
 
 
@@ -209,16 +209,16 @@ def _shape_of(batch: Arrays) -> RowShape:
 def batch_loss(
   params: Any,
   batch: Arrays,
-  weights: tuple[jax.Array, jax.Array],
+  denominators: Mapping[str, jax.Array],
   key: jax.Array | None,
   *,
   config: RunConfig,
   shards: int = 1,
-) -> tuple[jax.Array, TaskSums]:
-  """The part of the step-by-step loss that these rows contribute, and their sums.
+) -> tuple[jax.Array, Sums]:
+  """Computes the part of the total loss that these rows contribute, and their sums.
 
   Args:
-    weights: the summed loss weights of label and rationale tokens in the *whole* batch.
+    denominators: the denominator of each term of the objective, for the *whole* batch.
     key: for dropout; None is without.
   """
   hidden_RMD: Any = Transformer(config.model).apply(
@@ -231,34 +231,31 @@ def batch_loss(
     rngs=None if key is None else {"dropout": key},
     method=Transformer.hidden,
   )
-  loss_weights_RM, task_ids_RM = batch["decoder_loss_weights"], batch["decoder_task_ids"]
-  total, losses = cross_entropy(
+  return make_objective(config.loss).loss(
     hidden_RMD,
     output_kernel(params, config.model),
-    batch["decoder_target_tokens"],
-    step_by_step.coefficients(loss_weights_RM, task_ids_RM, *weights, alpha=config.loss.alpha),
-    label_smoothing=config.loss.label_smoothing if key is not None else 0.0,
-    z_loss=config.loss.z_loss if key is not None else 0.0,
+    batch,
+    denominators,
+    training=key is not None,
     shards=shards,
   )
-  return total, step_by_step.task_sums(losses, loss_weights_RM, task_ids_RM)
 
 
 def accumulated_gradient(
   params: Any, batch: Arrays, key: jax.Array | None, *, config: RunConfig, shards: int = 1
-) -> tuple[Any, TaskSums]:
+) -> tuple[Any, Sums]:
   """The gradient of the whole batch, worked out in config.accumulation_steps parts.
 
   Each part's loss is already divided by the whole batch's weights, so the parts' gradients
   add up to exactly the whole's, however unevenly the tokens fall.
   """
-  weights = step_by_step.task_weights(batch["decoder_loss_weights"], batch["decoder_task_ids"])
+  denominators = make_objective(config.loss).denominators(batch)
   differentiate = jax.grad(
     functools.partial(batch_loss, config=config, shards=shards), has_aux=True
   )
   parts = config.accumulation_steps
   if parts == 1:
-    return differentiate(params, batch, weights, key)
+    return differentiate(params, batch, denominators, key)
 
   def take_part(x: jax.Array) -> jax.Array:
     # Part i takes rows i, i + parts, ...: each device keeps the rows it has.
@@ -267,12 +264,14 @@ def accumulated_gradient(
   def add(carry, numbered_part):
     number, part = numbered_part
     part_key = None if key is None else jax.random.fold_in(key, number)
-    gradient, sums = differentiate(params, part, weights, part_key)
+    gradient, sums = differentiate(params, part, denominators, part_key)
     return jax.tree.map(jnp.add, carry, (gradient, sums)), None
 
   zeros = jax.tree.map(
     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-    jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[::parts], batch), weights, key),
+    jax.eval_shape(
+      differentiate, params, jax.tree.map(lambda x: x[::parts], batch), denominators, key
+    ),
   )
   carry, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), jax.tree.map(take_part, batch)))
   return carry

@@ -80,32 +80,32 @@ def sequences_of(batch):
       for ids in (encoder, decoder):  # a segment is contiguous
         places = np.flatnonzero(ids == segment)
         assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
-      tasks = set(batch["decoder_task_ids"][row][decoder == segment])
-      assert len(tasks) == 1
+      kinds = set(batch["decoder_target_kinds"][row][decoder == segment])
+      assert len(kinds) == 1
       found.append(
         (
           tuple(batch["encoder_input_tokens"][row][encoder == segment].tolist()),
           tuple(batch["decoder_target_tokens"][row][decoder == segment].tolist()),
-          int(tasks.pop()),
+          int(kinds.pop()),
         )
       )
   return sorted(found)
 
 
-def sequences_in(store, examples, tasks=BOTH):
+def sequences_in(store, examples, kinds=BOTH):
   return sorted(
     (tuple(pair[0].tolist()), tuple(pair[1].tolist()), task)
     for example in examples
-    for task in tasks
+    for task in kinds
     if (pair := store.pairs[example][task]) is not None
   )
 
 
-def packed_batches(store=STORE, *, tasks=BOTH, row_multiple=1, batch_size=12):
-  examples = usable_examples(store, tasks)
+def packed_batches(store=STORE, *, kinds=BOTH, row_multiple=1, batch_size=12):
+  examples = usable_examples(store, kinds)
   groups = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
   return PackedBatches(
-    store, tasks=tasks, planned_for=groups, costs=costs, row_multiple=row_multiple
+    store, kinds=kinds, planned_for=groups, costs=costs, row_multiple=row_multiple
   )
 
 
@@ -178,7 +178,7 @@ def test_the_fields_of_a_batch():
     "decoder_target_tokens": ((rows, targets), int32),
     "decoder_segment_ids": ((rows, targets), int32),
     "decoder_loss_weights": ((rows, targets), float32),
-    "decoder_task_ids": ((rows, targets), int32),
+    "decoder_target_kinds": ((rows, targets), int32),
   }
   assert {name: array.shape for name, array in empty_batch(packing.shape).items()} == {
     name: array.shape for name, array in batch.items()
@@ -225,14 +225,14 @@ def test_parts_filled_apart_are_the_whole():
     np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
 
 
-@pytest.mark.parametrize("tasks", [(0,), (1,), BOTH])
-def test_only_the_given_tasks_are_seen(tasks):
-  packed = packed_batches(tasks=tasks)
-  examples = usable_examples(STORE, tasks)[:12]
+@pytest.mark.parametrize("kinds", [(0,), (1,), BOTH])
+def test_only_the_given_tasks_are_seen(kinds):
+  packed = packed_batches(kinds=kinds)
+  examples = usable_examples(STORE, kinds)[:12]
   batch = packed.fill(*packed.pack(examples))
-  assert sequences_of(batch) == sequences_in(STORE, examples, tasks)
+  assert sequences_of(batch) == sequences_in(STORE, examples, kinds)
   real = batch["decoder_segment_ids"] > 0
-  assert set(batch["decoder_task_ids"][real]) == set(tasks)
+  assert set(batch["decoder_target_kinds"][real]) == set(kinds)
 
 
 def test_usable_examples_have_a_pair_of_one_of_the_tasks():
@@ -243,7 +243,7 @@ def test_usable_examples_have_a_pair_of_one_of_the_tasks():
 
 def test_padding_shares_by_hand():
   store = Pairs([[(np.arange(2, 12), np.arange(2, 5)), None]] * 4)
-  packed = PackedBatches(store, tasks=(0,), planned_for=[np.arange(4)], costs=costs)
+  packed = PackedBatches(store, kinds=(0,), planned_for=[np.arange(4)], costs=costs)
   packing, _ = packed.pack(np.arange(4))
   rows, inputs, targets = packing.shape
   shares = packed.padding_shares()
@@ -260,7 +260,7 @@ def test_padding_shares_before_any_batch():
 
 @pytest.fixture(scope="module")
 def train():
-  return TrainBatches(STORE, batch_size=16, seed=3, tasks=BOTH, costs=costs, row_multiple=2)
+  return TrainBatches(STORE, batch_size=16, seed=3, kinds=BOTH, costs=costs, row_multiple=2)
 
 
 def test_an_epoch_of_training_batches_sees_every_sequence_once(train):
@@ -275,10 +275,10 @@ def test_an_epoch_of_training_batches_sees_every_sequence_once(train):
 
 
 def test_training_batches_are_the_same_for_every_host_and_after_a_resume(train):
-  other = TrainBatches(STORE, batch_size=16, seed=3, tasks=BOTH, costs=costs, row_multiple=2)
+  other = TrainBatches(STORE, batch_size=16, seed=3, kinds=BOTH, costs=costs, row_multiple=2)
   assert other.pack(30) == train.pack(30)
   assert other.packed.packer.shapes == train.packed.packer.shapes
-  another_seed = TrainBatches(STORE, batch_size=16, seed=4, tasks=BOTH, costs=costs)
+  another_seed = TrainBatches(STORE, batch_size=16, seed=4, kinds=BOTH, costs=costs)
   assert another_seed.pack(30)[1] != train.pack(30)[1]
 
 
@@ -290,14 +290,14 @@ def test_a_batch_is_a_number_of_examples_whatever_the_packing(train):
 
 
 def test_a_batch_larger_than_the_data_set_repeats_it():
-  train = TrainBatches(make_store(5), batch_size=12, seed=0, tasks=(0,), costs=costs)
+  train = TrainBatches(make_store(5), batch_size=12, seed=0, kinds=(0,), costs=costs)
   _, sequences = train.pack(0)
   assert sorted(example for example, _ in sequences) == sorted([0, 3, 4] * 4)
 
 
 @pytest.mark.parametrize("batch_size", [7, 49, 100])
 def test_evaluation_sees_every_sequence_once(batch_size):
-  batches = EvalBatches(STORE, batch_size=batch_size, tasks=BOTH, costs=costs, row_multiple=4)
+  batches = EvalBatches(STORE, batch_size=batch_size, kinds=BOTH, costs=costs, row_multiple=4)
   seen = []
   for packing, sequences in batches.packs:
     assert packing.shape.rows % 4 == 0
@@ -307,12 +307,12 @@ def test_evaluation_sees_every_sequence_once(batch_size):
 
 
 def test_the_shapes_of_coming_batches_are_told_in_their_order():
-  train = TrainBatches(STORE, batch_size=16, seed=3, tasks=BOTH, costs=costs)
+  train = TrainBatches(STORE, batch_size=16, seed=3, kinds=BOTH, costs=costs)
   shares = train.packed.padding_shares()
   told = train.shapes(2, 20)
   assert train.packed.padding_shares() == shares  # To tell is not to use.
   assert told == list(dict.fromkeys(train.pack(step)[0].shape for step in range(2, 20)))
   assert len(told) > 1
   assert train.shapes(2, 2) == []
-  evaluation = EvalBatches(STORE, batch_size=16, tasks=BOTH, costs=costs)
+  evaluation = EvalBatches(STORE, batch_size=16, kinds=BOTH, costs=costs)
   assert evaluation.shapes() == list(dict.fromkeys(each.shape for each, _ in evaluation.packs))

@@ -11,9 +11,10 @@ import sys
 import numpy as np
 import pytest
 
+from dss_jax.config.schema import LABEL, RATIONALE
 from dss_jax.data import token_store
 from dss_jax.data.sources import source_from_file, source_from_rows
-from dss_jax.data.token_store import LABEL, RATIONALE, open_token_store
+from dss_jax.data.token_store import open_token_store
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
 

@@ -131,8 +131,8 @@ def test_each_rationale_is_trained_on_and_each_label_once(tmp_path):
 
 
 def test_prepare_trains_on_all_and_reports_on_the_file(config, tmp_path):
+  from dss_jax.config.schema import LABEL, RATIONALE
   from dss_jax.data.pipeline import prepare
-  from dss_jax.data.token_store import LABEL, RATIONALE
 
   rows = [
     {"input_text": f"{n}", "output_text": "x", "rationale": "r", "rationales": ["r", "s"]}

@@ -17,9 +17,8 @@ from flax import linen as nn
 from dss_jax.checkpoints.arrays import BFLOAT16, in_memory
 from dss_jax.cli import main as cli
 from dss_jax.config.gin_loader import Setting, load_config
-from dss_jax.config.schema import RunConfig
+from dss_jax.config.schema import LABEL, RATIONALE, RunConfig
 from dss_jax.data.pipeline import prepare
-from dss_jax.data.token_store import LABEL, RATIONALE
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.model.t5 import init_params

@@ -11,10 +11,9 @@ from flax import linen as nn
 
 from dss_jax.checkpoints.t5x_read import read_t5x
 from dss_jax.config.gin_loader import Setting, load_config
-from dss_jax.config.schema import MeshConfig, RunConfig
+from dss_jax.config.schema import LABEL, RATIONALE, MeshConfig, RunConfig
 from dss_jax.data.pipeline import prepare
 from dss_jax.data.sources import source_from_file
-from dss_jax.data.token_store import LABEL, RATIONALE
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.evaluation.evaluate import evaluate_student

@@ -36,7 +36,7 @@ def sequences_of(batch):
   for row in range(len(batch["encoder_input_tokens"])):
     for segment in sorted(set(batch["decoder_segment_ids"][row]) - {0}):
       here = batch["decoder_segment_ids"][row] == segment
-      (task,) = set(batch["decoder_task_ids"][row][here])
+      (task,) = set(batch["decoder_target_kinds"][row][here])
       inputs = batch["encoder_input_tokens"][row][batch["encoder_segment_ids"][row] == segment]
       found[task, text(inputs), text(batch["decoder_target_tokens"][row][here])] += 1
   return found
@@ -66,7 +66,7 @@ def test_a_step_has_the_examples_of_dss_distill_on_any_hosts(shards, rows, mixtu
   cfg = dataset_config(mixture, batch_size=8)
   hosts = [batches_of(cfg, 12, shard=shard, shards=shards) for shard in range(shards)]
   for step, parts in enumerate(zip(*hosts, strict=True)):
-    assert {len(part["decoder_task_ids"]) for part in parts} == {8 // shards}
+    assert {len(part["decoder_target_kinds"]) for part in parts} == {8 // shards}
     numbers = example_numbers(step, batch_size=8, num_examples=len(rows), seed=3)
     assert added(map(sequences_of, parts)) == wanted(rows[number] for number in numbers)
 
@@ -128,7 +128,7 @@ def test_evaluation_sees_every_example_once(pack, shards, rows, data_config, dat
     assert found == name
     batches = list(dataset.as_numpy_iterator())
     counts.add(len(batches))
-    assert {len(batch["decoder_task_ids"]) for batch in batches} == {4 // shards}
+    assert {len(batch["decoder_target_kinds"]) for batch in batches} == {4 // shards}
     seen += added(map(sequences_of, batches))
   assert seen == wanted(rows[:10])
   (count,) = counts

@@ -50,19 +50,19 @@ def test_an_example_is_a_row():
       "decoder_input_tokens": [0, 3, 0, 4, 5],
       "decoder_loss_weights": [1, 1, 1, 1, 1],
       "decoder_segment_ids": [1, 1, 2, 2, 2],
-      "decoder_task_ids": [0, 0, 1, 1, 1],
+      "decoder_target_kinds": [0, 0, 1, 1, 1],
     },
     {
       "encoder_segment_ids": [1, 2],
       "decoder_target_tokens": [1, 2, 1],
       "decoder_input_tokens": [0, 0, 2],
-      "decoder_task_ids": [0, 1, 1],
+      "decoder_target_kinds": [0, 1, 1],
     },
     {
       "encoder_segment_ids": [2, 2, 2],
       "decoder_input_tokens": [0, 8],
       "decoder_segment_ids": [2, 2],
-      "decoder_task_ids": [1, 1],
+      "decoder_target_kinds": [1, 1],
     },
   )
 
@@ -78,14 +78,14 @@ def test_the_tasks_survive_packing():
       "decoder_input_tokens": [0, 3, 0, 4, 5, 0, 0, 2, 0, 8],
       "decoder_loss_weights": [1] * 10,
       "decoder_segment_ids": [1, 1, 2, 2, 2, 3, 4, 4, 6, 6],
-      "decoder_task_ids": [0, 0, 1, 1, 1, 0, 1, 1, 1, 1],
+      "decoder_target_kinds": [0, 0, 1, 1, 1, 0, 1, 1, 1, 1],
     },
   )
 
 
 def test_what_does_not_fit_begins_another_row_as_a_whole():
   rows = rows_of([*EXAMPLES, EXAMPLES[1]], pack=True)
-  assert [row["decoder_task_ids"].tolist() for row in rows] == [
+  assert [row["decoder_target_kinds"].tolist() for row in rows] == [
     [0, 0, 1, 1, 1, 0, 1, 1, 1, 1],
     [0, 1, 1, 0, 0, 0, 0, 0, 0, 0],
   ]
@@ -99,6 +99,6 @@ def test_an_ordinary_task_is_labels():
       "encoder_segment_ids": [1, 1, 1],
       "decoder_input_tokens": [0, 3],
       "decoder_segment_ids": [1, 1],
-      "decoder_task_ids": [0, 0],
+      "decoder_target_kinds": [0, 0],
     },
   )

@@ -11,7 +11,7 @@ from dss_jax.data.batches import TrainBatches
 from dss_jax.data.sources import training_source_from_file
 from dss_jax.data.token_store import open_token_store
 from dss_jax.data.vocabularies import load_vocabulary
-from dss_jax.losses import step_by_step
+from dss_jax.losses.objective import make_objective
 from dss_jax.train.metrics import named_metrics
 from dss_jax.train.step import batch_loss
 
@@ -40,7 +40,7 @@ def our_batch(run_config):
   def costs(rows, inputs, targets):
     return rows * (inputs + targets)
 
-  batches = TrainBatches(store, batch_size=BATCH_SIZE, seed=SEED, tasks=(0, 1), costs=costs)
+  batches = TrainBatches(store, batch_size=BATCH_SIZE, seed=SEED, kinds=(0, 1), costs=costs)
   return batches.packed.fill(*batches.pack(0))
 
 
@@ -66,14 +66,12 @@ def t5x_batch(run_config, dataset_config):
 @pytest.fixture(scope="module")
 def ours(run_config, params, our_batch):
   """Loss, sums and gradient of the student's step; the key only says that it trains."""
-  weights = step_by_step.task_weights(
-    our_batch["decoder_loss_weights"], our_batch["decoder_task_ids"]
-  )
+  denominators = make_objective(run_config.loss).denominators(our_batch)
 
   @jax.jit
   def step(params, batch):
     return jax.value_and_grad(batch_loss, has_aux=True)(
-      params, batch, weights, jax.random.key(0), config=run_config
+      params, batch, denominators, jax.random.key(0), config=run_config
     )
 
   return step(params, our_batch)
@@ -102,13 +100,13 @@ def test_loss_and_gradient_are_the_steps(pack, t5x_model, params, t5x_batch, our
   (want, sums), want_gradient = ours
   np.testing.assert_allclose(loss, want, rtol=1e-5)
   assert_same_gradient(gradient, want_gradient)
-  for name, value in named_metrics(sums, "train", alpha=t5x_model._alpha).items():
+  for name, value in named_metrics(t5x_model.objective, sums, "train").items():
     np.testing.assert_allclose(metrics[name].compute(), value, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_microbatches_give_the_whole_batchs_gradient(parts, t5x_model, params, t5x_batch, ours):
-  batch = model.with_task_weights(t5x_batch(pack=False))
+  batch = model.with_denominators(t5x_batch(pack=False), t5x_model.objective)
 
   class State:
     flax_mutables = None
@@ -121,14 +119,14 @@ def test_microbatches_give_the_whole_batchs_gradient(parts, t5x_model, params, t
   (want, sums), want_gradient = ours
   assert_same_gradient(gradient, want_gradient)
   np.testing.assert_allclose(metrics["loss"].total, want, rtol=1e-5)
-  for name, value in named_metrics(sums, "train", alpha=t5x_model._alpha).items():
+  for name, value in named_metrics(t5x_model.objective, sums, "train").items():
     np.testing.assert_allclose(metrics[name].compute(), value, rtol=1e-5, err_msg=name)
 
 
-def test_evaluation_is_without_smoothing(t5x_model, make_t5x_model, params, t5x_batch):
+def test_evaluation_is_without_smoothing(t5x_model, make_t5x_model, params, t5x_batch, run_config):
   batch = t5x_batch(pack=False)
   loss, metrics = t5x_model.eval_fn(params, batch)
-  plain, _ = make_t5x_model(alpha=t5x_model._alpha).eval_fn(params, batch)
+  plain, _ = make_t5x_model(alpha=run_config.loss.alpha).eval_fn(params, batch)
   np.testing.assert_allclose(loss, plain, rtol=1e-6)
   np.testing.assert_allclose(metrics["eval_total_loss"].compute(), loss, rtol=1e-6)
   assert not [name for name in metrics if "train_" in name]

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from dss_jax.config.schema import T5Config
-from dss_jax.losses import step_by_step
+from dss_jax.losses.objective import make_objective
 from dss_jax.model.t5 import EncoderLayer, Transformer, init_params
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
@@ -49,7 +49,7 @@ def batch():
     "decoder_target_tokens": ids["target"],
     "decoder_segment_ids": decoder,
     "decoder_loss_weights": (decoder > 0).astype(np.float32),
-    "decoder_task_ids": (decoder == 2).astype(np.int32),
+    "decoder_target_kinds": (decoder == 2).astype(np.int32),
   }
 
 
@@ -78,7 +78,7 @@ def losses_of(config, mesh, params, batch):
   losses = []
   for _ in range(STEPS):
     state, metrics = trainer.train_step(state, on_mesh)
-    losses.append(float(step_by_step.combined(metrics["sums"], alpha=config.loss.alpha)))
+    losses.append(float(make_objective(config.loss).total(metrics["sums"])))
     assert np.isfinite([losses[-1], metrics["gradient_norm"]]).all()
   return losses
 

@@ -5,7 +5,9 @@ import numpy as np
 import optax
 import pytest
 
+from dss_jax.config.schema import LossConfig
 from dss_jax.data.batches import TrainBatches
+from dss_jax.losses.objective import make_objective
 from dss_jax.train.metrics import named_metrics
 from dss_jax.train.step import Trainer
 
@@ -22,7 +24,7 @@ def losses(make_config, make_store, mesh_of, row_costs):
       make_store(40, ragged=False),
       batch_size=8,
       seed=1,
-      tasks=(0, 1),
+      kinds=(0, 1),
       costs=row_costs,
       row_multiple=8,
     )
@@ -37,7 +39,9 @@ def losses(make_config, make_store, mesh_of, row_costs):
         return batches.packed.fill(packing, sequences, part)
 
       state, metrics = trainer.train_step(state, trainer.to_mesh(rows, fill))
-      taken.append(named_metrics(jax.device_get(metrics["sums"]), "train", alpha=0.5))
+      taken.append(
+        named_metrics(make_objective(LossConfig()), jax.device_get(metrics["sums"]), "train")
+      )
     return taken
 
   return losses

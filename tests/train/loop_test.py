@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from dss_jax.config.schema import EvaluationConfig, OptimizerConfig
+from dss_jax.config.schema import EvaluationConfig, LossConfig, OptimizerConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.errors import Preempted, TrainingDiverged
 from dss_jax.losses.base import LossSum
-from dss_jax.losses.step_by_step import TaskSums
 from dss_jax.train import loop as subject
 from dss_jax.train.loop import Loop
 from dss_jax.train.optimizer import make_optimizer
@@ -45,7 +44,7 @@ def trainer(compiled_trainer, monkeypatch):
 @pytest.fixture(scope="module")
 def batches(make_store, row_costs):
   """Training and evaluation batches, all of one shape."""
-  options = {"batch_size": BATCH_SIZE, "tasks": (0, 1), "costs": row_costs}
+  options = {"batch_size": BATCH_SIZE, "kinds": (0, 1), "costs": row_costs}
   train = TrainBatches(make_store(20, ragged=False), seed=0, **options)
   return train, EvalBatches(make_store(12, ragged=False, seed=1), **options)
 
@@ -98,10 +97,12 @@ def scripted(accuracies, losses=None):
     accuracy, loss = next(script)
     each = [np.float32(value * 100) for value in (loss, accuracy)]
     hundred = np.float32(100)
-    return TaskSums(
-      LossSum(each[0], hundred), LossSum(each[1], hundred), LossSum(hundred, hundred),
-      LossSum(np.float32(50), hundred),
-    )  # fmt: skip
+    return {
+      "label/loss": LossSum(each[0], hundred),
+      "label/accuracy": LossSum(each[1], hundred),
+      "rationale/loss": LossSum(hundred, hundred),
+      "rationale/accuracy": LossSum(np.float32(50), hundred),
+    }
 
   return evaluate
 
@@ -347,7 +348,7 @@ def poisoned(real, at, poison):
 
 def nan_loss(state, metrics):
   loss = LossSum(np.float32(math.nan), np.float32(24))
-  return state, {**metrics, "sums": metrics["sums"]._replace(label_loss=loss)}
+  return state, {**metrics, "sums": {**metrics["sums"], "label/loss": loss}}
 
 
 def infinite_gradient(state, metrics):
@@ -394,11 +395,13 @@ def test_an_evaluation_without_numbers_stops_the_run(make_loop, kept, monkeypatc
 
 def test_a_run_on_rationales_alone_is_judged_by_them(make_loop, monkeypatch, capsys):
   def evaluate(trainer, params, batches):
-    nothing, tokens = np.float32(0), np.float32(10)
-    label = LossSum(nothing, nothing)
-    return TaskSums(label, label, LossSum(np.float32(20), tokens), LossSum(np.float32(5), tokens))
+    tokens = np.float32(10)
+    return {
+      "rationale/loss": LossSum(np.float32(20), tokens),
+      "rationale/accuracy": LossSum(np.float32(5), tokens),
+    }
 
   monkeypatch.setattr(subject, "evaluate", evaluate)
-  outcome = make_loop(evaluation={"interval_steps": 6}).run()
+  outcome = make_loop(evaluation={"interval_steps": 6}, loss=LossConfig(alpha=0.0)).run()
   assert outcome.evaluation["rationale/eval_accuracy"] == 0.5
   assert "rationale accuracy 0.5000" in capsys.readouterr().err

@@ -7,23 +7,28 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dss_jax.config.schema import LossConfig
 from dss_jax.losses.base import LossSum
-from dss_jax.losses.step_by_step import TaskSums
+from dss_jax.losses.objective import make_objective
 from dss_jax.train.metrics import MetricsWriter, named_metrics
 
 
 def sums(label=(8.0, 4.0, 3.0), rationale=(60.0, 20.0, 5.0)):
-  """(summed loss, tokens, right tokens) of each task."""
-  parts = []
-  for loss, tokens, right in (label, rationale):
-    parts += [LossSum(np.float32(loss), np.float32(tokens))]
-    parts += [LossSum(np.float32(right), np.float32(tokens))]
-  return TaskSums(*parts)
+  """(summed loss, tokens, correct tokens) of each target kind."""
+  parts = {}
+  for kind, (loss, tokens, correct) in (("label", label), ("rationale", rationale)):
+    parts[f"{kind}/loss"] = LossSum(np.float32(loss), np.float32(tokens))
+    parts[f"{kind}/accuracy"] = LossSum(np.float32(correct), np.float32(tokens))
+  return parts
+
+
+def metrics_of(sums, prefix, *, alpha):
+  return named_metrics(make_objective(LossConfig(alpha=alpha)), sums, prefix)
 
 
 def test_train_metrics_by_hand():
   """The three names are the service's, letter for letter."""
-  assert named_metrics(sums(), "train", alpha=0.25) == {
+  assert metrics_of(sums(), "train", alpha=0.25) == {
     "train_total_loss": 0.25 * 2.0 + 0.75 * 3.0,
     "train_fraction_of_correct_next_step_preds": pytest.approx(8 / 24),
     "train_num_predictions": 24.0,
@@ -35,7 +40,7 @@ def test_train_metrics_by_hand():
 
 
 def test_eval_metrics_have_the_three_twins():
-  train, evaluation = (named_metrics(sums(), prefix, alpha=0.5) for prefix in ("train", "eval"))
+  train, evaluation = (metrics_of(sums(), prefix, alpha=0.5) for prefix in ("train", "eval"))
   assert list(evaluation) == [name.replace("train_", "eval_") for name in train]
   assert list(evaluation)[:3] == [
     "eval_total_loss",
@@ -45,11 +50,11 @@ def test_eval_metrics_have_the_three_twins():
   assert list(evaluation.values()) == list(train.values())
 
 
-def test_a_task_without_tokens_has_no_names_of_its_own():
-  named = named_metrics(sums(rationale=(0.0, 0.0, 0.0)), "train", alpha=1.0)
+def test_a_kind_without_tokens_has_no_names_of_its_own():
+  named = metrics_of(sums(rationale=(0.0, 0.0, 0.0)), "train", alpha=1.0)
   assert named["train_total_loss"] == 2.0
   assert not any(name.startswith("rationale/") for name in named)
-  nothing = named_metrics(sums((0, 0, 0), (0, 0, 0)), "train", alpha=0.5)
+  nothing = metrics_of(sums((0, 0, 0), (0, 0, 0)), "train", alpha=0.5)
   assert nothing == {
     "train_total_loss": 0.0,
     "train_fraction_of_correct_next_step_preds": 0.0,
@@ -58,7 +63,7 @@ def test_a_task_without_tokens_has_no_names_of_its_own():
 
 
 def test_metrics_are_plain_floats():
-  assert {type(value) for value in named_metrics(sums(), "train", alpha=0.5).values()} == {float}
+  assert {type(value) for value in metrics_of(sums(), "train", alpha=0.5).values()} == {float}
 
 
 def lines_of(directory):

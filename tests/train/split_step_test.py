@@ -10,7 +10,7 @@ import pytest
 from dss_jax.config.schema import MeshConfig
 from dss_jax.data.batches import PackedBatches
 from dss_jax.data.packing import RowShape
-from dss_jax.losses import step_by_step
+from dss_jax.losses.objective import make_objective
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 
@@ -20,7 +20,7 @@ EXAMPLES = np.arange(8)
 @pytest.fixture(scope="module")
 def batch(make_store, row_costs):
   batches = PackedBatches(
-    make_store(8), tasks=(0, 1), planned_for=[EXAMPLES], costs=row_costs, row_multiple=2
+    make_store(8), kinds=(0, 1), planned_for=[EXAMPLES], costs=row_costs, row_multiple=2
   )
   packing, sequences = batches.pack(EXAMPLES)
   return batches.fill(packing, sequences)
@@ -39,7 +39,7 @@ def two_steps(make_config, mesh_of, batch):
     on_mesh = trainer.to_mesh(rows, lambda part: {name: x[part] for name, x in batch.items()})
     for _ in range(2):
       state, metrics = trainer.train_step(state, on_mesh)
-    loss = float(step_by_step.combined(metrics["sums"], alpha=0.5))
+    loss = float(make_objective(config.loss).total(metrics["sums"]))
     return loss, float(metrics["gradient_norm"]), jax.device_get(state.params)
 
   return two_steps

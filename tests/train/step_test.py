@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from dss_jax.config.schema import LABEL, RATIONALE, LossConfig
 from dss_jax.data.batches import PackedBatches
 from dss_jax.data.packing import Packing, RowShape
-from dss_jax.losses import cross_entropy, step_by_step
+from dss_jax.losses import cross_entropy
 from dss_jax.losses.base import LossSum
-from dss_jax.losses.step_by_step import TaskSums
+from dss_jax.losses.objective import make_objective
 from dss_jax.model.t5 import Transformer
 from dss_jax.train import step
 from dss_jax.train.step import Trainer, parameter_count
@@ -21,7 +22,6 @@ ALPHA = 0.3
 EXAMPLES = np.arange(24)
 MESHES = [(1, 1), (8, 1), (2, 4)]
 PARTS = [1, 3]
-LABEL, RATIONALE = 0, 1
 
 
 def reference_loss(params, config, store, examples, alpha):
@@ -127,7 +127,7 @@ def take_step(trainers, state):
     gradient = jax.device_get(after.opt_state)
     size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient)))
     np.testing.assert_allclose(metrics["gradient_norm"], size, rtol=1e-5)
-    return float(step_by_step.combined(metrics["sums"], alpha=ALPHA)), gradient
+    return float(make_objective(LossConfig(alpha=ALPHA)).total(metrics["sums"])), gradient
 
   return take_step
 
@@ -138,7 +138,7 @@ def packed(store, row_costs):
 
   def packed(row_multiple=1):
     return PackedBatches(
-      store, tasks=(0, 1), planned_for=[EXAMPLES], costs=row_costs, row_multiple=row_multiple
+      store, kinds=(0, 1), planned_for=[EXAMPLES], costs=row_costs, row_multiple=row_multiple
     )
 
   return packed
@@ -217,7 +217,7 @@ def test_a_batch_without_any_rationale(take_step, packed, batch, reference):
   examples = EXAMPLES[EXAMPLES % 3 == 0]
   batches = packed()
   _, sequences = batches.pack(examples)
-  assert {task for _, task in sequences} == {LABEL}
+  assert {kind for _, kind in sequences} == {LABEL}
   rows = len(batch["encoder_segment_ids"])
   shape = RowShape(
     rows, batch["encoder_segment_ids"].shape[1], batch["decoder_segment_ids"].shape[1]
@@ -242,9 +242,11 @@ def test_evaluation_is_the_same_loss(trainers, state, packed, wanted, mesh):
   on_mesh = trainer.to_mesh(packing.shape.rows, lambda rows: batches.fill(packing, sequences, rows))
   params = jax.device_put(state.params, trainer.state_shardings.params)
   sums = jax.device_get(trainer.eval_step(params, on_mesh))
-  np.testing.assert_allclose(step_by_step.combined(sums, alpha=ALPHA), wanted[0], rtol=1e-5)
-  assert sums.label_loss.weight == batches._store.target_lengths[:, LABEL].sum()
-  assert sums.rationale_loss.weight == batches._store.target_lengths[:, RATIONALE].sum()
+  np.testing.assert_allclose(
+    make_objective(LossConfig(alpha=ALPHA)).total(sums), wanted[0], rtol=1e-5
+  )
+  assert sums["label/loss"].weight == batches._store.target_lengths[:, LABEL].sum()
+  assert sums["rationale/loss"].weight == batches._store.target_lengths[:, RATIONALE].sum()
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (2, 4)], ids=str)
@@ -295,7 +297,7 @@ def on_mesh(real, batch):
 
 
 def loss_of(metrics):
-  return float(step_by_step.combined(metrics["sums"], alpha=ALPHA))
+  return float(make_objective(LossConfig(alpha=ALPHA)).total(metrics["sums"]))
 
 
 def test_two_runs_with_one_seed_are_the_same_run_and_learn(real, fresh, on_mesh):
@@ -362,8 +364,9 @@ def test_another_seed_is_another_run(real, fresh, on_mesh, monkeypatch):
 def test_evaluation_has_no_dropout(real, fresh, on_mesh, trainers):
   params = fresh().params
   got, want = real.eval_step(params, on_mesh), trainers((1, 1)).eval_step(params, on_mesh)
-  for ours, without in zip(got, want, strict=True):
-    np.testing.assert_allclose(ours, without, rtol=1e-6)
+  jax.tree.map(
+    lambda ours, without: np.testing.assert_allclose(ours, without, rtol=1e-6), got, want
+  )
 
 
 def test_the_parts_of_a_batch_have_dropout_of_their_own(make_config, monkeypatch):
@@ -371,17 +374,17 @@ def test_the_parts_of_a_batch_have_dropout_of_their_own(make_config, monkeypatch
 
   def draw(params, batch, weights, key, *, config, shards):
     drawn = jax.random.uniform(key)
-    return params * drawn, TaskSums(*[LossSum(drawn, drawn)] * 4)
+    return params * drawn, {"label/loss": LossSum(drawn, drawn)}
 
   monkeypatch.setattr(step, "batch_loss", draw)
-  names = ("decoder_loss_weights", "decoder_task_ids")
+  names = ("decoder_loss_weights", "decoder_target_kinds")
   batch = {name: jnp.zeros((6, 2)) for name in names}
   key = jax.random.key(0)
   config = make_config(accumulation_steps=3)
   gradient, sums = step.accumulated_gradient(jnp.float32(1), batch, key, config=config)
   drawn = [float(jax.random.uniform(jax.random.fold_in(key, part))) for part in range(3)]
   assert len(set(drawn)) == 3
-  np.testing.assert_allclose([gradient, sums.label_loss.total], [sum(drawn)] * 2, rtol=1e-6)
+  np.testing.assert_allclose([gradient, sums["label/loss"].total], [sum(drawn)] * 2, rtol=1e-6)
 
 
 def test_parameter_count(config, state):
