@@ -13,7 +13,7 @@ from t5x import metrics as t5x_metrics
 from dss_jax.losses.base import LossSum
 from dss_jax.losses.objective import Objective
 
-# T5X's microbatches start from zeros in a metric's fields: each is an array or a metric itself.
+# T5X starts microbatches from zeros in a metric's fields: each must be an array or a metric.
 
 
 @flax.struct.dataclass
@@ -32,18 +32,22 @@ class TokenMean(clu_metrics.Metric):
 
 @flax.struct.dataclass
 class TotalLoss(clu_metrics.Metric):
-  """The total loss of all batches merged: of each term, weight times its mean over all tokens."""
+  """The total loss of all batches merged: of each term, factor times its mean over all tokens.
 
-  means: dict[str, TokenMean]
-  weights: tuple[tuple[str, float], ...] = flax.struct.field(pytree_node=False)
+  Attributes:
+    totals, weights: the LossSum of each term, float32 [terms].
+    factors: the weight of each term in the objective.
+  """
+
+  totals: jax.Array
+  weights: jax.Array
+  factors: tuple[float, ...] = flax.struct.field(pytree_node=False)
 
   def merge(self, other: "TotalLoss") -> "TotalLoss":
-    return self.replace(
-      means={name: mean.merge(other.means[name]) for name, mean in self.means.items()}
-    )
+    return self.replace(totals=self.totals + other.totals, weights=self.weights + other.weights)
 
   def compute(self) -> jax.Array:
-    return jnp.sum(jnp.array([w * self.means[name].compute() for name, w in self.weights]))
+    return jnp.dot(jnp.array(self.factors), LossSum(self.totals, self.weights).mean())
 
 
 def named_metrics(
@@ -52,10 +56,12 @@ def named_metrics(
   """Returns the metrics of dss_jax.train.metrics.named_metrics, to be merged by T5X's trainer."""
   correct = [each for name, each in sums.items() if name.endswith("/accuracy")]
   all_correct = functools.reduce(LossSum.__add__, correct)
+  losses = [sums[f"{term.name}/loss"] for term in objective.terms]
   named = {
     f"{prefix}_total_loss": TotalLoss(
-      {term.name: TokenMean(*sums[f"{term.name}/loss"]) for term in objective.terms},
-      tuple((term.name, term.weight) for term in objective.terms),
+      jnp.array([loss.total for loss in losses]),
+      jnp.array([loss.weight for loss in losses]),
+      tuple(term.weight for term in objective.terms),
     ),
     f"{prefix}_fraction_of_correct_next_step_preds": TokenMean(*all_correct),
     f"{prefix}_num_predictions": t5x_metrics.Sum(all_correct.weight),
