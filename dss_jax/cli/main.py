@@ -382,6 +382,7 @@ def validate(
 ) -> None:
   """Check rows and report on them; every bad row is named by its line."""
   from dss_jax.data.report.build import dataset_report
+  from dss_jax.data.report.text import to_text
   from dss_jax.data.vocabularies import load_vocabulary
 
   report = dataset_report(
@@ -391,7 +392,7 @@ def validate(
     max_input_tokens=max_input_tokens,
     max_output_tokens=max_output_tokens,
   )
-  click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+  click.echo(json.dumps(report.to_json(), indent=2) if as_json else to_text(report))
 
 
 dss.add_command(annotate)

@@ -1,1 +1,1 @@
-"""The report on a data set."""
+"""The report on a data set: its figures, warnings, and their text for a terminal."""

@@ -4,14 +4,20 @@ import array
 import collections
 import io
 import tempfile
-from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 
-SHOWN_LINES = 5
+from dss_jax.data.report.figures import (
+  SHOWN_LINES,
+  Instruction,
+  LabelStatistics,
+  LengthStatistics,
+  LineNumbers,
+)
+
 MAX_DISTINCT_LABELS = 1000
-# Beyond this length a label is a text of its own, not the name of a class.
+# A longer label is free text, not the name of a class.
 MAX_CLASS_NAME_CHARACTERS = 200
 INSTRUCTION_WORDS = 3
 
@@ -20,16 +26,8 @@ _EXACT_LENGTH_BITS = 13
 _SPILL_ITEMS = 3 * 2**17
 
 
-@dataclass(frozen=True)
-class Lines:
-  """How many rows, and the line numbers of the first of them."""
-
-  count: int
-  lines: tuple[int, ...]
-
-
 class LineCounter:
-  """Counts rows and remembers the first few line numbers."""
+  """Counts rows and keeps the first few line numbers."""
 
   def __init__(self) -> None:
     self.count = 0
@@ -40,24 +38,12 @@ class LineCounter:
     if len(self._lines) < SHOWN_LINES:
       self._lines.append(line)
 
-  def result(self) -> Lines:
-    return Lines(self.count, tuple(self._lines))
-
-
-@dataclass(frozen=True)
-class LengthStatistics:
-  """Percentiles of lengths, in the unit of what was counted; all 0 when nothing was."""
-
-  count: int
-  mean: float
-  p50: int
-  p90: int
-  p99: int
-  longest: int
+  def result(self) -> LineNumbers:
+    return LineNumbers(self.count, tuple(self._lines))
 
 
 class LengthHistogram:
-  """Counts lengths: exact below 8,192, to 1 part in 4,096 beyond; at most ~60,000 bins."""
+  """Counts lengths: exact below 8,192, within 1 part in 4,096 above; at most ~60,000 bins."""
 
   def __init__(self) -> None:
     self._bins: dict[int, int] = collections.defaultdict(int)
@@ -72,7 +58,7 @@ class LengthHistogram:
     self._bins[length >> coarse << coarse] += 1
 
   def result(self) -> LengthStatistics:
-    """Nearest-rank percentiles: the least length that so many per cent do not exceed."""
+    """Returns the statistics; percentiles are nearest-rank, so each is a length that occurs."""
     if not self._count:
       return LengthStatistics(0, 0.0, 0, 0, 0, 0)
     lengths = sorted(self._bins)
@@ -82,25 +68,8 @@ class LengthHistogram:
     return LengthStatistics(self._count, self._total / self._count, p50, p90, p99, self._longest)
 
 
-@dataclass(frozen=True)
-class LabelStatistics:
-  """The distribution of labels.
-
-  Attributes:
-    distinct: number of different labels; None when they are more than 1,000.
-    are_classes: whether each label stands on five rows or more on average.
-    most_common: (label, rows), the 20 most frequent; empty for free text.
-    variants: pairs of labels that differ in case or spaces alone.
-  """
-
-  distinct: int | None
-  are_classes: bool
-  most_common: tuple[tuple[str, int], ...]
-  variants: tuple[tuple[str, str], ...]
-
-
 class LabelCounter:
-  """Counts labels until they are too many or too long to be the names of classes."""
+  """Counts labels, and stops when they are too many or too long to be the names of classes."""
 
   def __init__(self) -> None:
     self._counts: dict[str, int] | None = {}
@@ -134,21 +103,11 @@ class LabelCounter:
     return LabelStatistics(distinct, True, tuple(ranked[:20]), tuple(variants[:SHOWN_LINES]))
 
 
-@dataclass(frozen=True)
-class Instruction:
-  """The words that most rows share at one end, and the rows without them."""
-
-  words: str
-  where: str
-  rows: int
-  missing: Lines
-
-
 class InstructionFinder:
   """Finds the first or last three words that more than half of all rows share.
 
-  A majority vote over the stream names the only candidate there can be at either end; the
-  hashes of all ends, spilled to a temporary file, then say exactly which rows lack it.
+  The Boyer-Moore majority vote finds the only possible candidate at each end in one pass. The
+  hashes of all ends, spilled to a temporary file, then give the exact rows without it.
   """
 
   def __init__(self) -> None:
@@ -165,13 +124,13 @@ class InstructionFinder:
     self._vote("closing", closing)
     self._buffer.extend((hash(opening), hash(closing), line))
     if len(self._buffer) >= _SPILL_ITEMS:
-      # Small sets of rows never touch the disk.
+      # Small data sets never touch the disk.
       if isinstance(self._spilled, io.BytesIO):
         self._spilled = tempfile.TemporaryFile(prefix="dss_ends_")  # noqa: SIM115
       self._spill()
 
   def result(self) -> Instruction | None:
-    """The shared words; None where no three words are shared by most of two rows or more."""
+    """Returns the shared words; None if no three words are shared by most rows, or one row only."""
     self._spill()
     found = []
     for column, (where, (words, _)) in enumerate(self._votes.items()):
@@ -196,7 +155,7 @@ class InstructionFinder:
     self._spilled.write(self._buffer.tobytes())
     self._buffer = array.array("q")
 
-  def _rows_with(self, column: int, wanted: int) -> tuple[int, Lines]:
+  def _rows_with(self, column: int, wanted: int) -> tuple[int, LineNumbers]:
     self._spilled.seek(0)
     rows = missing = 0
     lines: list[int] = []
@@ -206,4 +165,4 @@ class InstructionFinder:
       rows += len(ends) - len(without)
       missing += len(without)
       lines.extend(int(line) for line in without[: SHOWN_LINES - len(lines)])
-    return rows, Lines(missing, tuple(lines))
+    return rows, LineNumbers(missing, tuple(lines))

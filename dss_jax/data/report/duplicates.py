@@ -1,9 +1,9 @@
-"""Which rows repeat, contradict or leak: exact answers in constant memory.
+"""Repeated, contradictory and leaked rows, counted exactly in constant memory.
 
-Each row leaves three 64-bit hashes and its place. They are spilled to temporary files by
-the leading bits of the input's hash, so that all rows of one input meet in one partition,
-and the partitions are settled one after the other. Two different texts of a file of ten
-million rows share a hash with probability 3e-6.
+Each row is kept as three 64-bit hashes and its place. They are spilled to temporary files by
+the leading bits of the input's hash, so that all rows of one input are in one partition, and
+the partitions are processed one after the other. Two different texts among ten million rows
+have the same hash with probability 3e-6.
 """
 
 import array
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dss_jax.data.report.counters import SHOWN_LINES
+from dss_jax.data.report.figures import SHOWN_LINES, Repeats
 
 _BUFFER_RECORDS = 2**17
 _PARTITION_RECORDS = 2**19
@@ -23,27 +23,19 @@ _PARTITION_BITS = 6
 _FIRST_SHIFT = 64 - _PARTITION_BITS
 _NEVER = np.iinfo(np.int64).max
 
-# Columns of a record. A place is line * 2, plus 1 for an evaluation row.
+# Columns of a record. FIRST and SECOND are places: line * 2, plus 1 for an evaluation row.
 _INPUT, _ROW, _LABEL, _FIRST, _SECOND, _COUNT = range(6)
 _NO_LABEL = 0
 
 
 @dataclass(frozen=True)
-class Repeats:
-  """How many, and for the first of them (line, the earlier line that it meets)."""
-
-  count: int
-  lines: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
 class RowRepeats:
-  """What RowHashes finds.
+  """The result of RowHashes.
 
   Attributes:
     duplicates: training rows equal to an earlier one in input, label and rationale.
     evaluation_duplicates: the same within the evaluation rows.
-    conflicts: training inputs with more than one label; the line that first contradicts.
+    conflicts: training inputs with more than one label; (first contradicting line, first line).
     overlap: evaluation rows whose input is a training input; (evaluation line, training line).
   """
 
@@ -54,7 +46,7 @@ class RowRepeats:
 
 
 class RowHashes:
-  """Collects rows by `add`, then answers once by `settle`; a context manager."""
+  """A context manager that takes rows by `add` and finds the repeats among them once."""
 
   def __init__(self) -> None:
     self._folder = tempfile.TemporaryDirectory(prefix="dss_rows_")
@@ -69,17 +61,17 @@ class RowHashes:
     self._folder.cleanup()
 
   def add(self, line: int, text: str, label: str | None, rationale: str | None, split: int) -> None:
-    """Takes one row; `split` is 0 for training, 1 for evaluation."""
+    """Adds a row; `split` is 0 for training, 1 for evaluation."""
     label_hash = _NO_LABEL if label is None else hash(label)
     row_hash = hash((text, label, rationale))
     self._buffer.extend((hash(text), row_hash, label_hash, line * 2 + split))
     if len(self._buffer) >= 4 * _BUFFER_RECORDS:
-      self._spill(self._taken(), self._top, _FIRST_SHIFT)
+      self._spill(self._take_buffer(), self._top, _FIRST_SHIFT)
       self._spilled = True
 
-  def settle(self) -> RowRepeats:
-    """What repeats among all rows added."""
-    kinds: list[list[np.ndarray]] = [[], [], [], []]
+  def find_repeats(self) -> RowRepeats:
+    """Returns what repeats among all rows added."""
+    places = [np.empty((0, 2), dtype=np.int64)] * 4
     counts = [0, 0, 0, 0]
     for records in self._partitions():
       found = (
@@ -88,18 +80,18 @@ class RowHashes:
         _conflicts(records),
         _overlap(records),
       )
-      for kind, (count, places) in enumerate(found):
+      for kind, (count, new_places) in enumerate(found):
         counts[kind] += count
-        kinds[kind] = [_first_places(np.concatenate([*kinds[kind], places]))]
+        places[kind] = _first_places(np.concatenate([places[kind], new_places]))
     return RowRepeats(
       *(
-        Repeats(count, tuple((int(a) // 2, int(b) // 2) for a, b in places[0]) if places else ())
-        for count, places in zip(counts, kinds, strict=True)
+        Repeats(count, tuple((int(a) // 2, int(b) // 2) for a, b in pairs))
+        for count, pairs in zip(counts, places, strict=True)
       )
     )
 
-  def _taken(self) -> np.ndarray:
-    """The buffered rows as compressed records; the buffer is empty afterwards."""
+  def _take_buffer(self) -> np.ndarray:
+    """Empties the buffer and returns its rows as compressed records."""
     rows = np.frombuffer(self._buffer, dtype=np.int64).reshape(-1, 4)
     records = np.empty((len(rows), 6), dtype=np.int64)
     records[:, :4] = rows
@@ -109,32 +101,32 @@ class RowHashes:
     return _compressed(records)
 
   def _partitions(self) -> Iterator[np.ndarray]:
-    rest = self._taken()
+    rest = self._take_buffer()
     if not self._spilled:
       yield rest
       return
     self._spill(rest, self._top, _FIRST_SHIFT)
-    yield from self._of_folder(self._top, _FIRST_SHIFT - _PARTITION_BITS)
+    yield from self._folder_partitions(self._top, _FIRST_SHIFT - _PARTITION_BITS)
 
-  def _of_folder(self, folder: pathlib.Path, shift: int) -> Iterator[np.ndarray]:
+  def _folder_partitions(self, folder: pathlib.Path, shift: int) -> Iterator[np.ndarray]:
     for path in sorted(folder.glob("*.records")):
-      yield from self._of_file(path, shift)
+      yield from self._file_partitions(path, shift)
       path.unlink()
 
-  def _of_file(self, path: pathlib.Path, shift: int) -> Iterator[np.ndarray]:
-    """The records of one partition, in parts by further bits where they are too many."""
+  def _file_partitions(self, path: pathlib.Path, shift: int) -> Iterator[np.ndarray]:
+    """Yields the records of a file, partitioned by further bits if there are too many."""
     chunks = _read_chunks(path)
-    held = np.empty((0, 6), dtype=np.int64)
+    records = np.empty((0, 6), dtype=np.int64)
     for chunk in chunks:
-      held = _compressed(np.concatenate([held, chunk]))
-      if len(held) > _PARTITION_RECORDS and shift >= 0:
+      records = _compressed(np.concatenate([records, chunk]))
+      if len(records) > _PARTITION_RECORDS and shift >= 0:
         folder = path.with_suffix("")
         folder.mkdir()
-        for part in itertools.chain([held], chunks):
+        for part in itertools.chain([records], chunks):
           self._spill(part, folder, shift)
-        yield from self._of_folder(folder, shift - _PARTITION_BITS)
+        yield from self._folder_partitions(folder, shift - _PARTITION_BITS)
         return
-    yield held
+    yield records
 
   def _spill(self, records: np.ndarray, folder: pathlib.Path, shift: int) -> None:
     bits = records[:, _INPUT].view(np.uint64) >> np.uint64(shift)
@@ -154,7 +146,7 @@ def _read_chunks(path: pathlib.Path) -> Iterator[np.ndarray]:
 
 
 def _starts(*columns: np.ndarray) -> np.ndarray:
-  """Where, in sorted columns, a new combination of values begins."""
+  """Returns the indices in sorted columns at which a new combination of values begins."""
   is_new = np.zeros(len(columns[0]), dtype=bool)
   is_new[:1] = True
   for column in columns:
@@ -163,9 +155,9 @@ def _starts(*columns: np.ndarray) -> np.ndarray:
 
 
 def _compressed(records: np.ndarray) -> np.ndarray:
-  """One record for all equal rows of a split: their first two places and their number.
+  """Merges the equal rows of a split into one record: their first two places and their number.
 
-  A row that fills the whole file thus takes no memory. Sorted by row.
+  A file of equal rows thus needs little memory. Sorted by row.
   """
   if not len(records):
     return records
@@ -186,17 +178,17 @@ def _first_places(places: np.ndarray) -> np.ndarray:
 
 
 def _duplicates(records: np.ndarray, *, split: int) -> tuple[int, np.ndarray]:
-  mine = records[(records[:, _FIRST] & 1) == split]
-  repeated = mine[mine[:, _COUNT] > 1]
+  chosen = records[(records[:, _FIRST] & 1) == split]
+  repeated = chosen[chosen[:, _COUNT] > 1]
   count = int((repeated[:, _COUNT] - 1).sum())
   return count, _first_places(repeated[:, [_SECOND, _FIRST]])
 
 
 def _conflicts(records: np.ndarray) -> tuple[int, np.ndarray]:
-  mine = records[((records[:, _FIRST] & 1) == 0) & (records[:, _LABEL] != _NO_LABEL)]
-  mine = mine[np.lexsort((mine[:, _FIRST], mine[:, _LABEL], mine[:, _INPUT]))]
+  chosen = records[((records[:, _FIRST] & 1) == 0) & (records[:, _LABEL] != _NO_LABEL)]
+  chosen = chosen[np.lexsort((chosen[:, _FIRST], chosen[:, _LABEL], chosen[:, _INPUT]))]
   # The first row of every (input, label), in order of place within the input.
-  firsts = mine[_starts(mine[:, _INPUT], mine[:, _LABEL])]
+  firsts = chosen[_starts(chosen[:, _INPUT], chosen[:, _LABEL])]
   firsts = firsts[np.lexsort((firsts[:, _FIRST], firsts[:, _INPUT]))]
   starts = _starts(firsts[:, _INPUT])
   starts = starts[np.diff(np.append(starts, len(firsts))) > 1]

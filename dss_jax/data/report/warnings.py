@@ -1,15 +1,11 @@
-"""What a dataset report warns of: limits and advice of the hosted service, likely mistakes."""
+"""The warnings of a dataset report: the hosted service's limits and advice, likely mistakes."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from dss_jax.data.report.counters import LabelStatistics, Lines
-from dss_jax.data.report.duplicates import Repeats
+from dss_jax.data.report.figures import DatasetReport, LabelStatistics, SplitReport
+from dss_jax.data.report.text import named_lines, plural_s
 
-if TYPE_CHECKING:
-  from dss_jax.data.report.build import DatasetReport, SplitReport
-
-# The hosted service's documented limits; beyond them is a warning here, not a wall.
+# The hosted service's documented limits. It refused more; here they are only warned of.
 MAX_TRAIN_ROWS = 10_000
 MIN_EVALUATION_ROWS = 10
 MAX_EVALUATION_ROWS = 250
@@ -20,26 +16,26 @@ ADVISED_UNLABELLED_ROWS = 1_000
 _ONE_SIDED_SHARE = 0.95
 
 
-def report_warnings(report: "DatasetReport") -> list[str]:
-  """One sentence for each thing worth a look, the gravest kinds first."""
-  warnings = [*_of_leaks(report), *_of_sizes(report)]
+def report_warnings(report: DatasetReport) -> list[str]:
+  """Returns one sentence for each likely problem, the most serious kinds first."""
+  warnings = [*_leak_warnings(report), *_size_warnings(report)]
   for split in (report.train, report.evaluation):
     if split is not None and split.rows:
-      warnings += [f"{split.name}: {warning}" for warning in _of_split(split)]
+      warnings += [f"{split.name}: {warning}" for warning in _split_warnings(split)]
   return warnings
 
 
-def _of_leaks(report: "DatasetReport") -> Iterator[str]:
+def _leak_warnings(report: DatasetReport) -> Iterator[str]:
   if report.overlap is not None and report.overlap.count:
-    lines = shown_lines(report.overlap)
     yield (
       f"{_rows(report.overlap.count)} of the evaluation data also in the training data"
-      f" ({lines}): the evaluation will look better than it is; take them out of one of the two"
+      f" ({named_lines(report.overlap)}): the student will look better than it is; remove them"
+      " from one of the two"
     )
   if report.conflicts.count:
     yield (
-      f"{report.conflicts.count:,} input{_s(report.conflicts.count)} with more than one label"
-      f" ({shown_lines(report.conflicts)}): the student cannot learn both; keep one"
+      f"{report.conflicts.count:,} input{plural_s(report.conflicts.count)} with more than one"
+      f" label ({named_lines(report.conflicts)}): the student cannot learn both; keep one"
     )
   train, evaluation = report.train.labels, report.evaluation and report.evaluation.labels
   if evaluation and train.are_classes and evaluation.are_classes and _all_shown(train):
@@ -47,10 +43,10 @@ def _of_leaks(report: "DatasetReport") -> Iterator[str]:
     unseen = [label for label, _ in evaluation.most_common if label not in known]
     if unseen:
       named = ", ".join(f'"{label}"' for label in unseen[:5])
-      yield f"evaluation labels that no training row has: {named}; the student cannot know them"
+      yield f"evaluation labels that no training row has: {named}; the student cannot learn them"
 
 
-def _of_sizes(report: "DatasetReport") -> Iterator[str]:
+def _size_warnings(report: DatasetReport) -> Iterator[str]:
   train, evaluation = report.train, report.evaluation
   unlabelled = train.rows - train.labelled
   if train.rows > MAX_TRAIN_ROWS:
@@ -78,86 +74,78 @@ def _of_sizes(report: "DatasetReport") -> Iterator[str]:
     )
   if evaluation.labelled < evaluation.rows:
     missing = evaluation.rows - evaluation.labelled
-    yield f"{_rows(missing)} of the evaluation data without a label: nothing can be held against it"
+    yield f"{_rows(missing)} of the evaluation data without a label: their answers are not checked"
 
 
-def _of_split(split: "SplitReport") -> Iterator[str]:
+def _split_warnings(split: SplitReport) -> Iterator[str]:
   if split.duplicates.count:
     yield (
       f"{_rows(split.duplicates.count)} equal to an earlier one"
-      f" ({shown_lines(split.duplicates)}): each counts twice; delete the copies"
+      f" ({named_lines(split.duplicates)}): each counts twice; delete the copies"
     )
   for field, lengths in split.lengths.items():
     if lengths.cut is not None and lengths.cut.count:
       yield (
         f"{_rows(lengths.cut.count)} whose {field} is longer than {lengths.limit:,} tokens"
-        f" ({shown_lines(lengths.cut)}): the rest is cut off; shorten them or raise"
+        f" ({named_lines(lengths.cut)}): the rest is cut off; shorten them or raise"
         f" --max-{'input' if field == 'input' else 'output'}-tokens"
       )
-  yield from _of_instruction(split)
-  yield from _of_labels(split)
-  yield from _of_rationales(split)
+  yield from _instruction_warnings(split)
+  yield from _label_warnings(split)
+  yield from _rationale_warnings(split)
 
 
-def _of_instruction(split: "SplitReport") -> Iterator[str]:
+def _instruction_warnings(split: SplitReport) -> Iterator[str]:
   found = split.instruction
   if found is not None and found.missing.count:
-    place = "open with" if found.where == "opening" else "close with"
+    begin = "begin" if found.where == "opening" else "end"
     yield (
-      f"{_rows(found.missing.count)} without the instruction that most rows {place},"
-      f' "{found.words}" ({shown_lines(found.missing)}): give all rows the form that the'
+      f"{_rows(found.missing.count)} without the instruction that most rows {begin} with,"
+      f' "{found.words}" ({named_lines(found.missing)}): give all rows the form that the'
       " student will see in production"
     )
   if found is None and split.labels.are_classes and split.rows > 1:
     yield (
-      "no instruction is shared by most rows: say in each input what is asked and which labels"
-      " there are, or quality drops, most of all on small data sets"
+      "no instruction is shared by most rows: state the question and the possible labels in each"
+      " input; without them quality drops, most of all on small data sets"
     )
 
 
-def _of_labels(split: "SplitReport") -> Iterator[str]:
+def _label_warnings(split: SplitReport) -> Iterator[str]:
   labels = split.labels
   for one, other in labels.variants:
-    yield f'the labels "{one}" and "{other}" differ in case or spaces alone: spell them alike'
+    yield f'the labels "{one}" and "{other}" differ only in case or spaces: spell them the same'
   if labels.are_classes:
     label, count = labels.most_common[0]
     if labels.distinct == 1:
-      yield f'all labels are "{label}": there is nothing to tell apart'
+      yield f'all labels are "{label}": there is nothing to learn; add rows with other labels'
     elif count > _ONE_SIDED_SHARE * split.labelled:
       yield (
-        f'{count / split.labelled:.1%} of the labels are "{label}": a student that always says'
-        " so looks good; add rows of the others"
+        f'{count / split.labelled:.1%} of the labels are "{label}": a student that always gives'
+        " this label looks accurate; add rows with other labels"
       )
 
 
-def _of_rationales(split: "SplitReport") -> Iterator[str]:
+def _rationale_warnings(split: SplitReport) -> Iterator[str]:
   without = split.rationale_without_label
   if without.count:
     yield (
-      f"{_rows(without.count)} with a rationale and no label ({shown_lines(without)}): the"
+      f"{_rows(without.count)} with a rationale and no label ({named_lines(without)}): the"
       " rationale may argue for another label than the teacher will give; add the label"
     )
-  # Where most rationales do not, it is the data's style and no mistake of a few rows.
-  silent = split.label_not_mentioned
-  if silent.count and 2 * silent.count < split.mention_checked:
+  # If most rationales do so, it is the style of the data and no mistake.
+  unmentioned = split.label_not_mentioned
+  if unmentioned.count and 2 * unmentioned.count < split.mention_checked:
     yield (
-      f"{_rows(silent.count)} whose rationale never mentions the label ({shown_lines(silent)}):"
-      " it may argue for another one; read a few"
+      f"{_rows(unmentioned.count)} whose rationale never mentions the label"
+      f" ({named_lines(unmentioned)}): it may argue for another one; read a few"
     )
   broken = split.mid_sentence
   if broken.count and 2 * broken.count < split.with_rationale:
     yield (
-      f"{_rows(broken.count)} whose rationale ends mid-sentence ({shown_lines(broken)}): it may"
-      " have been cut off; give the teacher more room"
+      f"{_rows(broken.count)} whose rationale ends mid-sentence ({named_lines(broken)}): it may"
+      " have been cut off; allow the teacher longer answers"
     )
-
-
-def shown_lines(found: Lines | Repeats) -> str:
-  """`line 3`, or `lines 3, 17, ...` when there are more than are named."""
-  numbers = [line[0] if isinstance(line, tuple) else line for line in found.lines]
-  named = ", ".join(map(str, numbers))
-  more = ", ..." if found.count > len(numbers) else ""
-  return f"line{_s(found.count)} {named}{more}"
 
 
 def _all_shown(labels: LabelStatistics) -> bool:
@@ -165,8 +153,4 @@ def _all_shown(labels: LabelStatistics) -> bool:
 
 
 def _rows(count: int) -> str:
-  return f"{count:,} row{_s(count)}"
-
-
-def _s(count: int) -> str:
-  return "" if count == 1 else "s"
+  return f"{count:,} row{plural_s(count)}"

@@ -1,24 +1,25 @@
-"""Counters with bounded memory give what unbounded ones would, or say that they cannot."""
+"""Counters with bounded memory give the exact result, or None where they cannot."""
 
 import random
 
 import numpy as np
 import pytest
 
-from dss_jax.data.report import counters as row_counts
+from dss_jax.data.report import counters
 from dss_jax.data.report.counters import (
   InstructionFinder,
   LabelCounter,
   LengthHistogram,
   LineCounter,
 )
+from dss_jax.data.report.figures import LabelStatistics, LineNumbers
 
 
-def test_lines_are_counted_and_the_first_five_named():
+def test_lines_are_counted_and_the_first_five_kept():
   counter = LineCounter()
   for line in range(3, 20):
     counter.add(line)
-  assert counter.result() == row_counts.Lines(17, (3, 4, 5, 6, 7))
+  assert counter.result() == LineNumbers(17, (3, 4, 5, 6, 7))
 
 
 @pytest.mark.parametrize("most", [3, 100, 8191])
@@ -35,7 +36,7 @@ def test_percentiles_are_exact_for_short_texts(most):
   assert found.mean == pytest.approx(np.mean(lengths))
 
 
-def test_percentiles_of_long_texts_are_near_and_bins_bounded():
+def test_percentiles_of_long_texts_are_close_and_bins_bounded():
   histogram = LengthHistogram()
   lengths = np.random.default_rng(0).integers(0, 10_000_000, 50_000).tolist()
   for length in lengths:
@@ -61,12 +62,10 @@ def test_classes_are_ranked():
   assert found.most_common == (("a", 20), ("b", 5), ("c", 5))
 
 
-def test_free_text_is_told_from_classes():
-  assert counted(["a", "b", "c"]) == row_counts.LabelStatistics(3, False, (), ())
+def test_free_text_is_not_taken_for_classes():
+  assert counted(["a", "b", "c"]) == LabelStatistics(3, False, (), ())
   assert counted([str(n) for n in range(1000)] * 5).distinct == 1000
-  assert counted([str(n) for n in range(1001)] * 5) == row_counts.LabelStatistics(
-    None, False, (), ()
-  )
+  assert counted([str(n) for n in range(1001)] * 5) == LabelStatistics(None, False, (), ())
   assert counted(["a"] * 9 + ["x" * 201]).distinct is None
   assert counted([]).distinct == 0
 
@@ -86,22 +85,22 @@ def found_in(texts):
 
 
 @pytest.mark.parametrize("spill", [3, 3 * 2**17])
-def test_the_shared_words_and_the_rows_without(monkeypatch, spill):
-  monkeypatch.setattr(row_counts, "_SPILL_ITEMS", spill)
+def test_the_shared_words_and_the_rows_without_them(monkeypatch, spill):
+  monkeypatch.setattr(counters, "_SPILL_ITEMS", spill)
   texts = [f"Classify the text: {n}" for n in range(60)]
-  # Half of the rows without it stand first: the vote must not depend on the order.
+  # Half of the rows without it come first: the vote must not depend on the order.
   texts = [f"only {n}" for n in range(20)] + texts + [f"{n} bare text" for n in range(20)]
   found = found_in(texts)
   assert (found.words, found.where, found.rows) == ("Classify the text:", "opening", 60)
   assert (found.missing.count, found.missing.lines) == (40, (1, 2, 3, 4, 5))
 
 
-def test_the_instruction_may_stand_at_the_end():
+def test_the_instruction_may_be_at_the_end():
   found = found_in([f"{n} {n}. Is this true?" for n in range(9)] + ["bare"])
   assert (found.words, found.where, found.missing.lines) == ("Is this true?", "closing", (10,))
 
 
-def test_half_of_the_rows_is_not_most():
+def test_half_of_the_rows_are_not_most():
   assert found_in(["say it now: a"] * 5 + [f"{n} is else {n}" for n in range(5)]) is None
   assert found_in(["say it now: a"]) is None
   assert found_in([]) is None
