@@ -1,4 +1,4 @@
-"""The value of an arithmetic expression that a model wrote, without `eval`."""
+"""Evaluation of arithmetic expressions written by a model, without `eval`."""
 
 import re
 from fractions import Fraction
@@ -6,7 +6,7 @@ from fractions import Fraction
 MAX_EXPRESSION_CHARACTERS = 1000
 MAX_EXPRESSION_DEPTH = 50
 
-# A number is 12, 12.5, .5, 12. or 1,234,567; anything else that is not an operator is junk.
+# A number is 12, 12.5, .5, 12. or 1,234,567; any other text but operators is invalid.
 _TOKEN = re.compile(
   r"\s*(?:(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?(?![0-9,])|[0-9]+\.?[0-9]*|\.[0-9]+)"
   r"|(?P<symbol>[-+*/()]))"
@@ -14,15 +14,15 @@ _TOKEN = re.compile(
 
 
 class _NoValue(Exception):
-  """The text is no arithmetic expression, or it divides by zero."""
+  """The text is not an arithmetic expression, or it divides by zero."""
 
 
 def value_of(expression: str) -> Fraction | None:
-  """The exact value of `expression`, or None where it has none.
+  """Returns the exact value of an expression, or None if it has none.
 
-  Numbers (`84`, `84.0`, `.5`, `1,200`), `+ - * /`, a sign, and brackets, with the usual
-  precedence; division is exact. Text of any kind may be passed: junk, an unknown name,
-  a division by zero, more than 1,000 characters or 50 nested brackets and signs give None.
+  Numbers (`84`, `84.0`, `.5`, `1,200`), `+ - * /`, signs and brackets, with the usual
+  precedence; division is exact. Any text may be passed: invalid text, a division by zero,
+  more than 1,000 characters, or more than 50 nested brackets and signs give None.
   """
   if len(expression) > MAX_EXPRESSION_CHARACTERS:
     return None
@@ -33,13 +33,13 @@ def value_of(expression: str) -> Fraction | None:
 
 
 def same_value(first: str, second: str) -> bool:
-  """Whether both expressions have a value, and it is one and the same."""
+  """Returns whether both expressions have a value and the values are equal."""
   value = value_of(first)
   return value is not None and value == value_of(second)
 
 
 def _tokens(expression: str) -> list[str]:
-  """The numbers and symbols of `expression`; raises _NoValue at the first junk character."""
+  """Returns the numbers and symbols of an expression; raises _NoValue if it is invalid."""
   tokens = []
   text = expression.rstrip()
   position = 0
@@ -53,7 +53,7 @@ def _tokens(expression: str) -> list[str]:
 
 
 class _Parser:
-  """Recursive descent: sum -> product -> signed -> number or bracketed sum."""
+  """A recursive-descent parser: sum -> product -> signed -> number or bracketed sum."""
 
   def __init__(self, tokens: list[str]):
     self._tokens = tokens

@@ -1,4 +1,4 @@
-"""From a DataConfig to token stores and the report on what went into them."""
+"""Token stores of a run and the report on their rows, from a DataConfig."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ from dss_jax.progress import progress_line
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-  """Tokens to train and evaluate on, with their vocabulary and the report on their rows."""
+  """Token stores to train and evaluate on, their vocabulary, and the report on their rows."""
 
   vocabulary: Vocabulary
   train: TokenStore
@@ -30,13 +30,16 @@ class PreparedData:
 
 
 def sources(config: DataConfig, annotated: str | None = None) -> tuple[RowSource, RowSource | None]:
-  """The rows to train on, and those to evaluate on if there are any.
+  """Returns the rows to train on, and those to evaluate on if there are any.
 
-  A task is evaluated on its validation split, never on its test split, unless another file
-  is given. Raises UserError where the configuration names no data, or names it twice.
+  A task is evaluated on `config.eval_dataset` if given, else on its validation split, never on
+  its test split.
 
   Args:
-    annotated: the file of the same training rows as a teacher has completed them.
+    annotated: a file of the same training rows, completed by a teacher; it is read instead.
+
+  Raises:
+    UserError: as check_data does.
   """
   check_data(config)
   if config.task is not None:
@@ -50,7 +53,7 @@ def sources(config: DataConfig, annotated: str | None = None) -> tuple[RowSource
 
 
 def check_data(config: DataConfig) -> None:
-  """Raises UserError where the configuration names no data, or names it twice."""
+  """Raises UserError unless the configuration gives the training data exactly once."""
   if (config.dataset is None) == (config.task is None):
     both = "both" if config.dataset else "neither"
     raise UserError(
@@ -64,7 +67,9 @@ def check_data(config: DataConfig) -> None:
   if config.data_dir is not None:
     raise UserError("--data-dir belongs to --task; leave it out with --dataset")
   if config.labels != "gold":
-    raise UserError("--labels teacher belongs to --task; the rows of --dataset hold their labels")
+    raise UserError(
+      "--labels teacher belongs to --task; the rows of --dataset have their own labels"
+    )
 
 
 def _task_sources(
@@ -79,7 +84,7 @@ def _task_sources(
     )
   if "validation" not in task.splits or config.eval_dataset is not None:
     return train, None
-  # Whoever asks a teacher of their own need not have the recorded answers of another.
+  # With an own teacher, the recorded answers of another one may be missing.
   needs_answers = annotated is None
   return train, source_from_task(task, "validation", config.data_dir, needs_answers=needs_answers)
 
@@ -90,11 +95,12 @@ def prepare(
   """Reads, checks, reports on and tokenises the rows of a run.
 
   Args:
-    tasks: LABEL and/or RATIONALE, what the run trains.
+    tasks: the target kinds to train on: LABEL, RATIONALE or both.
     annotated: as for sources.
 
   Raises:
-    UserError: rows, vocabulary or task are not as they must be, or no row serves a task.
+    UserError: the rows, the vocabulary or the task file are invalid, or no row has a target of
+      a trained kind.
   """
   train, evaluation = sources(config, annotated)
   _check_rows_for(tasks, train, evaluation)
@@ -110,8 +116,8 @@ def prepare(
   )
   return PreparedData(
     vocabulary=vocabulary,
-    train=tokens(train, vocabulary, config),
-    evaluation=None if evaluation is None else tokens(evaluation, vocabulary, config),
+    train=tokenise_source(train, vocabulary, config),
+    evaluation=None if evaluation is None else tokenise_source(evaluation, vocabulary, config),
     report={
       **report.to_json(),
       "train_source": train.report,
@@ -122,22 +128,22 @@ def prepare(
 
 
 def _check_rows_for(tasks: tuple[int, ...], train: RowSource, evaluation: RowSource | None) -> None:
-  """Raises UserError where a trained task has no row, or the judged one none to judge by."""
-  for task, count, what, mend in (
+  """Raises UserError if no row has a target to train on, or none has one to evaluate on."""
+  for kind, count, key, fix in (
     (LABEL, train.summary.labelled, "output_text", "label some rows"),
     (RATIONALE, train.summary.with_rationale, "rationale", "run `dss tune`, which needs none"),
   ):
-    if task in tasks and not count:
-      raise UserError(f'{_place(train)}: no row has "{what}" to train on; {mend}')
+    if kind in tasks and not count:
+      raise UserError(f'{_place(train)}: no row has "{key}" to train on; {fix}')
   if evaluation is None:
     return
   if LABEL in tasks:
-    count, what = evaluation.summary.labelled, "output_text"
+    count, key = evaluation.summary.labelled, "output_text"
   else:
-    count, what = evaluation.summary.with_rationale, "rationale"
+    count, key = evaluation.summary.with_rationale, "rationale"
   if not count:
     raise UserError(
-      f'{_place(evaluation)}: no row has "{what}" to evaluate by; add it to some rows, or train '
+      f'{_place(evaluation)}: no row has "{key}" to evaluate on; add it to some rows, or train '
       "without evaluation data"
     )
 
@@ -146,8 +152,8 @@ def _place(source: RowSource) -> str:
   return source.report.get("file", source.name)
 
 
-def tokens(source: RowSource, vocabulary: Vocabulary, config: DataConfig) -> TokenStore:
-  """The token store of a source, built with a progress line where it is not on disk yet."""
+def tokenise_source(source: RowSource, vocabulary: Vocabulary, config: DataConfig) -> TokenStore:
+  """Returns the token store of a source; builds it, with a progress line, if it is not on disk."""
   sequences = source.summary.labelled + source.summary.with_rationale
   with progress_line(f"tokenising {source.name}", sequences) as line:
     return open_token_store(

@@ -1,4 +1,4 @@
-"""What can be told of a rationale by reading it: does it name its label, does it break off?"""
+"""Checks of a rationale's text: whether it mentions its label, whether it is cut off."""
 
 import re
 
@@ -6,14 +6,14 @@ _NOT_WORD = re.compile(r"[\W_]+")
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _AROUND_OPERATOR = re.compile(r"\s*([+\-*/=<>^%])\s*")
 _WHOLE_NUMBER = re.compile(r"(?<=\d)\.0+(?!\d)")
-_GOES_ON = frozenset(",;:-–—([{<&+*/=^\\")
+_UNFINISHED_ENDS = frozenset(",;:-–—([{<&+*/=^\\")
 
 
 def mentions(rationale: str, label: str) -> bool:
-  """Whether the rationale names the label as whole words, whatever case and punctuation.
+  """Returns whether the rationale has the label as whole words, ignoring case and punctuation.
 
-  A plural counts ("wooded areas" mentions "wooded area"), "know" is no mention of "no".
-  Formulas are compared without spaces and brackets, and 84.0 is 84.
+  A plural counts: "wooded areas" mentions "wooded area". A part of a word does not: "know"
+  does not mention "no". Formulas are compared without spaces and brackets, and 84.0 is 84.
   """
   begin = rationale.find(label)
   if begin >= 0:
@@ -21,7 +21,7 @@ def mentions(rationale: str, label: str) -> bool:
     if not (rationale[begin - 1 : begin].isalnum() or rationale[end : end + 1].isalnum()):
       return True
   words, sought = (_NOT_WORD.sub(" ", text.casefold()).strip() for text in (rationale, label))
-  # Scripts written without spaces have no word boundaries to hold the label against.
+  # Scripts without spaces have no word boundaries.
   if not sought or not sought.isascii():
     return label.casefold().strip() in rationale.casefold()
   ends = (" ", "s ", "es ") if len(sought) > 2 else (" ",)
@@ -34,13 +34,13 @@ def mentions(rationale: str, label: str) -> bool:
 
 
 def ends_mid_sentence(text: str) -> bool:
-  """Whether the text breaks off: at a letter, a comma, an opening bracket or an operator.
+  """Returns whether the text ends in a letter, a comma, an opening bracket or an operator.
 
-  A number, a closing bracket or a quotation mark may well end a rationale. Scripts without
-  upper and lower case often do without a full stop, so their letters count as an end.
+  A number, a closing bracket or a quotation mark may end a rationale. Scripts without upper
+  and lower case are often written without a full stop, so their letters count as an end.
   """
   last = text.rstrip()[-1:]
-  return last in _GOES_ON or last.lower() != last.upper()
+  return last in _UNFINISHED_ENDS or last.lower() != last.upper()
 
 
 def _formula(text: str) -> str:

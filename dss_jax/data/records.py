@@ -1,8 +1,8 @@
-"""Rows of a data set: one JSON object a line, read as a stream, every bad line named.
+"""Reading and writing of rows: one JSON object a line, streamed, every bad line named.
 
 A row is `{"input_text": str, "output_text"?: str, "rationale"?: str}`; other keys are kept
-and passed through. Files are UTF-8 (a byte-order mark is tolerated), lines end in a line
-feed, with or without a carriage return, a name ending in `.gz` means gzip, and a URL
+and passed through. Files are UTF-8, with or without a byte-order mark; lines end in a line
+feed, with or without a carriage return. A name ending in `.gz` means gzip, and a URL
 (`gs://`, `s3://`, `https://`, ...) is read through fsspec.
 """
 
@@ -21,7 +21,6 @@ from dss_jax.storage.files import (
   reason,
   writing,
 )
-from dss_jax.storage.files import open_text as open_text
 
 Row = dict[str, Any]
 
@@ -30,7 +29,7 @@ SHOWN_PROBLEMS = 20
 
 _BOM = b"\xef\xbb\xbf"
 _SKIP_BYTES = 2**20
-_EMPTY_MEND = {
+_FIELD_FIXES = {
   "input_text": "give the text of the example, or delete the line",
   "output_text": "give a label, or drop the key to let the teacher label it",
   "rationale": "give the reasoning, or drop the key to let the teacher write it",
@@ -47,7 +46,7 @@ _JSON_NAMES = {
 
 
 class RowProblem(NamedTuple):
-  """One line that is no row: where it stands, what is wrong, what is allowed, how to mend it."""
+  """A line that is not a row: its place, and what is wrong, with the fix."""
 
   path: str
   line: int
@@ -58,7 +57,7 @@ class RowProblem(NamedTuple):
 
 
 class ProblemTally:
-  """The first problems in full and the number of all: constant memory for any number of them."""
+  """Counts problems and keeps the first of them, in constant memory."""
 
   def __init__(self) -> None:
     self.first: list[RowProblem] = []
@@ -70,13 +69,13 @@ class ProblemTally:
       self.first.append(problem)
 
   def raise_if_any(self) -> None:
-    """Raises UserError with all that was added; does nothing when nothing was."""
+    """Raises UserError if a problem was added."""
     if self.total:
       raise problems_error(self.first, self.total)
 
 
 def problems_error(problems: Sequence[RowProblem], total: int) -> UserError:
-  """The error that lists `problems`, 20 at most, a line each, and how many of `total` are left."""
+  """Returns the error that lists the first 20 problems, a line each, and the number of others."""
   shown = [str(problem) for problem in problems[:SHOWN_PROBLEMS]]
   more = total - len(shown)
   if more > 0:
@@ -85,11 +84,11 @@ def problems_error(problems: Sequence[RowProblem], total: int) -> UserError:
 
 
 def scan_rows(path: PathLike) -> Iterator[tuple[int, Row] | RowProblem]:
-  """Every line of the file in order: (line number from 1, row) if good, a RowProblem if not.
+  """Yields, for each line in order, (line number from 1, row), or a RowProblem.
 
-  Streams in constant memory; nothing in the file makes it raise. Blank lines at the end of
-  the file are tolerated, any other blank line is a problem. A broken gzip stream is the
-  problem of the line it breaks in, and the last. A line may have 10 MiB at most.
+  Streams in constant memory; no content of the file raises. Blank lines are allowed only at
+  the end of the file. A broken gzip stream is a problem of the line in which it breaks; no
+  later line is read. A line may have at most 10 MiB.
 
   Raises:
     UserError: the file cannot be opened, or its storage fails while it is read.
@@ -124,11 +123,11 @@ def scan_rows(path: PathLike) -> Iterator[tuple[int, Row] | RowProblem]:
 
 
 def numbered_rows(path: PathLike) -> Iterator[tuple[int, Row]]:
-  """(line number from 1, row) of every good line; then all problems of the file, in one error.
+  """Yields (line number from 1, row) of every good line.
 
   Raises:
-    UserError: at the end of the file, if a line was bad or there was no row at all, and as
-      scan_rows does.
+    UserError: at the end of the file, if a line was bad (one error lists all problems) or
+      there was no row; and as scan_rows does.
   """
   problems = ProblemTally()
   is_empty = True
@@ -144,30 +143,29 @@ def numbered_rows(path: PathLike) -> Iterator[tuple[int, Row]]:
 
 
 def empty_file_problem(path: PathLike) -> str:
-  """The sentence for a file without a single row."""
+  """Returns the error message for a file without rows."""
   return f'{os.fspath(path)}: no rows; give at least one line like {{"input_text": "..."}}'
 
 
 def read_rows(path: PathLike) -> Iterator[Row]:
-  """Every good row of the file; raises as numbered_rows does."""
+  """Yields every good row of the file; raises as numbered_rows does."""
   return (row for _, row in numbered_rows(path))
 
 
 def check_rows(path: PathLike) -> int:
-  """The number of rows of a file in which every line is good; raises as numbered_rows does."""
+  """Returns the number of rows if every line is good; raises as numbered_rows does."""
   return sum(1 for _ in numbered_rows(path))
 
 
 def write_rows(path: PathLike, rows: Iterable[Row]) -> int:
-  """Writes rows as they come, one JSON object a line, and returns how many there were.
+  """Writes rows as a stream, one JSON object a line, and returns their number.
 
-  The file appears under its name only when it is whole (see files.atomic_target), gzipped if
-  its name ends in `.gz`.
+  The file is written atomically (see files.atomic_target), gzipped if its name ends in `.gz`.
 
   Raises:
-    UserError: the target cannot be written, or a row holds what JSON or UTF-8 cannot (NaN,
-      half of a surrogate pair). Whatever `rows` raises passes through. Either way the target
-      is as it was.
+    UserError: the target cannot be written, or a row has a value that JSON or UTF-8 cannot
+      represent (NaN, an unpaired surrogate). What `rows` raises passes through. In either
+      case the target is unchanged.
   """
   name = os.fspath(path)
   count = 0
@@ -178,7 +176,7 @@ def write_rows(path: PathLike, rows: Iterable[Row]) -> int:
       except ValueError as error:
         raise UserError(
           f"{name}: row {count} cannot be written as JSON in UTF-8 ({reason(error)});"
-          " mend or drop the row"
+          " correct or drop the row"
         ) from None
       with writing(name):
         binary.write(line + b"\n")
@@ -193,7 +191,7 @@ _TOO_LONG = (
 
 
 def _read_line(binary: IO[bytes]) -> tuple[bytes, bool]:
-  """The next line, or the start of one that is too long, the rest of which is skipped."""
+  """Returns (the next line, whether it is too long); a line that is too long is skipped."""
   most = MAX_LINE_BYTES + len(b"\r\n")
   raw = binary.readline(most)
   if len(raw) <= MAX_LINE_BYTES:
@@ -207,7 +205,7 @@ def _read_line(binary: IO[bytes]) -> tuple[bytes, bool]:
 
 
 class _BadJson(ValueError):
-  """What JSON allows and a row must not have."""
+  """Valid for Python's JSON decoder, but not allowed in a row."""
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -215,18 +213,20 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(row) != len(pairs):
     keys = [key for key, _ in pairs]
     twice = next(key for key in keys if keys.count(key) > 1)
-    raise _BadJson(f"the key {_quoted(twice)} stands twice in one object; keep one of them")
+    raise _BadJson(f"the key {_quoted(twice)} appears twice in one object; keep one of them")
   return row
 
 
 def _no_constant(name: str) -> Any:
-  raise _BadJson(f"{name} is not JSON; write a number, a string or null in its place")
+  raise _BadJson(f"{name} is not JSON; write a number, a string or null instead")
 
 
 def _finite(digits: str) -> float:
   number = float(digits)
   if math.isinf(number):
-    raise _BadJson(f"the number {digits[:40]} is too large to be kept; write it as a string")
+    raise _BadJson(
+      f"the number {digits[:40]} is too large for a 64-bit float; write it as a string"
+    )
   return number
 
 
@@ -236,7 +236,7 @@ _DECODER = json.JSONDecoder(
 
 
 def _parse(raw: bytes) -> Row | str:
-  """The row of one line, or the sentence that says why it is none."""
+  """Returns the row of one line, or the message that says why it is not a row."""
   try:
     row = _DECODER.decode(raw.decode("utf-8"))
   except UnicodeDecodeError as error:
@@ -263,27 +263,27 @@ def _parse(raw: bytes) -> Row | str:
 def _field_problem(row: Row) -> str | None:
   if "input_text" not in row:
     found = ", ".join(_quoted(key) for key in list(row)[:5]) or "no keys"
-    return f'"input_text" is missing (found {found}); name the text of the example so'
-  for key, mend in _EMPTY_MEND.items():
+    return f'"input_text" is missing (found {found}); give the text of the example under this key'
+  for key, fix in _FIELD_FIXES.items():
     value = row.get(key, "-")
     if not isinstance(value, str):
-      return f'"{key}" is {_JSON_NAMES[type(value)]}, not a string; {mend}'
+      return f'"{key}" is {_JSON_NAMES[type(value)]}, not a string; {fix}'
     if not value or value.isspace():
-      return f'"{key}" is empty; {mend}'
+      return f'"{key}" is empty; {fix}'
   return None
 
 
 def _surrogate_problem(row: Row) -> str | None:
-  # "\ud83d" alone is legal JSON, but no UTF-8 file and no tokenizer can hold it.
+  # "\ud83d" alone is valid JSON, but cannot be written as UTF-8 or tokenised.
   try:
     json.dumps(row, ensure_ascii=False).encode("utf-8")
   except (UnicodeEncodeError, ValueError, RecursionError) as error:
     half = error.object[error.start] if isinstance(error, UnicodeEncodeError) else ""
     name = f"\\u{ord(half):04x}" if half else reason(error)
-    return f"{name} is half of a character (a surrogate without its twin); write both or neither"
+    return f"{name} is half of a character (an unpaired surrogate); write both halves or neither"
   return None
 
 
 def _quoted(text: str) -> str:
-  """JSON of the text in ASCII, cut to 60 characters: safe in any terminal."""
+  """Returns the text as ASCII JSON, cut to 60 characters: safe in any terminal."""
   return json.dumps(text if len(text) <= 60 else text[:57] + "...")

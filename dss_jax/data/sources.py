@@ -1,4 +1,4 @@
-"""Where rows come from: a JSONL file or a task's split, under the digest that names them."""
+"""Sources of rows: a JSONL file or a split of a task, with their digest."""
 
 import dataclasses
 import hashlib
@@ -18,10 +18,10 @@ EXPLAIN_PREFIX = "explain: "
 
 
 class RowsSummary(NamedTuple):
-  """One pass over rows: their digest and how many there are.
+  """The digest of rows and their numbers.
 
   Attributes:
-    digest: SHA-256 over input, label and rationale of each row, in their order.
+    digest: SHA-256 over input, label and rationale of all rows in order.
     rows: number of rows.
     labelled: rows with a label ("output_text").
     with_rationale: rows with a rationale.
@@ -40,12 +40,12 @@ class RowSource:
   """Rows to train or evaluate on.
 
   Attributes:
-    name: what SeqIO's tasks are called after: letters, digits, `_` and `.`.
-    rows: iterable any number of times, with the same rows each time.
+    name: the name of the SeqIO tasks: letters, digits, `_` and `.`.
+    rows: an iterable that yields the same rows each time.
     summary: summarise(rows).
     metric: (targets, predictions) of labels -> {name: figure}.
-    report: what is known about how the rows were made, as JSON values.
-    given_rows: the rows as their file has them, where `rows` has more (see TrainingRows).
+    report: the origin of the rows, as JSON values.
+    given_rows: the rows of the file, if `rows` has more (see TrainingRows).
   """
 
   name: str
@@ -62,7 +62,7 @@ class RowSource:
 
 @dataclasses.dataclass(frozen=True)
 class FileRows:
-  """The rows of a JSONL file, read anew each time: never all in memory."""
+  """The rows of a JSONL file, read again for each iteration, never all in memory."""
 
   path: PathLike
 
@@ -72,10 +72,10 @@ class FileRows:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRows:
-  """FileRows with a row of its own for each further rationale that a row has.
+  """FileRows, with an additional row for each further rationale of a row.
 
-  A row that dss annotate left with several "rationales" trains its label once and each of its
-  rationales once.
+  A row with several "rationales" from `dss annotate` thus trains its label once and each
+  rationale once.
   """
 
   path: PathLike
@@ -92,7 +92,7 @@ class TrainingRows:
 
 
 def summarise(rows: Iterable[Row]) -> RowsSummary:
-  """Digest and counts of `rows`. Other keys than the three do not enter the digest."""
+  """Returns the digest and counts of rows. The digest ignores all other keys."""
   digest = hashlib.sha256()
   count = labelled = with_rationale = unusable = 0
   for row in rows:
@@ -101,7 +101,7 @@ def summarise(rows: Iterable[Row]) -> RowsSummary:
     labelled += bool(label)
     with_rationale += bool(rationale)
     unusable += not label and not rationale
-    # ASCII JSON has no line feed, so no two lists of rows give the same bytes.
+    # ASCII JSON has no line feed, so different lists of rows give different bytes.
     line = json.dumps([row["input_text"], label, rationale], separators=(",", ":"))
     digest.update(line.encode("ascii") + b"\n")
   return RowsSummary(digest.hexdigest(), count, labelled, with_rationale, unusable)
@@ -113,7 +113,7 @@ def source_from_rows(
   metric: Metric = accuracy,
   report: dict[str, Any] | None = None,
 ) -> RowSource:
-  """A source of rows that can be iterated more than once; characters SeqIO bars become `_`."""
+  """Returns a source of rows; characters of the name that SeqIO forbids become `_`."""
   summary = summarise(rows)
   counts = {key: value for key, value in summary._asdict().items() if key != "digest"}
   return RowSource(
@@ -126,19 +126,19 @@ def source_from_rows(
 
 
 def source_from_file(path: PathLike) -> RowSource:
-  """The rows of a JSONL file, named after it, with exact match of labels as the metric.
+  """Returns the rows of a JSONL file as a source named after it, with exact match as the metric.
 
-  The file is read here once, for its digest, and once for each later use.
+  The file is read once here, for its digest, and once for each later use.
 
   Raises:
-    UserError: the file cannot be read, or a line of it is not a row.
+    UserError: the file cannot be read, or has a line that is not a row.
   """
   stem = os.path.basename(os.fspath(path)).split(".")[0]
   return source_from_rows(stem, FileRows(path), report={"file": os.fspath(path)})
 
 
 def training_source_from_file(path: PathLike) -> RowSource:
-  """As source_from_file, with every rationale of a row that has several."""
+  """As source_from_file, but with all rationales of a row that has several."""
   source = source_from_file(path)
   rows = TrainingRows(path)
   summary = summarise(rows)
@@ -154,19 +154,19 @@ def source_from_task(
   task: TaskDefinition,
   split: str,
   data_dir: PathLike,
-  labels: LabelSource = "gold",
+  label_source: LabelSource = "gold",
   *,
   needs_answers: bool = True,
 ) -> RowSource:
-  """One split of a task, with the task's metric and the report on the teacher's outputs.
+  """Returns one split of a task, with its metric and the report on the teacher's outputs.
 
   Arguments and errors are those of load_rows.
   """
-  rows, parse_report = load_rows(task, split, data_dir, labels, needs_answers=needs_answers)
+  rows, parse_report = load_rows(task, split, data_dir, label_source, needs_answers=needs_answers)
   report = {
     "task": task.name,
     "split": split,
-    "labels": labels if split == "train" else "gold",
+    "label_source": label_source if split == "train" else "gold",
     "teacher": parse_report.to_json(),
   }
   return source_from_rows(f"{task.name}_{split}", rows, task.metric, report)

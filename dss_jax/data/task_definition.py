@@ -1,7 +1,7 @@
-"""A task file: how one published data set becomes rows, labels and a metric.
+"""Task files: how a published data set becomes rows, labels and a metric.
 
-A file of `tasks/`, or a user's own by its path, defines `TASK = TaskDefinition(...)`.
-This module declares it and finds it; `task_rows` reads the data that it describes.
+A file of `tasks/`, or a user's own file, defines `TASK = TaskDefinition(...)`. This module
+has that class and loads such files; `task_rows` reads the data that they describe.
 """
 
 import dataclasses
@@ -13,26 +13,26 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from dss_jax.config.schema import shipped_folder
 from dss_jax.data.records import Row
 from dss_jax.errors import UserError
 
 Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 _TASK_NAME = re.compile(r"[A-Za-z0-9_.]+")
 
 
 class UnparsableAnswer(Exception):
-  """A teacher's text holds no rationale followed by an answer; says in words why not."""
+  """A teacher's text is not a rationale followed by an answer; the message says why."""
 
 
 class Answer(NamedTuple):
-  """What a teacher's text says.
+  """A teacher's parsed answer.
 
   Attributes:
     rationale: the reasoning, without the sentence that gives the answer.
-    label: the answer, or None where the teacher gave one that is no single label
-      ("either (a) pond or (b) lake"): its reasoning counts, its label does not.
+    label: the answer, or None if it is not a single label ("either (a) pond or (b) lake"):
+      the rationale is then used without a label.
   """
 
   rationale: str
@@ -41,14 +41,14 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """The rows of one split: which file, and which of its rows (counted from 0).
+  """The rows of one split: a file, and a selection of its rows (counted from 0).
 
   Attributes:
     rows: a JSONL file under the data directory.
     answers: a JSONL file of {"index", "llm_output"}, the teacher's text for row `index`
-      of `rows` (counted over the whole file); None where no teacher's text is recorded.
+      of `rows` (counted over the whole file); None if no teacher's text is recorded.
     start, stop: the first row, and the one after the last; None is the end of the file.
-    keep: of those, the rows whose index it accepts.
+    keep: a predicate on the index, to select among them.
   """
 
   rows: str
@@ -58,7 +58,7 @@ class Split:
   keep: Callable[[int], bool] = lambda index: True
 
   def has(self, index: int) -> bool:
-    """Whether row `index` of the file belongs to this split."""
+    """Returns whether row `index` of the file belongs to this split."""
     return self.start <= index and (self.stop is None or index < self.stop) and self.keep(index)
 
 
@@ -69,10 +69,10 @@ class TaskDefinition:
   Attributes:
     name: letters, digits, `_` and `.`; SeqIO's tasks are named after it.
     splits: "train", "validation" and "test", or those of them that exist. Checkpoints are
-      chosen on "validation", so it must never hold rows of "test".
+      chosen on "validation", so it must not have rows of "test".
     to_row: a published row (one JSON object) -> {"input_text", "output_text"?, "rationale"?}.
     parse_answer: a teacher's text -> Answer; raises UnparsableAnswer.
-    same_label: whether two labels say the same (the teacher's, gold).
+    same_label: whether two labels (the teacher's, gold) mean the same.
     metric: (targets, predictions) -> {name: figure}, a SeqIO metric_fn.
   """
 
@@ -94,22 +94,22 @@ class TaskDefinition:
 
 
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-  """{"accuracy"}: the predictions, in percent, that equal their target exactly."""
+  """Returns {"accuracy"}: the percentage of predictions that equal their target exactly."""
   return {"accuracy": percent(sum(map(str.__eq__, targets, predictions)), len(targets))}
 
 
 def percent(part: int, whole: int) -> float:
-  """100 part / whole; 0 where the whole is empty."""
+  """Returns 100 part / whole, or 0 if the whole is 0."""
   return 100.0 * part / max(whole, 1)
 
 
 def load_task(name_or_path: str) -> TaskDefinition:
-  """The task of a shipped name ("svamp"), or of the path of a file that defines `TASK`.
+  """Returns the task of a shipped name ("svamp"), or of the path of a file that defines `TASK`.
 
   Text with a path separator, or ending in ".py", is a path.
 
   Raises:
-    UserError: no such task or file; a file that fails when imported or defines no TASK.
+    UserError: there is no such task or file, its import fails, or it defines no TASK.
   """
   if name_or_path.endswith(".py") or "/" in name_or_path or "\\" in name_or_path:
     path = pathlib.Path(name_or_path).expanduser()
@@ -137,20 +137,19 @@ def load_task(name_or_path: str) -> TaskDefinition:
 
 
 def shipped_tasks() -> dict[str, pathlib.Path]:
-  """The tasks that come with the package, by name: of the wheel, or of a checkout."""
-  inside = _PACKAGE / "tasks"
-  folder = inside if inside.is_dir() else _PACKAGE.parent / "tasks"
-  return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+  """Returns the files of the tasks that come with the package, by name."""
+  files = sorted(shipped_folder("tasks").glob("*.py"))
+  return {path.stem: path for path in files if path.stem != "__init__"}
 
 
 def _import_file(path: pathlib.Path) -> types.ModuleType:
-  """Imports one file under a name that no other module has."""
+  """Imports a file under a name that no other module has."""
   name = f"_dss_jax_task_{path.stem}"
   spec = importlib.util.spec_from_file_location(name, path)
   if spec is None or spec.loader is None:
     raise UserError(f"{path}: a task file must be Python source; rename it to end in .py")
   module = importlib.util.module_from_spec(spec)
-  # Dataclasses of the file look their module up while it is being imported.
+  # Dataclasses look up their module in sys.modules while it is imported.
   sys.modules[name] = module
   try:
     spec.loader.exec_module(module)
@@ -159,13 +158,13 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
     reason = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     raise UserError(
       f"{path}{_line_in(path, error)}: importing the task file raised"
-      f" {type(error).__name__}: {reason}; mend the file"
+      f" {type(error).__name__}: {reason}; correct the file"
     ) from error
   return module
 
 
 def _line_in(path: pathlib.Path, error: BaseException) -> str:
-  """ ":LINE" of the last place in `path` that `error` passed through, or ""."""
+  """Returns ":LINE" of the last line of `path` in the traceback, or ""."""
   if isinstance(error, SyntaxError):
     return f":{error.lineno}"
   line = ""

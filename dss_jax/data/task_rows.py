@@ -1,4 +1,4 @@
-"""The rows of a task's split: published rows, the teacher's answers, and how well they parse."""
+"""The rows of a task's split: published rows with the teacher's recorded answers."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ LabelSource = Literal["gold", "teacher"]
 
 
 class ParseFailure(NamedTuple):
-  """One teacher's text that gave no rationale and answer, and where it stands."""
+  """A teacher's text that does not parse into rationale and answer, and its place."""
 
   file: str
   line: int
@@ -24,15 +24,15 @@ class ParseFailure(NamedTuple):
 
 @dataclasses.dataclass
 class ParseReport:
-  """What became of one split's recorded teacher outputs; every figure is a number of rows.
+  """The results of parsing one split's recorded teacher outputs, as numbers of rows.
 
   Attributes:
     rows: rows of the split.
     answered: rows with a recorded teacher output.
-    parsed: of those, the outputs that hold a rationale followed by an answer.
-    undecided: of those, the ones whose answer is not one label.
-    agreeing: of those parsed, the ones whose label is the published (gold) one.
-    dropped: rows left with neither label nor rationale, so not loaded.
+    parsed: answered rows whose output is a rationale followed by an answer.
+    undecided: parsed rows whose answer is not a single label.
+    agreeing: parsed rows whose label is the published (gold) one.
+    dropped: rows that were not loaded because they have neither label nor rationale.
     failures: the outputs that do not parse.
   """
 
@@ -45,7 +45,7 @@ class ParseReport:
   failures: list[ParseFailure] = dataclasses.field(default_factory=list)
 
   def to_json(self) -> dict[str, Any]:
-    """The report as JSON values, with the shares of all answered rows in percent."""
+    """Returns the report as JSON values, with percentages of the answered rows."""
     return {
       **{
         field.name: getattr(self, field.name)
@@ -59,7 +59,7 @@ class ParseReport:
 
 
 class TaskRows(NamedTuple):
-  """Rows of one split, in the file's order, and what became of the teacher's outputs."""
+  """The rows of one split, in the file's order, and the report on the teacher's outputs."""
 
   rows: list[Row]
   report: ParseReport
@@ -69,22 +69,21 @@ def load_rows(
   task: TaskDefinition,
   split: str,
   data_dir: PathLike,
-  labels: LabelSource = "gold",
+  label_source: LabelSource = "gold",
   *,
   needs_answers: bool = True,
 ) -> TaskRows:
   """Reads one split of a task from the published files under `data_dir`.
 
-  The rationale of a row is the teacher's; a teacher's text that does not parse leaves the
-  row without one (a blank rationale is never trained on) and is listed in the report.
-  Labels are the published ones, or with labels="teacher" those of the teacher, in the
-  train split only: evaluation is always against gold. With the teacher's labels an answer
-  that does not parse leaves nothing of its row, which then is not loaded but counted as
-  dropped, and one that is undecided leaves its rationale alone.
+  Rationales are the teacher's. If the teacher's text does not parse, the row has no rationale
+  (a blank one is never trained on) and the report lists it. Labels are the published ones, or
+  with label_source="teacher" the teacher's, but only in the train split: evaluation always
+  uses gold labels. With the teacher's labels, a row whose text does not parse has no target
+  left; it is dropped and counted. A row with an undecided answer keeps its rationale only.
 
   Args:
-    needs_answers: False lets a local file of recorded outputs be missing: rows then have no
-      rationale of a teacher's.
+    needs_answers: if False, a local file of recorded outputs may be missing; the rows then
+      have no rationale from a teacher.
 
   Raises:
     UserError: no such split, file or recorded answer; a row that is not JSON or that the
@@ -92,7 +91,7 @@ def load_rows(
   """
   report = ParseReport()
   rows = []
-  for _, row in _split_rows(task, split, data_dir, labels, report, needs_answers):
+  for _, row in _split_rows(task, split, data_dir, label_source, report, needs_answers):
     if not row.get("output_text") and not row.get("rationale"):
       report.dropped += 1
       continue
@@ -101,31 +100,31 @@ def load_rows(
 
 
 def rows_to_annotate(
-  task: TaskDefinition, data_dir: PathLike, labels: LabelSource = "gold"
+  task: TaskDefinition, data_dir: PathLike, label_source: LabelSource = "gold"
 ) -> list[tuple[int, Row]]:
-  """(index in its published file, row) of the train split, for a teacher to complete.
+  """Returns (index in the published file, row) of the train split, for a teacher to complete.
 
-  As load_rows, but a row with neither label nor rationale stays, and a local file of recorded
-  outputs may be missing unless the labels are to come from it.
+  As load_rows, but rows with neither label nor rationale are kept, and a local file of recorded
+  outputs may be missing unless the labels come from it.
   """
-  return list(_split_rows(task, "train", data_dir, labels, ParseReport(), False))
+  return list(_split_rows(task, "train", data_dir, label_source, ParseReport(), False))
 
 
 def _split_rows(
   task: TaskDefinition,
   split: str,
   data_dir: PathLike,
-  labels: LabelSource,
+  label_source: LabelSource,
   report: ParseReport,
   needs_answers: bool,
 ) -> Iterator[tuple[int, Row]]:
-  """(index in its published file, row) of every row of a split; counts in `report`."""
+  """Yields (index in the published file, row) of a split, and counts in `report`."""
   if split not in task.splits:
     raise UserError(
       f"task {task.name} has no split {split!r}; it has {', '.join(sorted(task.splits))}"
     )
   chosen = task.splits[split]
-  from_teacher = labels == "teacher" and split == "train"
+  from_teacher = label_source == "teacher" and split == "train"
   if from_teacher and chosen.answers is None:
     raise UserError(
       f"task {task.name} has no recorded teacher outputs for its {split} split;"
@@ -159,7 +158,7 @@ def _split_rows(
 
 
 def published_rows(task: TaskDefinition, path: PathLike) -> Iterator[Row]:
-  """All rows of one published file as the task reads them, whatever its splits.
+  """Yields all rows of one published file, as the task reads them, whatever the split.
 
   Raises:
     UserError: as load_rows does for a row; the file cannot be read, or has no row.
@@ -174,20 +173,20 @@ def published_rows(task: TaskDefinition, path: PathLike) -> Iterator[Row]:
 
 
 class _Answers(NamedTuple):
-  """Recorded teacher outputs: index of the row -> (line in the answers file, text)."""
+  """Recorded teacher outputs: row index -> (line in the answers file, text)."""
 
   path: str
   texts: dict[int, tuple[int, str]]
 
 
 def _place(data_dir: PathLike, name: str) -> str:
-  """The path or URL of a file of the data directory."""
+  """Returns the path or URL of a file of the data directory."""
   folder = os.path.expanduser(os.fspath(data_dir))
   return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
 
 
 def _has_answers(split: Split, data_dir: PathLike) -> bool:
-  """False where a split has no recorded outputs, or their local file is not there."""
+  """Returns False if a split has no recorded outputs or their local file is missing."""
   if split.answers is None:
     return False
   path = _place(data_dir, split.answers)
@@ -195,7 +194,7 @@ def _has_answers(split: Split, data_dir: PathLike) -> bool:
 
 
 def _data_file(data_dir: PathLike, name: str, task: TaskDefinition) -> str:
-  """The path or URL of one published file, which must be there."""
+  """Returns the path or URL of a published file; raises UserError if a local file is missing."""
   path = _place(data_dir, name)
   if not is_url(path) and not os.path.isfile(path):
     raise UserError(
@@ -228,7 +227,7 @@ def _read_objects(path: str) -> Iterator[tuple[int, dict]]:
 def _read_answers(
   task: TaskDefinition, split: Split, data_dir: PathLike, num_rows: int
 ) -> _Answers | None:
-  """The recorded outputs of a split, checked: each index once, and inside the rows' file."""
+  """Reads a split's recorded outputs; each index must be unique and within the rows' file."""
   if split.answers is None:
     return None
   path = _data_file(data_dir, split.answers, task)
@@ -247,7 +246,7 @@ def _read_answers(
       )
     if index in texts:
       raise UserError(
-        f'{path}:{line}: "index" {index} already stands in line {texts[index][0]};'
+        f'{path}:{line}: "index" {index} is already in line {texts[index][0]};'
         " keep one answer a row"
       )
     texts[index] = (line, text)
@@ -255,7 +254,7 @@ def _read_answers(
 
 
 def _row(task: TaskDefinition, path: str, line: int, values: dict) -> Row:
-  """`values` as the task reads them."""
+  """Converts a published row by the task's to_row, and checks the result."""
   try:
     row = task.to_row(values)
   except Exception as error:
@@ -270,20 +269,20 @@ def _row(task: TaskDefinition, path: str, line: int, values: dict) -> Row:
     if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
       raise UserError(
         f'{path}:{line}: task {task.name} made a row whose "{key}" is {text!r};'
-        " it must be text that is not empty, so mend the file, or to_row in the task file"
+        " it must be text that is not empty; correct the file, or to_row in the task file"
       )
   return row
 
 
 def _is_unicode(text: str) -> bool:
-  """False for half of a surrogate pair, which JSON lets through and no tokenizer can hold."""
+  """Returns False for an unpaired surrogate, which is valid JSON but cannot be tokenised."""
   return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _parse(
   task: TaskDefinition, answers: _Answers, index: int, report: ParseReport
 ) -> Answer | None:
-  """The teacher's answer to row `index`, or None where its text does not parse."""
+  """Returns the teacher's answer to row `index`, or None if its text does not parse."""
   line, text = answers.texts[index]
   report.answered += 1
   try:
@@ -296,7 +295,7 @@ def _parse(
   except Exception as error:
     raise UserError(
       f"{answers.path}:{line}: parse_answer of task {task.name} raised"
-      f" {type(error).__name__}: {error}; let it raise UnparsableAnswer where a text does not fit"
+      f" {type(error).__name__}: {error}; raise UnparsableAnswer for text that does not parse"
     ) from error
   report.parsed += 1
   report.undecided += answer.label is None
@@ -312,7 +311,7 @@ def _count_agreement(
 
 
 def _with_answer(row: Row, answer: Answer | None, from_teacher: bool) -> Row:
-  """`row` with the teacher's rationale, and its label where those are asked for."""
+  """Returns the row with the teacher's rationale and, if `from_teacher`, the teacher's label."""
   texts = {
     "rationale": answer.rationale if answer else None,
     "output_text": (answer.label if answer else None) if from_teacher else row.get("output_text"),

@@ -1,6 +1,6 @@
-"""Vocabularies: text to token ids and back, as SeqIO does it, without loading SeqIO.
+"""Vocabularies: text to token ids and back, as in SeqIO, without importing SeqIO.
 
-Pad is 0 in all of them. `encode` adds no end mark; `decode` stops at the first one.
+Padding is id 0 in all of them. `encode` adds no end mark; `decode` stops at the first one.
 """
 
 import abc
@@ -27,16 +27,16 @@ _FIRST_SENTINEL = b"<extra_id_0>"
 _COPY_NAME = "sentencepiece.model"
 _FETCH_SECONDS = 60.0
 _PUBLIC_BUCKET = "gs://t5-data/"
-_MEND = "pass a file of your own (`--vocabulary FILE`) or `--vocabulary bytes`"
+_FIX = "pass a file of your own (`--vocabulary FILE`) or `--vocabulary bytes`"
 
 
 class Vocabulary(abc.ABC):
-  """Token ids 0 to `size` - 1, the extra ids (sentinels) at the end.
+  """A mapping of text to token ids 0 to `size` - 1, the extra ids (sentinels) last.
 
   Attributes:
-    spec: what load_vocabulary was given.
+    spec: the argument of load_vocabulary.
     size: number of ids, extra ids included.
-    digest: the same for two vocabularies exactly when they give the same ids.
+    digest: equal for two vocabularies if and only if they give the same ids.
   """
 
   spec: str
@@ -49,23 +49,23 @@ class Vocabulary(abc.ABC):
 
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
-    """The ids of the text, without an end mark."""
+    """Returns the ids of the text, without an end mark."""
 
   @abc.abstractmethod
   def decode(self, ids: Iterable[int]) -> str:
-    """The text up to the first end mark; padding gives nothing, an unknown id no error."""
+    """Returns the text up to the first end mark; ignores padding; accepts unknown ids."""
 
   @abc.abstractmethod
   def count_tokens(self, texts: Sequence[str]) -> list[int]:
-    """The number of ids of each text, without end marks."""
+    """Returns the number of ids of each text, without end marks."""
 
   @abc.abstractmethod
   def to_seqio(self) -> Any:
-    """The SeqIO vocabulary that gives the same ids; imports seqio, and so TensorFlow."""
+    """Returns the SeqIO vocabulary with the same ids; imports seqio, and so TensorFlow."""
 
   @abc.abstractmethod
   def save_copy(self, directory: str | os.PathLike[str]) -> pathlib.Path | None:
-    """Writes the model file into an existing directory; None for a vocabulary without a file."""
+    """Writes the model file into an existing directory; returns its path, None without a file."""
 
   def _until_eos(self, ids: Iterable[int]) -> list[int]:
     kept = [int(i) for i in ids]
@@ -86,7 +86,7 @@ class ByteVocabulary(Vocabulary):
     return [byte + 3 for byte in text.encode("utf-8")]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text; ids that are no bytes, and bytes that are no UTF-8, are dropped as in SeqIO."""
+    """Returns the text; ids that are not bytes, and invalid UTF-8, are dropped as in SeqIO."""
     kept = bytes(i - 3 for i in self._until_eos(ids) if 3 <= i < 259)
     return kept.decode("utf-8", errors="ignore")
 
@@ -103,21 +103,21 @@ class ByteVocabulary(Vocabulary):
 
 
 class SentencePieceVocabulary(Vocabulary):
-  """A SentencePiece model and 100 sentinels after its pieces, `<extra_id_0>` the very last.
+  """A SentencePiece model with 100 sentinels after its pieces, `<extra_id_0>` last.
 
-  That is seqio.SentencePieceVocabulary(file, extra_ids=100). A model that holds sentinels of its
-  own, as mT5's does, gets none: extra_ids=0.
+  Equal to seqio.SentencePieceVocabulary(file, extra_ids=100). A model with sentinels of its own,
+  such as mT5's, gets no more: extra_ids=0.
   """
 
   extra_ids = SENTENCEPIECE_EXTRA_IDS
 
   def __init__(self, spec: str, path: pathlib.Path, model: bytes):
-    """Raises UserError if `model`, the bytes of the file at `path`, is no usable model."""
+    """Raises UserError if `model`, the bytes of the file at `path`, is not a usable model."""
     self.spec = spec
     self.path = path
     self._model = model
     if _FIRST_SENTINEL in model:
-      # mT5's own model holds its sentinels, and its checkpoints have no rows for more.
+      # mT5's model has its sentinels, and its checkpoints have no embedding rows for more.
       self.extra_ids = 0
     self._processor = _load_processor(spec, model, self.extra_ids)
     self.size = self._processor.GetPieceSize()
@@ -149,28 +149,28 @@ class SentencePieceVocabulary(Vocabulary):
 
 
 def load_vocabulary(spec: str | os.PathLike[str]) -> Vocabulary:
-  """The vocabulary that `spec` names: "bytes", or the path or URL of a SentencePiece model.
+  """Returns the vocabulary of `spec`: "bytes", or the path or URL of a SentencePiece model.
 
-  A URL is fetched once, within a minute, into DSS_CACHE_DIR (~/.cache/dss_jax), and read
-  from there ever after. The public bucket of T5's own vocabularies needs no driver.
+  A URL is fetched once, within a minute, into DSS_CACHE_DIR (~/.cache/dss_jax), and then read
+  from there. The public bucket of T5's vocabularies needs no driver.
 
   Raises:
-    UserError: there is no such file, it cannot be fetched, or it is no SentencePiece model
+    UserError: there is no such file, it cannot be fetched, or it is not a SentencePiece model
       with an end mark and with id 0 for padding.
   """
   spec = os.fspath(spec)
   if spec == "bytes":
     return ByteVocabulary()
   if not spec:
-    raise UserError(f"the vocabulary is an empty name; {_MEND}")
+    raise UserError(f"the vocabulary is an empty name; {_FIX}")
   if is_url(spec):
     return _load_from_url(spec)
   try:
     with open_bytes(spec) as binary:
       model = binary.read()
   except UserError as error:
-    what = str(error).partition(";")[0]
-    raise UserError(f"the vocabulary {what}; {_MEND}") from None
+    problem = str(error).partition(";")[0]
+    raise UserError(f"the vocabulary {problem}; {_FIX}") from None
   return SentencePieceVocabulary(spec, pathlib.Path(spec).absolute(), model)
 
 
@@ -179,7 +179,7 @@ def _load_from_url(url: str) -> Vocabulary:
   if cached.is_file():
     return SentencePieceVocabulary(url, cached, cached.read_bytes())
   model = _fetch_within(url, _FETCH_SECONDS)
-  # Checked before it is kept: a log-in page served in the model's place must not stay.
+  # Checked before it is cached: a log-in page instead of the model must not be.
   vocabulary = SentencePieceVocabulary(url, cached, model)
   try:
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def _load_from_url(url: str) -> Vocabulary:
       binary.write(model)
   except (OSError, UserError) as error:
     raise UserError(
-      f"the vocabulary cannot be kept at {cached} ({reason(error)}); set DSS_CACHE_DIR to a"
+      f"the vocabulary cannot be cached at {cached} ({reason(error)}); set DSS_CACHE_DIR to a"
       " folder that you may write to"
     ) from None
   return vocabulary
@@ -200,7 +200,7 @@ def _cache_path(url: str) -> pathlib.Path:
 
 
 def _fetch_within(url: str, seconds: float) -> bytes:
-  """The bytes at the URL, or UserError once `seconds` have passed."""
+  """Returns the bytes at the URL; raises UserError if it fails or takes too long."""
   outcome: list[bytes | BaseException] = []
 
   def fetch() -> None:
@@ -209,16 +209,16 @@ def _fetch_within(url: str, seconds: float) -> bytes:
     except Exception as error:
       outcome.append(error)
 
-  # Name look-ups and a cloud's credential search heed no timeout of ours; a daemon thread
-  # can be left behind.
+  # Name look-ups and a cloud's credential search ignore our timeout; a daemon thread can be
+  # abandoned.
   worker = threading.Thread(target=fetch, daemon=True, name="vocabulary-fetch")
   worker.start()
   worker.join(seconds)
   result = outcome[0] if outcome else TimeoutError(f"no answer within {seconds:g} seconds")
   if isinstance(result, bytes):
     return result
-  why = reason(result).removeprefix(f"{url}: ")
-  raise UserError(f"the vocabulary {url} cannot be fetched ({why}); {_MEND}") from None
+  cause = reason(result).removeprefix(f"{url}: ")
+  raise UserError(f"the vocabulary {url} cannot be fetched ({cause}); {_FIX}") from None
 
 
 def _fetch(url: str, seconds: float) -> bytes:
@@ -235,14 +235,14 @@ def _load_processor(spec: str, model: bytes, extra_ids: int) -> Any:
 
   processor = sentencepiece.SentencePieceProcessor()
   try:
-    # An empty file is a valid message without pieces, which loads and then fails at random.
+    # An empty file is a valid protocol buffer without pieces: it loads, and fails later at random.
     if not model:
       raise RuntimeError("the file is empty")
     processor.LoadFromSerializedProto(model)
     pieces = processor.GetPieceSize()
     processor.LoadFromSerializedProto(model + _sentinel_bytes(extra_ids))
   except RuntimeError:
-    raise UserError(f"the vocabulary {spec} is not a SentencePiece model; {_MEND}") from None
+    raise UserError(f"the vocabulary {spec} is not a SentencePiece model; {_FIX}") from None
   if processor.eos_id() < 0 or not (processor.pad_id() == 0 or processor.IsControl(0)):
     raise UserError(
       f"the vocabulary {spec} ({pieces:,} pieces) has padding at id {processor.pad_id()} and"
@@ -253,9 +253,9 @@ def _load_processor(spec: str, model: bytes, extra_ids: int) -> Any:
 
 
 def _sentinel_bytes(extra_ids: int) -> bytes:
-  """Protocol-buffer bytes that, put after a ModelProto, add the sentinels to its pieces.
+  """Returns protocol-buffer bytes that, appended to a ModelProto, add sentinels to its pieces.
 
-  Messages joined end to end are one message whose repeated fields are joined: no protobuf
+  Concatenated messages are one message with their repeated fields concatenated, so no protobuf
   library is needed. Fields of a piece: 1 text, 2 score (float 0), 3 type (4, user-defined).
   """
   parts = []

@@ -8,7 +8,7 @@ import jax
 from dss_jax.config.schema import MeshConfig
 from dss_jax.data.batches import EvalBatches
 from dss_jax.data.packing import aligned_tokens
-from dss_jax.data.pipeline import tokens
+from dss_jax.data.pipeline import tokenise_source
 from dss_jax.data.sources import RowSource, source_from_file, source_from_task
 from dss_jax.data.task_definition import Metric, accuracy, load_task
 from dss_jax.errors import UserError
@@ -84,7 +84,7 @@ def evaluate_student(
   predictor = Predictor(student, mesh, batch_size=config.batch_size)
   config = dataclasses.replace(config, model=predictor.model)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
-  store = tokens(source, student.vocabulary, config.data)
+  store = tokenise_source(source, student.vocabulary, config.data)
   batches = EvalBatches(
     store,
     batch_size=config.batch_size,

@@ -1,4 +1,4 @@
-"""The value of written arithmetic: known values, junk, and random expressions against Fraction."""
+"""Values of arithmetic text: known values, invalid text, random expressions against Fraction."""
 
 import math
 from fractions import Fraction
@@ -69,7 +69,7 @@ def test_known_values(expression, value):
     "\x00",
   ],
 )
-def test_what_is_no_arithmetic_has_no_value(expression):
+def test_invalid_text_has_no_value(expression):
   assert value_of(expression) is None
 
 
@@ -82,7 +82,7 @@ def test_length_and_depth_are_bounded():
   assert value_of("-" * 900 + "1") is None
 
 
-def test_same_value_needs_two_values():
+def test_equal_values():
   assert same_value("(84 / 2)", "( 84.0 / 2.0 )")
   assert not same_value("1 / 3", "0.333333333333")
   assert not same_value("42", "41")
@@ -90,7 +90,7 @@ def test_same_value_needs_two_values():
   assert not same_value("1 / 0", "1")
 
 
-# A number as written, with its value.
+# (text of a number, its value).
 NUMBERS = st.decimals(0, 10**6, places=3, allow_nan=False, allow_infinity=False).map(
   lambda number: (str(number), Fraction(number))
 )
@@ -120,13 +120,13 @@ def test_random_expressions_have_their_value(case):
 
 
 @given(st.text() | st.text(alphabet="0123456789.,+-*/() "))
-def test_no_text_makes_it_fail(text):
+def test_no_text_raises(text):
   assert value_of(text) is None or isinstance(value_of(text), Fraction)
 
 
 @given(st.lists(st.lists(NUMBERS, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_products_bind_before_sums(terms):
-  """a * b - c * d - ..., without a bracket."""
+  """a * b - c * d - ..., without brackets."""
   expression = " - ".join(" * ".join(text for text, _ in term) for term in terms)
   first, *rest = (math.prod(value for _, value in term) for term in terms)
   assert value_of(expression) == first - sum(rest)

@@ -1,4 +1,4 @@
-"""Mentions and broken-off endings, on sentences as teachers write them."""
+"""Mentions of labels and cut-off endings, in sentences such as teachers write."""
 
 import pytest
 
@@ -39,12 +39,12 @@ def test_mentions(rationale, label, expected):
 @pytest.mark.parametrize(
   "text", ["It is so.", "Is it?", 'He said "so"', "84 / 2 = 42", "(84 / 2)", "so.\n", "森です", "…"]
 )
-def test_whole_endings(text):
+def test_complete_endings(text):
   assert not ends_mid_sentence(text)
 
 
 @pytest.mark.parametrize(
   "text", ["The answer is", "one, two,", "(120 /", "because:", "x = ", "ja ñ"]
 )
-def test_broken_endings(text):
+def test_cut_off_endings(text):
   assert ends_mid_sentence(text)

@@ -1,4 +1,4 @@
-"""Rows are read as a stream, every bad line is named, and files appear whole or not at all."""
+"""Streamed reading of rows, messages for bad lines, and atomic writing."""
 
 import gzip
 import json
@@ -49,8 +49,8 @@ def problem_of(path, line):
     (b'{"input_text": "a", "x": 1e999}', "too large"),
     (b'{"input_text": "a", "x": ' + b"9" * 5000 + b"}", "too many digits"),
     (b"[" * 200_000, "nested too deeply"),
-    (b'{"input_text": "a", "input_text": "b"}', 'the key "input_text" stands twice'),
-    (b'{"input_text": "a", "x": {"y": 1, "y": 2}}', 'the key "y" stands twice'),
+    (b'{"input_text": "a", "input_text": "b"}', 'the key "input_text" appears twice'),
+    (b'{"input_text": "a", "x": {"y": 1, "y": 2}}', 'the key "y" appears twice'),
     (b'{"prompt": "a"}', '"input_text" is missing (found "prompt")'),
     (b"{}", '"input_text" is missing (found no keys)'),
     (b'{"input_text": ""}', '"input_text" is empty'),
@@ -71,7 +71,7 @@ def test_a_bad_line_is_named_and_the_next_one_read(path, line, words):
   assert len(what) < 300
 
 
-def test_the_empty_label_says_how_to_mend_it(path):
+def test_the_message_for_an_empty_label_has_a_fix(path):
   what = problem_of(path, b'{"input_text": "a", "output_text": ""}')
   assert what == (
     '"output_text" is empty; give a label, or drop the key to let the teacher label it'
@@ -94,7 +94,7 @@ def test_a_line_may_have_10_mib_and_no_more(path, monkeypatch):
   assert [item.line for item in scan_rows(path)] == [1]
 
 
-def test_mark_line_endings_and_unknown_keys(path):
+def test_byte_order_mark_line_endings_and_unknown_keys(path):
   row = {"input_text": "zwölf \u2028 \U0001f600", "id": 7, "meta": {"a": [None, 1.5]}}
   text = json.dumps(row, ensure_ascii=False)
   escaped = json.dumps(row)
@@ -102,7 +102,7 @@ def test_mark_line_endings_and_unknown_keys(path):
   assert list(read_rows(path)) == [row, row, row]
 
 
-def test_only_trailing_blank_lines_are_tolerated(path):
+def test_blank_lines_are_allowed_only_at_the_end(path):
   path.write_bytes(GOOD + b"\n \r\n\n")
   assert list(scan_rows(path)) == [(1, {"input_text": "a"})]
   path.write_bytes(GOOD + b"\n\n" + GOOD)
@@ -140,7 +140,7 @@ def test_utf16_is_recognised(path):
   ),
   cut=st.integers(0, 60),
 )
-def test_no_bytes_make_it_raise(tmp_path, name, data, cut):
+def test_no_bytes_raise(tmp_path, name, data, cut):
   path = tmp_path / name
   if name.endswith(".gz") and cut < 50:
     data = gzip.compress(data)[: cut or None]
@@ -165,7 +165,7 @@ def test_all_problems_come_in_one_error_after_the_good_rows(path):
   assert lines[20:] == ["and 10 more bad lines"]
 
 
-def test_exactly_20_problems_have_no_rest(path):
+def test_the_number_of_further_problems(path):
   path.write_bytes(b"x\n" * 20)
   with pytest.raises(UserError) as caught:
     check_rows(path)
@@ -196,7 +196,7 @@ def test_a_cut_gzip_stream_is_the_problem_of_its_line(tmp_path):
     open_text(path).read()
 
 
-def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch):
+def test_the_message_for_a_file_that_cannot_be_opened(tmp_path, monkeypatch):
   import builtins
 
   (tmp_path / "plain.gz").write_bytes(b"not gzip")
@@ -224,7 +224,7 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch):
     open_text(tmp_path / "any")
 
 
-def test_text_that_is_not_utf8_is_one_sentence(tmp_path):
+def test_the_message_for_text_that_is_not_utf8(tmp_path):
   path = tmp_path / "x.txt"
   path.write_bytes(b"fine\n\xff\n")
   for read in (lambda file: file.read(), list, lambda file: [file.readline() for _ in "ab"]):
@@ -255,11 +255,11 @@ def test_written_rows_read_back(tmp_path, name):
   [
     ({"input_text": "\ud800"}, UserError),
     ({"input_text": float("nan")}, UserError),
-    (OSError("of the rows, not of the file"), OSError),
+    (OSError("raised by the rows, not by the file"), OSError),
     (KeyboardInterrupt(), KeyboardInterrupt),
   ],
 )
-def test_a_failure_leaves_what_was_there(tmp_path, name, bad, error):
+def test_a_failure_leaves_the_old_file(tmp_path, name, bad, error):
   path = name if "://" in name else str(tmp_path / name)
   write_rows(path, [{"input_text": "old"}])
 
@@ -276,7 +276,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, name, bad, error):
     assert os.listdir(tmp_path) == [name]
 
 
-def test_where_nothing_can_be_written_is_one_sentence(tmp_path):
+def test_the_message_for_a_target_that_cannot_be_written(tmp_path):
   for name, words in ((tmp_path / "no" / "x.jsonl", "cannot be written"), (tmp_path, "directory")):
     with pytest.raises(UserError, match=words) as caught:
       write_rows(name, [{"input_text": "a"}])
@@ -284,7 +284,7 @@ def test_where_nothing_can_be_written_is_one_sentence(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_links_are_followed_pipes_written_to_and_the_mode_is_the_usual(tmp_path):
+def test_links_pipes_and_the_mode_of_a_new_file(tmp_path):
   real, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
   real.touch()
   link.symlink_to(real)

@@ -1,4 +1,4 @@
-"""Sources of rows: what enters the digest, what is counted, files that are read anew."""
+"""Sources of rows: their digest, their counts, and repeated reading of files."""
 
 import json
 
@@ -26,11 +26,11 @@ ROW = {"input_text": "x", "output_text": "y", "rationale": "z"}
     [{**ROW, "input_text": "e\u0301"}],
   ],
 )
-def test_the_digest_changes_with_the_texts(rows):
+def test_the_digest_depends_on_the_texts(rows):
   assert summarise(rows).digest != summarise([ROW]).digest
 
 
-def test_the_digest_changes_with_the_order_and_nothing_else():
+def test_the_digest_depends_on_the_order_but_not_on_other_keys():
   other = {"input_text": "é", "output_text": "v"}
   assert summarise([ROW, other]).digest != summarise([other, ROW]).digest
   shuffled = {"id": 7, "rationale": "z", "output_text": "y", "input_text": "x"}
@@ -50,7 +50,7 @@ def test_counts():
   }
 
 
-def test_a_file_is_read_anew_each_time(tmp_path):
+def test_a_file_is_read_again_each_time(tmp_path):
   path = tmp_path / "my train-set.v2.jsonl"
   path.write_text(json.dumps({**ROW, "id": 1}) + "\n")
   source = source_from_file(path)
@@ -68,10 +68,10 @@ def test_a_bad_file_is_a_user_error(tmp_path):
     source_from_file(path)
 
 
-def test_a_task_brings_its_metric_and_report(shared):
+def test_a_task_has_its_metric_and_report(shared):
   source = source_from_task(load_task("svamp"), "train", shared / "data" / "svamp", "teacher")
   assert source.name == "svamp_train"
-  assert source.report["labels"] == "teacher"
+  assert source.report["label_source"] == "teacher"
   assert source.report["rows"] == len(source.rows) == 710
   assert source.report["teacher"]["dropped"] == 10
   assert source.metric(["( 4.0 / 2.0 )"], ["2"])["accuracy"] == 100.0
@@ -80,4 +80,4 @@ def test_a_task_brings_its_metric_and_report(shared):
   validation = source_from_task(
     load_task("svamp"), "validation", shared / "data" / "svamp", "teacher"
   )
-  assert validation.report["labels"] == "gold"
+  assert validation.report["label_source"] == "gold"

@@ -1,4 +1,4 @@
-"""Finding task files: shipped ones, a user's own, from a wheel, and what can be wrong with one."""
+"""Loading of task files: shipped ones, a user's own, those of a wheel, and invalid ones."""
 
 import os
 import pathlib
@@ -38,7 +38,7 @@ def test_shipped_task_files_are_short():
     assert len(path.read_text().splitlines()) <= 60, path
 
 
-def test_own_file_by_path_shadows_no_module(tmp_path):
+def test_a_users_file_shadows_no_module(tmp_path):
   path = tmp_path / "json.py"
   path.write_text(TASK_FILE)
   assert load_task(str(path)).name == "mine"
@@ -47,7 +47,7 @@ def test_own_file_by_path_shadows_no_module(tmp_path):
   assert load_task(str(path)).name == "changed"
 
 
-def test_own_file_may_hold_dataclasses(tmp_path):
+def test_a_users_file_may_define_dataclasses(tmp_path):
   path = tmp_path / "typed.py"
   path.write_text(
     "from __future__ import annotations\nimport dataclasses\n\n"
@@ -57,11 +57,11 @@ def test_own_file_may_hold_dataclasses(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("content", "line", "said"),
+  ("content", "line", "words"),
   [
     ("x = 1", "", "the task file defines no TASK; set TASK = TaskDefinition(...)"),
     ("TASK = {}", "", "has a TASK of type dict"),
-    ("import os\n\nraise ValueError('a\\nb')", ":3", "raised ValueError: a b; mend"),
+    ("import os\n\nraise ValueError('a\\nb')", ":3", "raised ValueError: a b; correct"),
     ("x = 1\nx = (", ":2", "raised SyntaxError"),
     ("import no_such_module_here", ":1", "raised ModuleNotFoundError"),
     ("import sys\nsys.exit(3)", ":2", "raised SystemExit: 3"),
@@ -69,20 +69,20 @@ def test_own_file_may_hold_dataclasses(tmp_path):
     (TASK_FILE.replace('"train"', '"dev"'), ":4", "splits ['dev'] must be some of"),
   ],
 )
-def test_a_bad_file_is_one_sentence(tmp_path, content, line, said):
+def test_the_message_for_an_invalid_file(tmp_path, content, line, words):
   path = tmp_path / "bad.py"
   path.write_text(content)
   with pytest.raises(UserError) as caught:
     load_task(str(path))
   message = str(caught.value)
   assert message.startswith(f"{path}{line}: ")
-  assert said in message
+  assert words in message
   assert "\n" not in message
   assert "_dss_jax_task_bad" not in sys.modules or line == ""
 
 
 @pytest.mark.parametrize("name", ["sqa", "", "..", "__init__", "cqa "])
-def test_an_unknown_name_lists_those_that_exist(name):
+def test_the_message_for_an_unknown_name_lists_the_shipped_tasks(name):
   with pytest.raises(
     UserError, match=f"task {name!r} does not exist; give one of cqa, esnli, svamp"
   ):
@@ -96,7 +96,7 @@ def test_a_missing_file_is_named(path, tmp_path, monkeypatch):
     load_task(path)
 
 
-def test_a_file_that_is_no_python_is_refused(tmp_path):
+def test_a_file_that_is_not_python_is_refused(tmp_path):
   path = tmp_path / "task.json"
   path.write_text("{}")
   with pytest.raises(UserError, match=r"rename it to end in \.py"):
@@ -119,7 +119,7 @@ def test_a_definition_needs_a_split():
 
 
 def test_tasks_of_a_wheel(tmp_path):
-  """An installed wheel finds its tasks and puts no package `tasks` into site-packages."""
+  """An installed wheel finds its tasks, and adds no package `tasks` to site-packages."""
   checkout = tmp_path / "checkout"
   checkout.mkdir()
   for name in ("setup.py", "pyproject.toml", "README.md"):
@@ -134,7 +134,7 @@ def test_tasks_of_a_wheel(tmp_path):
   site = tmp_path / "site"
   with zipfile.ZipFile(wheel) as archive:
     archive.extractall(site)
-  # Else a look past the package would find the copied checkout's own folder.
+  # Otherwise the tasks of the copied checkout could be found.
   shutil.rmtree(checkout)
   assert {path.name for path in site.iterdir() if path.suffix != ".dist-info"} == {"dss_jax"}
   code = (

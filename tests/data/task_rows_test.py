@@ -1,4 +1,4 @@
-"""Rows of a task: whose label, whose rationale, what is counted, and files that do not fit."""
+"""Rows of a task: sources of labels and rationales, counts, and files that do not match."""
 
 import gzip
 import json
@@ -62,8 +62,8 @@ def test_gold_labels_with_the_teachers_rationales(tmp_path):
   }
 
 
-def test_teacher_labels_drop_what_does_not_parse(tmp_path):
-  rows, report = load_rows(_task(), "train", _write(tmp_path), labels="teacher")
+def test_with_teacher_labels_rows_that_do_not_parse_are_dropped(tmp_path):
+  rows, report = load_rows(_task(), "train", _write(tmp_path), label_source="teacher")
   assert rows == [
     {"input_text": "one", "level": 1, "rationale": "a bar", "output_text": "1"},
     {"input_text": "three", "level": 1, "rationale": "bars"},
@@ -72,7 +72,7 @@ def test_teacher_labels_drop_what_does_not_parse(tmp_path):
   assert (report.rows, report.dropped, report.undecided) == (4, 1, 1)
 
 
-def test_evaluation_is_against_gold_whatever_the_labels(tmp_path):
+def test_evaluation_always_uses_gold_labels(tmp_path):
   _write(tmp_path)
   assert (
     load_rows(_task(), "test", tmp_path, "teacher").rows
@@ -87,7 +87,7 @@ def test_a_blank_rationale_does_not_parse(tmp_path):
   assert report.failures[0][1:] == (1, "there is no reasoning before the answer")
 
 
-def test_without_recorded_answers_the_rows_are_their_own(tmp_path):
+def test_rows_without_recorded_answers(tmp_path):
   _write(tmp_path)
   task = _task(train=Split("rows.jsonl"))
   rows, report = load_rows(task, "train", tmp_path)
@@ -97,7 +97,7 @@ def test_without_recorded_answers_the_rows_are_their_own(tmp_path):
     load_rows(task, "train", tmp_path, "teacher")
 
 
-def test_answers_may_stand_in_any_order_and_files_be_compressed(tmp_path):
+def test_answers_may_be_in_any_order_and_compressed(tmp_path):
   _write(tmp_path)
   lines = (tmp_path / "texts.jsonl").read_text().splitlines()
   (tmp_path / "texts.jsonl.gz").write_bytes(gzip.compress("\r\n".join(lines[::-1]).encode()))
@@ -105,7 +105,7 @@ def test_answers_may_stand_in_any_order_and_files_be_compressed(tmp_path):
   assert load_rows(task, "train", tmp_path).rows == load_rows(_task(), "train", tmp_path).rows
 
 
-def test_data_may_lie_at_a_url(tmp_path):
+def test_data_may_be_at_a_url(tmp_path):
   rows = load_rows(_task(), "train", _write(tmp_path)).rows
   assert load_rows(_task(), "train", f"file://{tmp_path}/").rows == rows
 
@@ -115,9 +115,9 @@ def _answer(index, text="a bar => 1"):
 
 
 @pytest.mark.parametrize(
-  ("texts", "said"),
+  ("texts", "message"),
   [
-    (_answer(0) + _answer(1) + _answer(0), 'texts.jsonl:3: "index" 0 already stands in line 1'),
+    (_answer(0) + _answer(1) + _answer(0), 'texts.jsonl:3: "index" 0 is already in line 1'),
     (_answer(4), 'texts.jsonl:1: "index" 4 is outside the 4 rows of rows.jsonl'),
     (_answer(-1), 'texts.jsonl:1: "index" -1 is outside'),
     (_answer(0) + _answer(1) + _answer(3), 'no line has the "index" 2 of'),
@@ -129,12 +129,12 @@ def _answer(index, text="a bar => 1"):
     ("\udcff", "texts.jsonl:1: the line is not JSON in UTF-8"),
   ],
 )
-def test_answers_that_do_not_fit(tmp_path, texts, said):
+def test_answers_that_do_not_match_their_rows(tmp_path, texts, message):
   _write(tmp_path)
   (tmp_path / "texts.jsonl").write_bytes(texts.encode("utf-8", "surrogateescape"))
   with pytest.raises(UserError) as caught:
     load_rows(_task(), "train", tmp_path)
-  assert said in str(caught.value)
+  assert message in str(caught.value)
   assert "\n" not in str(caught.value)
 
 
@@ -147,7 +147,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-  ("row", "said"),
+  ("row", "message"),
   [
     ({"question": "one"}, r"cannot read this row \(KeyError: 'q'\) with the keys \['question'\]"),
     ({"q": ""}, "made a row whose \"input_text\" is ''"),
@@ -155,13 +155,13 @@ def test_a_missing_file_is_named(tmp_path, name):
     ({"q": "\ud83d"}, 'made a row whose "input_text" is'),
   ],
 )
-def test_a_row_that_the_task_cannot_read(tmp_path, row, said):
+def test_a_row_that_the_task_cannot_read(tmp_path, row, message):
   _write(tmp_path, rows=[ROWS[0], row])
-  with pytest.raises(UserError, match=rf"rows.jsonl:2: task toy {said}"):
+  with pytest.raises(UserError, match=rf"rows.jsonl:2: task toy {message}"):
     load_rows(_task(train=Split("rows.jsonl")), "train", tmp_path)
 
 
-def test_a_parser_that_fails_is_the_task_files_mistake(tmp_path):
+def test_a_parser_that_raises_is_a_user_error(tmp_path):
   with pytest.raises(UserError, match=r"texts.jsonl:1: parse_answer of task toy raised ZeroDiv"):
     load_rows(_task(parse_answer=lambda text: 1 / 0), "train", _write(tmp_path))
 

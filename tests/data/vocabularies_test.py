@@ -1,4 +1,4 @@
-"""Both vocabularies give SeqIO's ids and texts, without SeqIO, and say what is wrong."""
+"""Both vocabularies equal SeqIO's, do not import it, and report errors."""
 
 import hashlib
 import json
@@ -50,8 +50,8 @@ def _train(folder, **ids):
   return folder / "small.model"
 
 
-def test_a_model_with_sentinels_of_its_own_gets_no_more(tmp_path):
-  """As mT5's: 250,100 pieces with the sentinels, and 250,112 rows in its checkpoints."""
+def test_a_model_with_its_own_sentinels_gets_no_more(tmp_path):
+  """mT5's model has 250,100 pieces with sentinels; its checkpoints have 250,112 rows."""
   path = _train(
     tmp_path, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, user_defined_symbols=["▁<extra_id_0>"]
   )
@@ -71,7 +71,7 @@ def _real_texts(shared):
   return texts
 
 
-def _equal_to_seqio(ours, texts):
+def _check_equal_to_seqio(ours, texts):
   theirs = ours.to_seqio()
   assert ours.size == theirs.vocab_size
   assert (ours.pad_id, ours.eos_id, ours.unk_id) == (
@@ -93,11 +93,11 @@ def test_t5_equals_seqio(shared):
   vocabulary = load_vocabulary(str(shared / "data/vocab/t5_spiece.model"))
   assert vocabulary.size == 32_100
   assert vocabulary.encode("<extra_id_0>") == [32_099]
-  _equal_to_seqio(vocabulary, _real_texts(shared))
+  _check_equal_to_seqio(vocabulary, _real_texts(shared))
 
 
 def test_a_small_model_equals_seqio(small_model):
-  _equal_to_seqio(load_vocabulary(small_model), ["the red box 7", *ODD_TEXTS])
+  _check_equal_to_seqio(load_vocabulary(small_model), ["the red box 7", *ODD_TEXTS])
 
 
 def test_bytes_equal_seqio():
@@ -105,7 +105,7 @@ def test_bytes_equal_seqio():
   assert vocabulary.size == 384
   assert vocabulary.encode("a") == [100]
   assert vocabulary.save_copy("/nowhere") is None
-  _equal_to_seqio(vocabulary, ODD_TEXTS)
+  _check_equal_to_seqio(vocabulary, ODD_TEXTS)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -119,12 +119,12 @@ def test_no_ids_crash_decode(small_model, ids):
 
 @settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_bytes_return_every_text(text):
+def test_bytes_restore_every_text(text):
   vocabulary = load_vocabulary("bytes")
   assert vocabulary.decode([*vocabulary.encode(text), 1, 50]) == text
 
 
-def test_digest_names_the_content_not_the_place(small_model, tmp_path):
+def test_the_digest_depends_on_the_content_not_the_path(small_model, tmp_path):
   vocabulary = load_vocabulary(small_model)
   copy = vocabulary.save_copy(tmp_path)
   assert copy == tmp_path / "sentencepiece.model"
@@ -139,7 +139,7 @@ def test_digest_names_the_content_not_the_place(small_model, tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"<html>log in</html>", bytes(100)])
-def test_no_model_is_one_sentence(tmp_path, data):
+def test_the_message_for_a_file_that_is_not_a_model(tmp_path, data):
   path = tmp_path / "x.model"
   path.write_bytes(data)
   with pytest.raises(UserError, match="is not a SentencePiece model") as caught:
@@ -147,7 +147,7 @@ def test_no_model_is_one_sentence(tmp_path, data):
   assert "--vocabulary bytes" in str(caught.value)
 
 
-def test_a_cut_model_is_no_model(small_model, tmp_path):
+def test_a_truncated_model_is_refused(small_model, tmp_path):
   path = tmp_path / "x.model"
   path.write_bytes(small_model.read_bytes()[:-100])
   with pytest.raises(UserError, match="SentencePiece model"):
@@ -160,7 +160,7 @@ def test_a_model_without_padding_at_0_is_refused(tmp_path):
     load_vocabulary(path)
 
 
-def test_absent_files_are_one_sentence(tmp_path):
+def test_the_message_for_missing_files(tmp_path):
   for spec, words in ((tmp_path / "no", "no such file"), (tmp_path, "a directory"), ("", "empty")):
     with pytest.raises(UserError, match=words) as caught:
       load_vocabulary(spec)
@@ -179,7 +179,7 @@ def test_a_url_is_fetched_once(small_model, monkeypatch):
   assert pathlib.Path(again.path).read_bytes() == small_model.read_bytes()
 
 
-def test_a_page_in_the_models_place_is_not_kept(small_model):
+def test_a_web_page_instead_of_the_model_is_not_cached(small_model):
   url = "memory://vocabularies/late.model"
   for data, is_model in ((b"<html>log in</html>", False), (small_model.read_bytes(), True)):
     with fsspec.open(url, "wb") as file:
@@ -191,7 +191,7 @@ def test_a_page_in_the_models_place_is_not_kept(small_model):
         load_vocabulary(url)
 
 
-def test_the_default_without_a_network_says_how_to_pass_a_file(monkeypatch):
+def test_the_message_for_the_default_without_a_network(monkeypatch):
   def unreachable(address, timeout):
     assert address == "https://storage.googleapis.com/" + T5_VOCABULARY.removeprefix("gs://")
     raise OSError("Name or service not known")
@@ -205,7 +205,7 @@ def test_the_default_without_a_network_says_how_to_pass_a_file(monkeypatch):
   )
 
 
-def test_a_store_that_never_answers_is_given_up(monkeypatch):
+def test_a_store_that_never_answers_times_out(monkeypatch):
   released = threading.Event()
 
   class Silent(MemoryFileSystem):

@@ -88,7 +88,7 @@ def test_no_premise_of_esnli_stands_in_two_splits(shared):
   ("name", "dropped", "without_label"), [("cqa", 3, 273), ("svamp", 10, 17), ("esnli", 3, 0)]
 )
 def test_labels_of_the_teacher(name, dropped, without_label, shared):
-  rows, report = load_rows(load_task(name), "train", shared / "data" / name, labels="teacher")
+  rows, report = load_rows(load_task(name), "train", shared / "data" / name, label_source="teacher")
   assert report.dropped == dropped == len(report.failures)
   assert len(rows) == report.rows - dropped
   assert sum("output_text" not in row for row in rows) == without_label == report.undecided

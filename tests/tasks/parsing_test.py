@@ -82,7 +82,7 @@ def test_rows_as_the_student_sees_them():
   assert CQA.to_row(
     {"question": "Where?", "choices": ["a pond", "b", "c", "d", "e"], "answer": "a pond"}
   ) == {
-    "input_text": "Where?\nAnswer AnnotationConfig:\n(a) a pond\n(b) b\n(c) c\n(d) d\n(e) e",
+    "input_text": "Where?\nAnswer Choices:\n(a) a pond\n(b) b\n(c) c\n(d) d\n(e) e",
     "output_text": "a pond",
   }
   row = ESNLI.to_row({"premise": "A man.", "hypothesis": "A cat.", "label": 2})
