@@ -1,12 +1,12 @@
-"""How near `dss annotate` comes to what a teacher's latency allows, and whether memory stays flat.
+"""Throughput of `dss annotate` relative to the bound of the teacher's latency, and its memory.
 
 python benchmarks/annotate_throughput.py [--rows 3200] [--in-flight 32] [--latency-seconds 0.1]
 
-A server in a process of its own, on loopback, answers every chat request after a fixed time: at
-most in_flight / latency rows/s. Prints one line of JSON: rows_per_second, its ratio to that bound,
-the same ratio of a bare client that builds, parses and keeps nothing (what the server and the
-machine allow), the memory in use (MiB resident) at each tenth of the rows and at the end, and how
-long the client waited for a processor: on a machine that does other work the ratios say little.
+A server in another process, on loopback, answers every chat request after a fixed time, so at
+most in_flight / latency rows/s are possible. Prints one line of JSON: rows_per_second, its ratio
+to that bound, the same ratio for a bare client that builds, parses and stores nothing (the
+limit of server and machine), the resident memory in MiB at each tenth of the rows and at the end,
+and how long the client waited for a CPU: on a busy machine the ratios mean little.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ANSWER = "There are 3 boxes of 4. So there are 3 * 4 = 12. The answer is (3 * 4)
 
 
 async def serve(port: Connection, latency_seconds: float) -> None:
-  """Answers every request on a connection after the latency, and sends its port once."""
+  """Sends its port once, then answers every request after the latency."""
   body = json.dumps(
     {
       "model": "fixed",
@@ -63,7 +63,7 @@ def run_server(port: Connection, latency_seconds: float) -> None:
 
 
 async def bare_rows_per_second(port: int, in_flight: int, requests: int) -> float:
-  """Requests a second of a client that sends ready bytes and reads as many as it is told."""
+  """Returns the requests a second of a client that sends constant bytes and ignores the answers."""
   body = b"x" * 4000
   request = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body
   left = iter(range(requests))
@@ -87,7 +87,7 @@ def resident_mib() -> float:
 
 
 def waited_for_cpu_seconds() -> float:
-  """Of this process's main thread, since it began (Linux alone tells)."""
+  """Returns how long the main thread of this process has waited for a CPU (Linux only)."""
   return int(pathlib.Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     report = annotate(rows, output, teacher, load_prompt("svamp"), AnnotationConfig(), settings)
   server.terminate()
   bound = arguments.in_flight / arguments.latency_seconds
-  # The first ten readings are of the counting pass.
+  # The first ten values are of the pass that counts the rows.
   print(
     json.dumps(
       {
@@ -131,7 +131,7 @@ def main() -> None:
         "bound_rows_per_second": bound,
         "ratio": round(report["rows_per_second"] / bound, 4),
         "ratio_of_a_bare_client": round(bare / bound, 4),
-        "memory_mib_at_tenths": [round(one, 1) for one in memory[10:]],
+        "memory_mib_at_tenths": [round(mib, 1) for mib in memory[10:]],
         "memory_mib_at_end": round(resident_mib(), 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "waited_for_cpu_seconds": waited_for_cpu_seconds(),

@@ -1,12 +1,12 @@
-"""The memory that chunks of the vocabulary and blocks of attention save, at the same numbers.
+"""The memory saved by chunked cross-entropy and blockwise attention, with the same results.
 
 python benchmarks/memory.py [--student large] [--input-tokens 7168] [--output-tokens 1024]
 
 Prints one line of JSON. For cross-entropy and for attention: the temporary memory of a forward
-and backward pass, by the compiler's own analysis, at once and by parts (MiB), their ratio, and the
-relative differences of loss and gradients, run at a smaller size with as many parts. With a
-student, also the memory of its whole training step for one example (two rows) on one device, with
-all logits of attention at once and by blocks, for each way of recomputing (compiled, not run).
+and backward pass by the compiler's analysis, at once and by parts (MiB), their ratio, and the
+relative differences of loss and gradients, computed at a smaller size with as many parts. With
+--student, also the memory of its training step for one example (two rows) on one device, with
+all attention logits at once and by blocks, for each setting of remat (compiled, not run).
 """
 
 import argparse
@@ -33,14 +33,14 @@ from dss_jax.train.step import Trainer
 
 MIB = 2**20
 VOCABULARY = 32_128
-TRIED_TOKENS = 1024
+COMPARED_TOKENS = 1024
 
 Arrays = dict[str, Any]
 
 
 @contextmanager
-def limit(module: Any, name: str, value: float) -> Iterator[None]:
-  """Another limit of a module for a while."""
+def replaced(module: Any, name: str, value: float) -> Iterator[None]:
+  """Sets a constant of a module to another value within the context."""
   before = getattr(module, name)
   setattr(module, name, value)
   try:
@@ -54,7 +54,7 @@ def temporary_mib(function: Callable[[Arrays], Any], shapes: Arrays) -> float:
   return analysis.temp_size_in_bytes / MIB
 
 
-def drawn(shapes: Arrays) -> Arrays:
+def random_arrays(shapes: Arrays) -> Arrays:
   generator = np.random.default_rng(0)
   return {
     name: generator.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype)
@@ -63,7 +63,7 @@ def drawn(shapes: Arrays) -> Arrays:
 
 
 def differences(one: Callable, other: Callable, inputs: Arrays) -> dict[str, float]:
-  """Relative, of the loss and of each input's gradient, the largest."""
+  """Returns the relative differences of the loss and of the gradients (the largest)."""
   loss, gradient = jax.jit(jax.value_and_grad(one))(inputs)
   other_loss, other_gradient = jax.jit(jax.value_and_grad(other))(inputs)
   errors = [
@@ -77,7 +77,7 @@ def differences(one: Callable, other: Callable, inputs: Arrays) -> dict[str, flo
 
 
 def whole_cross_entropy(inputs: Arrays, targets: np.ndarray) -> jax.Array:
-  """The plain formula, all logits at once."""
+  """Computes the plain formula, with all logits at once."""
   logits = jnp.einsum("rmd,dv->rmv", inputs["hidden"], inputs["kernel"])
   chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
   return -jnp.mean(chosen)
@@ -105,17 +105,17 @@ def of_cross_entropy(tokens: int, width: int) -> dict[str, float]:
   by_parts = temporary_mib(
     functools.partial(chunked_cross_entropy, targets=targets(tokens)), shapes(tokens)
   )
-  with limit(cross_entropy, "CHUNK_BYTES", cross_entropy.CHUNK_BYTES * TRIED_TOKENS / tokens):
+  with replaced(cross_entropy, "CHUNK_BYTES", cross_entropy.CHUNK_BYTES * COMPARED_TOKENS / tokens):
     found = differences(
-      functools.partial(whole_cross_entropy, targets=targets(TRIED_TOKENS)),
-      functools.partial(chunked_cross_entropy, targets=targets(TRIED_TOKENS)),
-      drawn(shapes(TRIED_TOKENS)),
+      functools.partial(whole_cross_entropy, targets=targets(COMPARED_TOKENS)),
+      functools.partial(chunked_cross_entropy, targets=targets(COMPARED_TOKENS)),
+      random_arrays(shapes(COMPARED_TOKENS)),
     )
   return {"tokens": tokens, **memory(at_once, by_parts), **found}
 
 
 def attention_loss(inputs: Arrays, *, at_once: bool) -> jax.Array:
-  """The sum of squares of one encoder self-attention's mix, its bias included."""
+  """Computes the sum of squares of an encoder self-attention's output, with its bias."""
   segments = jnp.ones((1, inputs["query"].shape[1]), jnp.int32)
   bias = attention.Bias(segments, segments, inputs["table"])
   mix = attention._mixed if at_once else attention._mixed_by_blocks
@@ -134,9 +134,9 @@ def of_attention(tokens: int, heads: int, head_dim: int) -> dict[str, float]:
   whole = functools.partial(attention_loss, at_once=True)
   by_blocks = functools.partial(attention_loss, at_once=False)
   at_once, by_parts = (temporary_mib(way, shapes(tokens)) for way in (whole, by_blocks))
-  smaller = attention.LOGITS_BYTES * (TRIED_TOKENS / tokens) ** 2
-  with limit(attention, "LOGITS_BYTES", smaller):
-    found = differences(whole, by_blocks, drawn(shapes(TRIED_TOKENS)))
+  smaller = attention.LOGITS_BYTES * (COMPARED_TOKENS / tokens) ** 2
+  with replaced(attention, "LOGITS_BYTES", smaller):
+    found = differences(whole, by_blocks, random_arrays(shapes(COMPARED_TOKENS)))
   return {"tokens": tokens, "heads": heads, **memory(at_once, by_parts), **found}
 
 
@@ -145,7 +145,7 @@ def memory(at_once: float, by_parts: float) -> dict[str, float]:
 
 
 def of_step(config: RunConfig, shape: RowShape) -> dict[str, float]:
-  """GiB on one device while a training step runs: the state, the batch and what is temporary."""
+  """Returns the memory in GiB of a training step on one device: state and batch, temporaries."""
   mesh = make_mesh(MeshConfig(data=1), 1)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
   analysis: Any = trainer.lower(shape).compile().memory_analysis()
@@ -169,7 +169,7 @@ def of_student(name: str, dtype: str, shape: RowShape) -> dict[str, Any]:
   found: dict[str, Any] = {"student": name, "dtype": dtype, **shape._asdict()}
   for remat in ("none", "minimal", "full"):
     run = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-    with limit(attention, "LOGITS_BYTES", 2**60):
+    with replaced(attention, "LOGITS_BYTES", 2**60):
       at_once = of_step(run, shape)
     found[remat] = {"at_once": at_once, "by_blocks": of_step(run, shape)}
   return found

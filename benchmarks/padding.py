@@ -1,10 +1,10 @@
-"""How much of the packed batches is padding, on the published data sets.
+"""The share of padding in packed batches, on the published data sets.
 
 python benchmarks/padding.py --data-dir data --vocabulary t5.model [--student small] [--steps 300]
 
-The folder holds cqa/, svamp/ and esnli/ as they are published. Prints one line of JSON a data set:
-the shares of input and target positions that carry nothing over the first steps of a run of 24
-examples a step, how many row shapes were planned, and how many batches needed another.
+--data-dir has the published folders cqa/, svamp/ and esnli/. Prints one line of JSON a data set:
+the shares of input and target positions that are padding, over the first steps of a run with 24
+examples a step; the number of planned row shapes; and the number of batches with another shape.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def figures(task: str, arguments: argparse.Namespace) -> dict[str, object]:
-  """The padding of a task's batches."""
+  """Returns the padding of a task's batches."""
   values = {
     "MODEL_DIR": "unused",
     "MIXTURE_OR_TASK_NAME": task,

@@ -1,18 +1,19 @@
-"""Where the time of a training step goes, by the kind of work.
+"""The time of a training step by kind of work.
 
 python benchmarks/step_profile.py --data-dir CQA --vocabulary FILE.model
     [--task cqa] [--student small] [--batch-size 24] [--repeats 3] [--dtype float32]
 
-Takes and traces the first step of train_step_vs_torch.py by turns and prints one line of JSON:
+Runs the first step of train_step_vs_torch.py alternately without and with a trace, and prints one
+line of JSON:
 
 seconds_a_step: the median over the repeats, not traced.
-input_seconds: making the batch and handing it to the device; a run does that beside the step.
+input_seconds: making the batch and copying it to the device; a run does that during the step.
 seconds, share: of a step, for each kind of work.
-longest: the ten operations that took longest in a step, with the place they come from.
+longest: the ten longest operations of a step, with the scope that they come from.
 
-Operations that run at the same time share that time equally. A moment without one belongs to the
-operation that ended last: XLA's own products go on in the background after their event has ended.
-What the compiler fuses into a product (an attention's exponentials) counts as the product.
+Operations that run at the same time share that time equally. Idle time belongs to the operation
+that ended last: XLA's matrix products continue in the background after their event has ended.
+What the compiler fuses into a product (the exponentials of attention) counts as the product.
 """
 
 import collections
@@ -38,7 +39,7 @@ class Event(NamedTuple):
 
 
 class Operation(NamedTuple):
-  """What the compiled program says of an operation: its own line, and those fused into it."""
+  """An operation of the compiled program: its line and those fused into it, and its scope."""
 
   text: str
   scope: str
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def profiled(job: Job) -> dict[str, Any]:
-  """The figures of the job's first step, taken and traced as often as the job has steps."""
+  """Returns the figures of the job's first step, repeated as often as the job has steps."""
   import jax
 
   trainer, batches = our_trainer(job)
@@ -70,7 +71,7 @@ def profiled(job: Job) -> dict[str, Any]:
     state, _ = jax.block_until_ready(program(state, batch, np.uint32(job.config.seed)))
     return time.perf_counter() - started
 
-  for _ in range(2):  # touches the memory
+  for _ in range(2):  # allocates the memory
     step()
   step_seconds = []
   seconds: dict[str, float] = collections.defaultdict(float)
@@ -109,7 +110,7 @@ def longest_first(seconds: dict[Any, float]) -> list[tuple[Any, float]]:
 
 
 def events(folder: str) -> list[Event]:
-  """The runs of the program's operations in the trace that the folder holds."""
+  """Returns the runs of the program's operations in the trace of the folder."""
   import jax
 
   (path,) = glob.glob(f"{folder}/plugins/profile/*/*.xplane.pb")
@@ -124,10 +125,10 @@ def events(folder: str) -> list[Event]:
 
 
 def time_taken(events: Iterable[Event]) -> dict[str, float]:
-  """Each operation's part of the time from the first start to the last end, which they add up to.
+  """Returns each operation's part of the time from the first start to the last end.
 
-  Operations under way together share a moment equally; one without any belongs to that which
-  ended last.
+  Operations that run at the same time share that time equally; idle time belongs to the
+  operation that ended last. The parts add up to the whole time.
   """
   edges = sorted(
     edge
@@ -135,22 +136,22 @@ def time_taken(events: Iterable[Event]) -> dict[str, float]:
     for edge in ((event.start, 1, number, event), (event.end, 0, number, event))
   )
   taken: dict[str, float] = collections.defaultdict(float)
-  under_way: dict[int, str] = {}
+  running: dict[int, str] = {}
   before = edges[0][0]
   last = edges[0][3].operation
   for now, starts, number, event in edges:
-    for operation in under_way.values() or [last]:
-      taken[operation] += (now - before) / max(len(under_way), 1)
+    for operation in running.values() or [last]:
+      taken[operation] += (now - before) / max(len(running), 1)
     before = now
     if starts:
-      under_way[number] = event.operation
-    elif under_way.pop(number, None):
+      running[number] = event.operation
+    elif running.pop(number, None):
       last = event.operation
   return dict(taken)
 
 
 def operations(program: str) -> dict[str, Operation]:
-  """The operations of a compiled program's text by name."""
+  """Returns the operations of a compiled program's text by name."""
   computation = r"^(?:ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}"
   bodies = dict(re.findall(computation, program, re.MULTILINE | re.DOTALL))
   found = {}
@@ -163,7 +164,7 @@ def operations(program: str) -> dict[str, Operation]:
 
 
 def kind(operation: Operation) -> str:
-  """The kind of work an operation is, from what is in it and the scope that it comes from."""
+  """Returns an operation's kind of work, from its text and scope."""
   text, scope = operation
   product = re.search(r" dot\(.*| custom-call\(.*gemm.*", text)
   if product:

@@ -1,12 +1,12 @@
-"""Our training step beside T5X's network: the same students, examples, optimizer and dropout.
+"""Our training step against T5X's network: the same students, examples, optimizer and dropout.
 
 python benchmarks/train_step_vs_t5x.py --data-dir CQA --vocabulary FILE.model
     [--task cqa] [--student small] [--batch-size 24] [--repeats 3] [--random-bits unsafe_rbg]
 
-The peer is T5X's T5 with T5X's own loss, in one pass over labels and rationales, all padded to
-the batch's longest; its random bits are those that T5X fine-tunes with, unless others are asked
-for. Everything else is as in train_step_vs_torch.py, which says what the printed line of JSON
-holds. Every shape is compiled before anything counts: T5X has a new one for almost every batch.
+The peer is T5X's T5 with T5X's loss, in one pass over labels and rationales, all padded to the
+longest of the batch; by default its random bits are those of T5X's fine-tuning. Everything else is
+as in train_step_vs_torch.py, which describes the printed line of JSON. Every shape is compiled
+before the measurement: T5X has a new one for almost every batch.
 
 Needs T5X (docs/t5x.md).
 """
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def run_peer(job: Job, connection: Connection, random_bits: str) -> None:
-  """Takes the same steps with T5X: one padded pass and one update."""
+  """Runs the same steps with T5X: one padded pass and one update."""
   import jax
   import optax
 
@@ -63,9 +63,9 @@ def run_peer(job: Job, connection: Connection, random_bits: str) -> None:
       dtype=ours.dtype,
     )
   )
-  words = seqio.PassThroughVocabulary(size=ours.vocab_size)
+  vocabulary = seqio.PassThroughVocabulary(size=ours.vocab_size)
   optimizer = make_optimizer(job.config.optimizer, job.config.train_steps)
-  model = t5x.models.EncoderDecoderModel(module, words, words, optimizer_def=None)
+  model = t5x.models.EncoderDecoderModel(module, vocabulary, vocabulary, optimizer_def=None)
 
   batches = []
   for step in job.steps:
@@ -92,7 +92,7 @@ def run_peer(job: Job, connection: Connection, random_bits: str) -> None:
   params = variables["params"]
   opt_state = optimizer.init(params)
 
-  def take(number):
+  def run_step(number):
     nonlocal params, opt_state
     batch = jax.device_put(batches[number])
     started = time.perf_counter()
@@ -101,10 +101,10 @@ def run_peer(job: Job, connection: Connection, random_bits: str) -> None:
     jax.block_until_ready((params, loss))
     return time.perf_counter() - started
 
-  first = take(0)
+  first = run_step(0)
   for number in range(len(batches)):
-    take(number)
-  serve(connection, first, take)
+    run_step(number)
+  serve(connection, first, run_step)
   positions = sum(
     batch[name].size
     for batch in batches
@@ -115,7 +115,7 @@ def run_peer(job: Job, connection: Connection, random_bits: str) -> None:
 
 
 def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
-  """Token ids in rows, int32, padded with 0 to the longest."""
+  """Returns token ids in rows, int32, padded with 0 to the longest."""
   longest = max(map(len, rows))
   return np.array([[*row, *[0] * (longest - len(row))] for row in rows], np.int32)
 

@@ -1,18 +1,18 @@
-"""Our training step beside PyTorch's: the same students, examples, optimizer and dropout.
+"""Our training step against PyTorch's: the same students, examples, optimizer and dropout.
 
 python benchmarks/train_step_vs_torch.py --data-dir CQA --vocabulary FILE.model
     [--task cqa] [--student small] [--batch-size 24] [--repeats 5] [--dtype float32]
 
 The peer is Hugging Face's T5 as the paper's code trains it: one pass over the labels and one over
-the rationales, each padded to its batch's longest. Both take the same examples in the same order,
-with AdamW, clipping by norm and dropout 0.1, on the same device, in processes of their own, by
-turns: a machine that slows down slows down both. Prints one line of JSON:
+the rationales, each padded to its longest sequence. Both train on the same examples in the same
+order, with AdamW, clipping by norm and dropout 0.1, on the same device, in two processes that
+alternate, so that a slower machine slows down both. Prints one line of JSON:
 
-ours_examples_per_s, peer_examples_per_s, ratio: medians over the repeats, each of a step of each.
-padding_share, peer_padding_share: of all input and target positions that were computed.
-floor_share: ours as a share of what the machine's rate of matrix products (gflops) allows, were
-  nothing computed but the products of real tokens.
-real_tokens_per_s, peak_gib (of the process), first_step_seconds (compilation included): of each.
+ours_examples_per_s, peer_examples_per_s, ratio: medians over the repeats, one step of each.
+padding_share, peer_padding_share: of all computed input and target positions.
+floor_share: ours as a share of the rate that is possible if only the products of real tokens are
+  computed, at the machine's measured rate of matrix products (gflops).
+real_tokens_per_s, peak_gib (of the process), first_step_seconds (with compilation): of both.
 
 Needs PyTorch and transformers: pip install -c constraints.txt -e '.[torch]'.
 """
@@ -38,10 +38,10 @@ CLIP_NORM = 1.0
 
 
 class Job(NamedTuple):
-  """What both programs are given; the lists hold token ids, end mark included."""
+  """The input of both programs; the lists are token ids, end mark included."""
 
   config: Any  # a RunConfig
-  # Of each step, the (input, target) pairs of the labels and those of the rationales.
+  # For each step, the (input, target) pairs of the labels and those of the rationales.
   steps: list[tuple[list[tuple[list[int], list[int]]], ...]]
   example_numbers: list[np.ndarray]
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
-  """The flags of every comparison of training steps."""
+  """Returns the parser of the flags that all comparisons of training steps share."""
   parser = argparse.ArgumentParser(description=description.splitlines()[0])
   parser.add_argument("--data-dir", required=True)
   parser.add_argument("--vocabulary", required=True)
@@ -68,10 +68,10 @@ def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
 
 
 def compared(job: Job, run_peer: Callable[..., None], *more: Any) -> dict[str, Any]:
-  """The figures of our step and of the peer's, taken by turns.
+  """Returns the figures of our step and of the peer's, measured alternately.
 
   Args:
-    run_peer: what the peer's process runs, with the job, a connection and `more`.
+    run_peer: the function of the peer's process; its arguments are the job, a connection, `more`.
   """
   context = multiprocessing.get_context("spawn")
   programs = {}
@@ -79,7 +79,7 @@ def compared(job: Job, run_peer: Callable[..., None], *more: Any) -> dict[str, A
     here, there = context.Pipe()
     context.Process(target=work, args=(job, there, *further), daemon=True).start()
     there.close()
-    # One after the other, so that neither's preparation slows down the other's.
+    # One after the other, so that their preparations do not slow down each other.
     programs[name] = here, here.recv()
   seconds: dict[str, list[float]] = {"ours": [], "peer": []}
   for repeat in range(len(job.steps)):
@@ -94,7 +94,7 @@ def compared(job: Job, run_peer: Callable[..., None], *more: Any) -> dict[str, A
 
 
 def run_config(arguments: argparse.Namespace) -> Any:
-  """The configuration of the run that both train."""
+  """Returns the configuration of the run."""
   from dss_jax.config.gin_loader import Setting, load_config
   from dss_jax.config.schema import RunConfig
 
@@ -116,7 +116,7 @@ def run_config(arguments: argparse.Namespace) -> Any:
 
 
 def make_job(arguments: argparse.Namespace) -> Job:
-  """Tokenises the task's rows and picks the examples of each step."""
+  """Tokenises the task's rows and selects the examples of each step."""
   from dss_jax.config.schema import LABEL, RATIONALE
   from dss_jax.data.batches import example_numbers
   from dss_jax.data.pipeline import prepare
@@ -143,7 +143,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
 
 
 def our_trainer(job: Job) -> tuple[Any, Any]:
-  """The Trainer and the TrainBatches of the job, as `dss distill` would have them."""
+  """Returns the Trainer and the TrainBatches of the job, as in `dss distill`."""
   from dss_jax.config.schema import LABEL, RATIONALE
   from dss_jax.data.batches import TrainBatches
   from dss_jax.data.packing import aligned_tokens
@@ -167,7 +167,7 @@ def our_trainer(job: Job) -> tuple[Any, Any]:
 
 
 def run_ours(job: Job, connection: Connection) -> None:
-  """Takes the steps that it is told to, as `dss distill` would."""
+  """Runs the requested steps, as in `dss distill`."""
   import jax
 
   from dss_jax.model.flops import forward_flops
@@ -183,7 +183,7 @@ def run_ours(job: Job, connection: Connection) -> None:
     product(square).block_until_ready()
     return 2 * 2048**3 / (time.perf_counter() - started) / 1e9
 
-  def take(number):
+  def run_step(number):
     nonlocal state
     packing, sequences = batches.packed.pack(job.example_numbers[number])
     batch = trainer.to_mesh(
@@ -193,14 +193,14 @@ def run_ours(job: Job, connection: Connection) -> None:
     state, metrics = trainer.train_step(state, batch)
     jax.block_until_ready((state, metrics))
     seconds = time.perf_counter() - started
-    # Beside each step, since others' work changes the machine's rate from minute to minute.
+    # Measured after each step, since other work on the machine changes its rate.
     rates.append(max(product_rate() for _ in range(3)))
     return seconds
 
-  first = take(0)
-  for number in range(len(job.steps)):  # every shape is compiled before anything counts
-    take(number)
-  serve(connection, first, take)
+  first = run_step(0)
+  for number in range(len(job.steps)):  # compiles every shape before the measurement
+    run_step(number)
+  serve(connection, first, run_step)
   shapes = [batches.packed.packer.pack(lengths_of(step)).shape for step in job.steps]
   positions = sum(rows * (inputs + targets) for rows, inputs, targets in shapes)
   costs = forward_flops(job.config.model)
@@ -219,7 +219,7 @@ def run_ours(job: Job, connection: Connection) -> None:
 
 
 def run_peer(job: Job, connection: Connection) -> None:
-  """Takes the same steps in PyTorch: two padded passes and one update."""
+  """Runs the same steps in PyTorch: two padded passes and one update."""
   import torch
   import transformers
 
@@ -249,7 +249,7 @@ def run_peer(job: Job, connection: Connection) -> None:
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows], device=device)
 
-  def take(number):
+  def run_step(number):
     passes = []
     for pairs in job.steps[number]:
       inputs, targets = zip(*pairs, strict=True)
@@ -267,9 +267,9 @@ def run_peer(job: Job, connection: Connection) -> None:
       torch.cuda.synchronize()
     return time.perf_counter() - started
 
-  first = take(0)
-  take(0)
-  serve(connection, first, take)
+  first = run_step(0)
+  run_step(0)
+  serve(connection, first, run_step)
   positions = sum(
     len(pairs) * max(len(pair[side]) for pair in pairs)
     for step in job.steps
@@ -280,20 +280,20 @@ def run_peer(job: Job, connection: Connection) -> None:
   connection.send({"positions": positions, "peak_gib": peak_gib(), "versions": versions})
 
 
-def serve(connection: Connection, first_step_seconds: float, take: Any) -> None:
-  """Takes the steps whose numbers come in, until None does; the second of each counts.
+def serve(connection: Connection, first_step_seconds: float, run_step: Any) -> None:
+  """Runs the steps whose numbers are received, until None; each twice, the second is timed.
 
-  In a run, steps follow each other. After one of the other program's, a first step waits for
-  memory and caches that the machine took back meanwhile.
+  In a run, steps follow each other directly. Here a first step after one of the other program's
+  is slower, since the machine has reused its memory and caches.
   """
   connection.send({"first_step_seconds": first_step_seconds})
   while (number := connection.recv()) is not None:
-    take(number)
-    connection.send(take(number))
+    run_step(number)
+    connection.send(run_step(number))
 
 
 def lengths_of(step: Any) -> tuple[np.ndarray, np.ndarray]:
-  """The input and target lengths of a step's sequences."""
+  """Returns the input and target lengths of a step's sequences."""
   inputs, targets = zip(*((len(a), len(b)) for pairs in step for a, b in pairs), strict=True)
   return np.array(inputs), np.array(targets)
 

@@ -1,1 +1,1 @@
-"""A student judged on labelled rows."""
+"""Evaluation of a student on labelled rows."""

@@ -1,4 +1,4 @@
-"""A student judged on labelled rows: teacher-forced loss and accuracy, and its own answers."""
+"""Evaluation of a student on labelled rows: teacher-forced metrics and its own answers."""
 
 import dataclasses
 from typing import Any
@@ -31,10 +31,10 @@ def source_for(
   data_dir: str | None,
   split: str | None,
 ) -> RowSource:
-  """The rows to judge on: a file with the student's own metric, or a task's split.
+  """Returns the rows to evaluate on: a file, with the student's own metric, or a task's split.
 
-  The split is "test" unless another is given. Raises UserError where neither or both are
-  named, or a flag of the one stands beside the other.
+  The default split is "test". Raises UserError if neither or both are given, or a flag of one is
+  given with the other.
   """
   if (dataset is None) == (task is None):
     both = "both" if dataset else "neither"
@@ -45,7 +45,7 @@ def source_for(
   if task is not None:
     if data_dir is None:
       raise UserError(f"--task {task} needs --data-dir, the folder of its files")
-    # A student of one's own teacher is judged without the recorded answers of another.
+    # A student with its own teacher does not need the recorded answers of another one.
     needs_answers = student.config.teacher.name is None
     return source_from_task(load_task(task), split or "test", data_dir, needs_answers=needs_answers)
   for flag, value in (("--data-dir", data_dir), ("--split", split)):
@@ -56,28 +56,28 @@ def source_for(
 
 
 def _own_metric(student: Student) -> Metric:
-  """The metric of the task that the student was trained on, if that is still to be had."""
+  """Returns the metric of the task that the student was trained on, if the task still exists."""
   task = student.config.data.task
   if task is None:
     return accuracy
   try:
     return load_task(task).metric
   except UserError as error:
-    say(f"warning: labels are compared letter by letter, as the student's task is gone: {error}")
+    say(f"warning: labels are compared exactly, since the student's task cannot be loaded: {error}")
     return accuracy
 
 
 def evaluate_student(
   student: Student, source: RowSource, mesh_config: MeshConfig
 ) -> dict[str, Any]:
-  """Figures on the source's rows, as JSON values.
+  """Returns the metrics on the source's rows, as JSON values.
 
-  Loss and accuracy are over the tasks that the student was trained on, as while it trained;
-  rows without a label count towards the rationale's alone. `exact_match` is the share of
-  labels written exactly; `task_metrics` holds what the task itself measures, in its own units.
+  Loss and accuracy cover the target kinds that the student was trained on, as during training;
+  a row without a label counts for the rationale only. `exact_match` is the share of answers that
+  equal their label; `task_metrics` are the task's own metrics, in its own units.
   """
   if not source.summary.labelled:
-    raise UserError(f'{source.name}: no row has "output_text" to judge by; label some rows')
+    raise UserError(f'{source.name}: no row has "output_text" to evaluate on; label some rows')
   config = student.config
   objective = make_objective(config.loss)
   mesh = make_mesh(mesh_config, config.batch_size)

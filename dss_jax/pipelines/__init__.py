@@ -1,1 +1,1 @@
-"""The jobs of the command line, from beginning to end."""
+"""The jobs of the command line, from configuration to result."""

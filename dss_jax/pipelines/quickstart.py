@@ -1,4 +1,4 @@
-"""`dss quickstart`: made data, two small students with the same budget, one comparison."""
+"""`dss quickstart`: trains two small students on synthetic rows and compares them."""
 
 import collections
 import dataclasses
@@ -27,7 +27,7 @@ RESULTS = "quickstart.json"
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-  """One of the two ways of training."""
+  """One of the two students that are compared."""
 
   name: str
   folder: str
@@ -41,12 +41,12 @@ CONTESTANTS = (
 
 
 def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str, Any]:
-  """Makes the data, trains both students, and judges them on held-out rows.
+  """Makes the rows, trains both students, and evaluates them on held-out rows.
 
-  Started again, what is finished is not done again.
+  When started again, students that are already trained are not trained again.
 
   Returns:
-    the exact match in percent of each contestant and of two baselines, and three answers.
+    The exact match in percent of both students and of two baselines, and three answers.
   """
   folder = pathlib.Path(directory)
   data = folder / "data"
@@ -76,8 +76,8 @@ def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str
     distill.run(config)
     predictor = _predictor(config)
     answers = predictor.answers([row["input_text"] for row in test], "label")
-    right = sum(map(str.__eq__, targets, answers))
-    results["exact_match_percent"][contestant.name] = 100 * right / len(targets)
+    correct = sum(map(str.__eq__, targets, answers))
+    results["exact_match_percent"][contestant.name] = 100 * correct / len(targets)
   # The last predictor is the step-by-step student's.
   shown = test[:3]
   rationales = predictor.answers([row["input_text"] for row in shown], "rationale")
@@ -90,7 +90,7 @@ def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str
 
 
 def _baselines(training: list[Row], targets: list[str]) -> dict[str, float]:
-  """What needs no reading: the commonest label, and the commonest verdict on the part asked for."""
+  """Returns the exact match of the commonest label, overall and for the part in question."""
   labels = [row["output_text"] for row in training]
   commonest = collections.Counter(labels).most_common(1)[0][0]
   verdicts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -104,18 +104,19 @@ def _baselines(training: list[Row], targets: list[str]) -> dict[str, float]:
 
 
 def _write_data(folder: pathlib.Path, seed: int) -> tuple[list[Row], list[Row]]:
-  """Writes training, evaluation and test rows, no input in two of them, and a vocabulary.
+  """Writes training, evaluation and test rows without a common input, and a vocabulary.
 
-  The vocabulary is made from the training rows alone. Returns the training and test rows.
+  The vocabulary is made from the training rows only. Returns the training and test rows.
   """
   folder.mkdir(parents=True, exist_ok=True)
   rows = quickstart_data.make_rows(seed, TRAIN_ROWS + EVAL_ROWS + TEST_ROWS)
-  evaluation, test = TRAIN_ROWS, TRAIN_ROWS + EVAL_ROWS
-  write_rows(folder / "train.jsonl", rows[:evaluation])
-  write_rows(folder / "eval.jsonl", rows[evaluation:test])
-  write_rows(folder / "test.jsonl", rows[test:])
-  quickstart_data.write_vocabulary(folder / "vocabulary.model", rows[:evaluation])
-  return rows[:evaluation], rows[test:]
+  training, rest = rows[:TRAIN_ROWS], rows[TRAIN_ROWS:]
+  evaluation, test = rest[:EVAL_ROWS], rest[EVAL_ROWS:]
+  write_rows(folder / "train.jsonl", training)
+  write_rows(folder / "eval.jsonl", evaluation)
+  write_rows(folder / "test.jsonl", test)
+  quickstart_data.write_vocabulary(folder / "vocabulary.model", training)
+  return training, test
 
 
 def _predictor(config: RunConfig) -> Predictor:
@@ -125,7 +126,7 @@ def _predictor(config: RunConfig) -> Predictor:
 
 
 def show(results: dict[str, Any], directory: str) -> None:
-  """Prints the comparison, three answers with their reasoning, and where everything is."""
+  """Prints the comparison, three answers with their rationales, and the paths of all outputs."""
   console = Console(highlight=False)
   table = Table("trained on", "exact match on held-out rows", title="quickstart")
   for name, percent in results["exact_match_percent"].items():

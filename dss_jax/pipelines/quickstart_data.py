@@ -1,9 +1,8 @@
-"""Rows for the quickstart: a hotel described part by part, and a question about one part.
+"""Synthetic rows for the quickstart: a description of a hotel, and a question about one part.
 
-Each part is described by one of sixteen adjectives of its own, eight good and
-eight bad. The label judges the part asked about; the rationale judges every
-part in turn and ends with the answer. A label therefore tells of one adjective,
-its rationale of nine: with few rows, that is what the student gains.
+Each part has its own sixteen adjectives, eight good and eight bad. The label judges the part in
+question; the rationale judges every part and ends with the label. A label thus gives the meaning
+of one adjective, its rationale that of nine, which helps the student when there are few rows.
 """
 
 import io
@@ -16,8 +15,8 @@ import sentencepiece
 from dss_jax.data.records import Row
 from dss_jax.storage.files import atomic_target
 
-# part: (adjectives that praise it, adjectives that fault it); none appears twice, so that
-# what an adjective means has to be learnt from the rows that use it.
+# part: (good adjectives, bad adjectives). None appears twice, so that its meaning can only be
+# learnt from rows that use it.
 _ADJECTIVES: dict[str, tuple[str, str]] = {
   "bed": (
     "soft springy snug plush roomy restful downy cushioned",
@@ -59,11 +58,11 @@ _ADJECTIVES: dict[str, tuple[str, str]] = {
 
 
 def make_rows(seed: int, num_rows: int) -> list[Row]:
-  """`num_rows` rows with distinct inputs, a pure function of the arguments.
+  """Returns `num_rows` rows with distinct inputs, a pure function of the arguments.
 
-  The first rows of a longer list are those of a shorter one with the same seed,
-  so training and held-out rows are two slices of one call. Part and verdict are
-  drawn evenly: naming the part and guessing the verdict is right half the time.
+  A shorter list is a prefix of a longer one with the same seed, so training and held-out rows
+  are slices of one call. Part and verdict are uniform: naming the part and guessing the verdict
+  is right half the time.
 
   Returns:
     Rows with `input_text`, `output_text` (such as "pool bad") and `rationale`.
@@ -88,7 +87,7 @@ def make_rows(seed: int, num_rows: int) -> list[Row]:
 
 
 def write_vocabulary(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
-  """A SentencePiece model of the rows' whole words, with T5's ids for pad, end and unknown."""
+  """Writes a SentencePiece model of the rows' words, with T5's ids for pad, end and unknown."""
   keys = ("input_text", "output_text", "rationale")
   texts = [f"predict: explain: {row[key]}" for row in rows for key in keys]
   model = io.BytesIO()

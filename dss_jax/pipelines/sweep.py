@@ -1,4 +1,4 @@
-"""A grid of runs, one MODEL_DIR each, and the table of what came of them."""
+"""Sweeps: a grid of runs, one MODEL_DIR each, and the table of their results."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ RESULTS = "sweep.json"
 
 
 def load_grid(file: str) -> list[dict[str, Any]]:
-  """The points of a sweep's gin file, each a value for every name.
+  """Returns the points of a sweep's gin file; a point maps every name to a value.
 
   A name is a macro or binding of a run, or STUDENT, whose values are files of
   gin_configs/models.
@@ -37,7 +37,7 @@ def load_grid(file: str) -> list[dict[str, Any]]:
     )
   for name, values in grid.items():
     if name in ("MODEL_DIR", "RunConfig.model_dir"):
-      raise UserError(f"{file}: {name} follows from --model-dir; take it out of the grid")
+      raise UserError(f"{file}: {name} is set by --model-dir; remove it from the grid")
     twice = [value for number, value in enumerate(values) if value in values[:number]]
     if twice:
       raise UserError(f"{file}: {name} has the value {twice[0]!r} twice; keep one of them")
@@ -49,14 +49,14 @@ def run(
   directory: str,
   config_of: Callable[[Mapping[str, Any], str], RunConfig],
 ) -> list[dict[str, Any]]:
-  """Trains every point that is not trained yet; one result a point, in order.
+  """Trains every point that is not trained yet; returns one result a point, in order.
 
-  Started again after a stop, finished points are left as they are and the others go on. A
-  point that diverges is noted and the sweep goes on. Every configuration and folder is checked
+  When started again after a stop, finished points are skipped and the others resumed. A point
+  that diverges is recorded, and the sweep continues. Every configuration and folder is checked
   before the first run begins.
 
   Args:
-    config_of: the configuration of a point in a MODEL_DIR.
+    config_of: returns the configuration of a point in a MODEL_DIR.
   """
   folder = pathlib.Path(directory)
   names = [_name(point) for point in points]
@@ -85,7 +85,7 @@ def _result(config: RunConfig) -> dict[str, Any]:
 
 
 def _write_hparams(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
-  """A point and its figures for TensorBoard's hparams page, in place of what was there."""
+  """Writes a point and its metrics for TensorBoard's hparams page; replaces earlier files."""
   shutil.rmtree(folder, ignore_errors=True)
   if not result["metrics"]:
     return
@@ -101,7 +101,7 @@ def _write_hparams(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
 
 
 def print_table(results: Sequence[Mapping[str, Any]]) -> None:
-  """A line a run, the best label accuracy marked."""
+  """Prints a line a run, with the best label accuracy in bold."""
   names = list(results[0]["values"])
   metrics = {
     "eval_total_loss": "loss",
@@ -123,6 +123,6 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _name(point: Mapping[str, Any]) -> str:
-  """A folder's name: the point's values, without the characters that paths reserve."""
+  """Returns a folder name: the point's values, without characters reserved in paths."""
   text = ",".join(f"{name}={value}" for name, value in point.items())
   return "".join(c if c.isalnum() or c in "=,._-" else "_" for c in text)[:200]

@@ -1,4 +1,4 @@
-"""What the profile of a step makes of a trace and of a compiled program."""
+"""The step profile: times of a trace, and operations of a compiled program."""
 
 import importlib
 from pathlib import Path
@@ -14,13 +14,13 @@ def profile(monkeypatch):
   return importlib.import_module("step_profile")
 
 
-def test_operations_under_way_together_share_the_time(profile):
+def test_concurrent_operations_share_the_time(profile):
   events = [profile.Event(*event) for event in ((0, 10, "a"), (4, 8, "b"), (8, 10, "c"))]
   assert profile.time_taken(events) == {"a": 4 + 2 + 1, "b": 2, "c": 1}
 
 
-def test_time_without_an_operation_belongs_to_the_last(profile):
-  """b ended after a, which began later; c comes when both are over, and b then runs again."""
+def test_idle_time_belongs_to_the_operation_that_ended_last(profile):
+  """b ends after a, though a began later; then c runs alone, and b again."""
   runs = ((0, 9, "b"), (2, 4, "a"), (12, 13, "c"), (15, 16, "b"))
   events = [profile.Event(*event) for event in runs]
   assert profile.time_taken(events) == {"b": 8 + 3 + 1, "a": 1, "c": 3}
@@ -40,7 +40,7 @@ ENTRY %main (a: f32[9,6]) -> f32[9,6] {
 """
 
 
-def test_an_operation_is_what_is_fused_into_it(profile):
+def test_a_fusion_has_the_kind_of_what_is_fused_into_it(profile):
   found = profile.operations(PROGRAM.replace("SCOPE", "Transformer/layers_0/attention"))
   assert found["ynn.1"].scope == "Transformer/layers_0/attention/reduce_max"
   assert profile.kind(found["ynn.1"]) == "products of attention"

@@ -1,4 +1,4 @@
-"""What a run tells while it is under way: TensorBoard, metrics.jsonl, and plain progress lines."""
+"""The output of a running job: TensorBoard, metrics.jsonl, and progress lines."""
 
 import re
 import signal
@@ -14,7 +14,7 @@ SERVICE_NAMES = {
 
 
 def scalars(folder):
-  """Every scalar in the event files: name to {step: value}."""
+  """Returns every scalar in the event files: name to {step: value}."""
   events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
   events.Reload()
   return {
@@ -23,7 +23,7 @@ def scalars(folder):
   }
 
 
-def test_tensorboard_reads_a_run_under_way_and_a_signal_saves_it(dss):
+def test_tensorboard_reads_a_running_job_and_a_signal_saves_it(dss):
   endless = ("--train-steps", "100000", "--evaluation-interval", "50", "--no-early-stopping")
   process = dss.start("distill", *dss.flags("student", *endless))
   folder = dss.folder / "student" / "tensorboard"
@@ -42,31 +42,31 @@ def test_tensorboard_reads_a_run_under_way_and_a_signal_saves_it(dss):
   match = re.match(r"dss: stopped by SIGTERM after step (\d+), which is saved; ", last)
   assert match, last
 
-  # Both places hold the same numbers, to the last step.
+  # Both have the same numbers, up to the last step.
   found = scalars(folder)
   lines = dss.read("student/metrics.jsonl")
   assert lines[-1]["step"] == int(match[1])
-  told = {}
+  logged = {}
   for line in lines:
     for name, value in line.items():
       if name != "step":
-        told.setdefault(name, {})[line["step"]] = value
-  assert found.keys() == told.keys() >= SERVICE_NAMES
-  for name, values in told.items():
+        logged.setdefault(name, {})[line["step"]] = value
+  assert found.keys() == logged.keys() >= SERVICE_NAMES
+  for name, values in logged.items():
     assert found[name].keys() == values.keys()
     assert all(
       abs(found[name][step] - value) <= 1e-5 * abs(value) for step, value in values.items()
     )
 
 
-def test_a_resumed_run_is_one_curve(with_student):
+def test_the_curve_of_a_resumed_run_has_no_gap(with_student):
   with_student.train("student", "--train-steps", "6")
   found = scalars(with_student.folder / "student" / "tensorboard")
   assert list(found["train_total_loss"]) == [1, 2, 3, 4, 5, 6]
   assert list(found["eval_total_loss"]) == [2, 4, 6]
 
 
-def test_plain_lines_where_there_is_no_terminal(dss):
+def test_plain_progress_lines_without_a_terminal(dss):
   lines = dss.train("student").err.splitlines()
   assert "training tiny (10,336 weights) in student" in lines
   assert any("learning rate 0.001 = base rate 0.001 x multiplier 1" in line for line in lines)

@@ -1,4 +1,4 @@
-"""What XLA compiled for a run is not compiled again when it is started a second time."""
+"""A second start of a run takes all compiled programs from the cache on disk."""
 
 import collections
 
@@ -9,7 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-  """Counts what is compiled and what is found on disk, as on a machine of the user's."""
+  """Counts compilations and cache hits, with an empty cache and JAX's default settings."""
   settings = {
     "jax_compilation_cache_dir": None,
     "jax_persistent_cache_min_compile_time_secs": 1.0,
@@ -21,12 +21,12 @@ def compiled(tmp_path, monkeypatch):
   compilation_cache.reset_cache()
   events = collections.Counter()
 
-  def listen(event, **unused):
+  def count(event, **unused):
     events[event.rpartition("/")[2]] += 1
 
-  jax.monitoring.register_event_listener(listen)
+  jax.monitoring.register_event_listener(count)
   yield events
-  jax.monitoring.unregister_event_listener(listen)
+  jax.monitoring.unregister_event_listener(count)
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()

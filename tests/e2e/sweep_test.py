@@ -1,4 +1,4 @@
-"""`dss sweep`: every point of a grid, resumed after a kill, with a table and hparams."""
+"""`dss sweep`: all points of a grid, resuming after a kill, table and hparams."""
 
 import json
 import signal
@@ -9,23 +9,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dss_jax.pipelines import distill
 
 GRID = "SweepConfig.grid = {'SEED': [0, 1], 'ALPHA': [0.5]}\n"
-DIE_IN_THE_SECOND_POINT = """
+KILLED_IN_THE_SECOND_POINT = """
 import os, signal
 from dss_jax.train.metrics import MetricsWriter
 write = MetricsWriter.write
-def write_and_die(self, step, metrics):
+def write_and_kill(self, step, metrics):
   write(self, step, metrics)
   if step == 3 and os.path.exists("sweep/sweep.json"):
     os.kill(os.getpid(), signal.SIGKILL)
-MetricsWriter.write = write_and_die
+MetricsWriter.write = write_and_kill
 from dss_jax.cli.main import main; main()
 """
 
 
-def test_a_grid_that_is_killed_and_started_again(with_student):
+def test_a_killed_sweep_is_resumed(with_student):
   (with_student.folder / "grid.gin").write_text(GRID)
   arguments = ("sweep", "grid.gin", *with_student.flags("sweep"))
-  outcome = with_student.finish(with_student.start(*arguments, code=DIE_IN_THE_SECOND_POINT))
+  outcome = with_student.finish(with_student.start(*arguments, code=KILLED_IN_THE_SECOND_POINT))
   assert outcome.code == -signal.SIGKILL, outcome.err
   first = with_student.tree("sweep/SEED=0,ALPHA=0.5")
   assert with_student.card("sweep/SEED=0,ALPHA=0.5")["finished"]
@@ -36,11 +36,11 @@ def test_a_grid_that_is_killed_and_started_again(with_student):
   assert "sweep 1/2: SEED=0,ALPHA=0.5" in outcome.err
   assert "SEED=0,ALPHA=0.5 is finished" in outcome.err
   assert with_student.tree("sweep/SEED=0,ALPHA=0.5") == first
-  # A process of its own may round otherwise than this one.
+  # Another process may round differently.
   point, student = with_student.numbers("sweep/SEED=0,ALPHA=0.5"), with_student.numbers("student")
   assert len(point) == len(student)
-  for ours, theirs in zip(point, student, strict=True):
-    assert ours == pytest.approx(theirs, rel=1e-5)
+  for numbers, expected in zip(point, student, strict=True):
+    assert numbers == pytest.approx(expected, rel=1e-5)
 
   results = json.loads((with_student.folder / "sweep" / "sweep.json").read_text())
   assert [result["values"] for result in results] == [
@@ -83,7 +83,7 @@ def check_table(text, results):
     assert f"{result['metrics']['label/eval_accuracy']:.4f}" in line
 
 
-def test_a_point_that_diverges_is_noted_and_the_others_go_on(with_student):
+def test_a_point_that_diverges_is_recorded_and_the_sweep_continues(with_student):
   (with_student.folder / "grid.gin").write_text(
     "SweepConfig.grid = {'LEARNING_RATE_MULTIPLIER': [1e30, 1.0]}\n"
   )
@@ -97,7 +97,7 @@ def test_a_point_that_diverges_is_noted_and_the_others_go_on(with_student):
   assert results[1]["metrics"] == with_student.card()["metrics"]
 
 
-def test_a_sweep_over_students_takes_their_sizes(dss, monkeypatch):
+def test_a_sweep_over_students_uses_their_sizes(dss, monkeypatch):
   configs = []
 
   def run(config):
@@ -116,7 +116,7 @@ def test_a_sweep_over_students_takes_their_sizes(dss, monkeypatch):
   assert [config.model_dir for config in configs] == ["sweep/STUDENT=mini", "sweep/STUDENT=small"]
 
 
-def test_another_configuration_in_the_folder_is_refused_before_anything_runs(with_student, refuses):
+def test_another_configuration_in_a_folder_is_refused_before_any_run(with_student, refuses):
   (with_student.folder / "grid.gin").write_text(GRID)
   (with_student.folder / "sweep").mkdir()
   (with_student.folder / "student").rename(with_student.folder / "sweep" / "SEED=1,ALPHA=0.5")

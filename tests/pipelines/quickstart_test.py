@@ -1,4 +1,4 @@
-"""The quickstart: its data, its baselines, and both runs with a handful of steps."""
+"""The quickstart: its rows, its baselines, and both runs with a few steps."""
 
 import json
 
@@ -7,7 +7,7 @@ from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.pipelines import quickstart, quickstart_data
 
 
-def test_rows_follow_from_the_seed_alone():
+def test_rows_depend_only_on_the_seed():
   rows = quickstart_data.make_rows(3, 50)
   assert rows == quickstart_data.make_rows(3, 80)[:50]
   assert rows != quickstart_data.make_rows(4, 50)
@@ -26,7 +26,7 @@ def test_the_rationale_judges_every_part_and_ends_with_the_label():
     assert f"how is the {part} in" in row["input_text"]
 
 
-def test_the_vocabulary_holds_the_training_words(tmp_path):
+def test_the_vocabulary_has_the_words_of_the_training_rows(tmp_path):
   rows = quickstart_data.make_rows(0, 200)
   path = tmp_path / "vocabulary.model"
   quickstart_data.write_vocabulary(path, rows)
@@ -38,7 +38,7 @@ def test_the_vocabulary_holds_the_training_words(tmp_path):
       assert vocabulary.decode(ids) == row[key]
 
 
-def test_baselines_by_hand():
+def test_baselines_equal_a_hand_calculation():
   training = [{"output_text": label} for label in ("bed bad", "bed bad", "bed good", "pool good")]
   targets = ["bed bad", "bed good", "pool good", "pool bad"]
   assert quickstart._baselines(training, targets) == {
@@ -47,7 +47,7 @@ def test_baselines_by_hand():
   }
 
 
-def test_both_runs_are_judged_on_rows_that_neither_saw(tmp_path, capsys):
+def test_both_students_are_evaluated_on_held_out_rows(tmp_path, capsys):
   settings = [
     Setting("TRAIN_STEPS", 2, "test"),
     Setting("T5Config.emb_dim", 16, "test"),
