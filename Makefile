@@ -1,4 +1,4 @@
-# Two commands start from a fresh clone and need nothing else: `make quickstart`, `make test`.
+# In a fresh clone, run `make quickstart` or `make test`; nothing else is needed first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test test-slow test-hf bench test-beam test-live test-t5x test-tpu torch lint setup clean
 
-quickstart: setup  ## trains two small students on made data and compares them
+quickstart: setup  ## trains two small students on synthetic rows and compares them
 	$(BIN)/dss quickstart --model-dir runs/quickstart
 
-test: setup lint  ## everything that CI runs
+test: setup lint  ## all checks of CI
 	$(BIN)/python -m pytest -m "not slow and not tpu_aot"
 
 test-slow: setup  ## the tests that take minutes
@@ -18,38 +18,38 @@ test-slow: setup  ## the tests that take minutes
 test-hf: torch  ## the tests against Hugging Face transformers
 	$(BIN)/python -m pytest -m hf
 
-# The data set is the published one of the paper: data/cqa of its repository.
+# DATA_DIR is the data set that the paper published: data/cqa of its repository.
 bench: torch  ## the short benchmarks: make bench DATA_DIR=data/cqa VOCABULARY=t5.model
 	@test -n '$(DATA_DIR)' -a -n '$(VOCABULARY)' || { \
-	  echo 'make bench DATA_DIR=data/cqa VOCABULARY=t5.model: name both' >&2; exit 2; }
+	  echo 'make bench DATA_DIR=data/cqa VOCABULARY=t5.model: give both' >&2; exit 2; }
 	$(BIN)/python benchmarks/train_step_vs_torch.py --student mini --repeats 3 \
 	  --data-dir '$(DATA_DIR)' --vocabulary '$(VOCABULARY)'
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/annotate_throughput.py
 
-torch: setup  ## fetches PyTorch and transformers
+torch: setup  ## installs PyTorch and transformers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch]'
 
-# T5X comes from Git and is not part of `make setup`: docs/t5x.md says how to install it into $(VENV).
-test-t5x: setup  ## the tests against T5X; needs it in $(VENV)
+# T5X is installed from Git, not by `make setup`: see docs/t5x.md.
+test-t5x: setup  ## the tests against T5X, which must be in $(VENV)
 	@$(BIN)/python -c 'import t5x.models' 2>/dev/null || { \
 	  echo 'T5X is not in $(VENV): $(BIN)/pip install --no-deps -r requirements-t5x.txt' >&2; exit 2; }
 	$(BIN)/python -m pytest -m t5x
 
-test-tpu: setup  ## the step compiled for TPUs that are not here; fetches the compiler, 200 MB
+test-tpu: setup  ## the tests that compile for TPUs; installs the compiler, 200 MB
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu]'
 	$(BIN)/python -m pytest -m tpu_aot
 
-# Beam works with older versions of three libraries than constraints.txt pins.
+# Beam needs older versions of three libraries than constraints.txt pins.
 BEAM := .venv-beam
-test-beam:  ## the tests of `dss annotate --runner`, in an environment of their own
+test-beam:  ## the tests of `dss annotate --runner`, in their own environment
 	test -d $(BEAM) || $(PYTHON) -m venv $(BEAM)
 	grep -v -E '^(pillow|protobuf|pyarrow)==' constraints.txt > $(BEAM)/constraints.txt
 	$(BEAM)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c $(BEAM)/constraints.txt -e '.[beam,test]'
 	$(BEAM)/bin/python -m pytest -m beam
 
-test-live: setup  ## asks a real teacher: make test-live DSS_LIVE_TEACHER=openai:MODEL DSS_LIVE_URL=http://HOST:PORT/v1
+test-live: setup  ## the tests with a real teacher: make test-live DSS_LIVE_TEACHER=openai:MODEL DSS_LIVE_URL=http://HOST:PORT/v1
 	DSS_LIVE_TEACHER='$(DSS_LIVE_TEACHER)' DSS_LIVE_URL='$(DSS_LIVE_URL)' \
 	  $(BIN)/python -m pytest -m live -rs
 

@@ -1,7 +1,7 @@
 """Installs the package `dss_jax` and its console command `dss`.
 
-`tasks/` and `gin_configs/` lie at the top of a checkout, where users look for them;
-a wheel carries them inside the package, so that site-packages gains no package `tasks`.
+In a checkout, `tasks/` and `gin_configs/` are top-level folders, where users look for them. In a
+wheel they are inside the package, so that site-packages gets no package `tasks`.
 """
 
 import pathlib
@@ -53,15 +53,15 @@ setup(
     "tensorstore>=0.1.80",
   ],
   extras_require={
-    # Not beside constraints.txt: Beam works with older versions of protobuf, pyarrow and pillow.
+    # Conflicts with constraints.txt: Beam needs older versions of protobuf, pyarrow and pillow.
     "beam": ["apache-beam>=2.77"],
     "gcs": ["gcsfs>=2024.6"],
     "teacher": ["aiohttp>=3.14"],
     "tensorboard": ["tensorboard>=2.18"],
-    # The compiler that `dss plan` needs, 200 MB; it must be the one that the installed JAX names.
+    # The compiler for `dss plan`, 200 MB; its version must match the installed JAX.
     "tpu": ["libtpu==0.0.42.*"],
-    # The registry's t5x is an empty package. To be installed by requirements-t5x.txt, since its
-    # own requirements are newer than what it works with.
+    # The t5x of the registry is an empty package. Install it by requirements-t5x.txt, since its own
+    # requirements name newer versions than it works with.
     "t5x": [
       "t5x @ git+https://github.com/google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16"
     ],
