@@ -9,7 +9,7 @@ feed, with or without a carriage return. A name ending in `.gz` means gzip, and 
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from dss_jax.errors import UserError
@@ -69,18 +69,14 @@ class ProblemTally:
       self.first.append(problem)
 
   def raise_if_any(self) -> None:
-    """Raises UserError if a problem was added."""
-    if self.total:
-      raise problems_error(self.first, self.total)
-
-
-def problems_error(problems: Sequence[RowProblem], total: int) -> UserError:
-  """Returns the error that lists the first 20 problems, a line each, and the number of others."""
-  shown = [str(problem) for problem in problems[:SHOWN_PROBLEMS]]
-  more = total - len(shown)
-  if more > 0:
-    shown.append(f"and {more:,} more bad line{'s' if more > 1 else ''}")
-  return UserError("\n".join(shown))
+    """Raises UserError if a problem was added: the first 20, a line each, and how many more."""
+    if not self.total:
+      return
+    lines = [str(problem) for problem in self.first]
+    more = self.total - len(lines)
+    if more:
+      lines.append(f"and {more:,} more bad line{'s' if more > 1 else ''}")
+    raise UserError("\n".join(lines))
 
 
 def scan_rows(path: PathLike) -> Iterator[tuple[int, Row] | RowProblem]:
@@ -122,6 +118,15 @@ def scan_rows(path: PathLike) -> Iterator[tuple[int, Row] | RowProblem]:
       yield RowProblem(name, line, row) if isinstance(row, str) else (line, row)
 
 
+def good_rows(path: PathLike, problems: ProblemTally) -> Iterator[tuple[int, Row]]:
+  """Yields (line number from 1, row) of every good line; adds the other lines to `problems`."""
+  for item in scan_rows(path):
+    if isinstance(item, RowProblem):
+      problems.add(item)
+    else:
+      yield item
+
+
 def numbered_rows(path: PathLike) -> Iterator[tuple[int, Row]]:
   """Yields (line number from 1, row) of every good line.
 
@@ -131,12 +136,9 @@ def numbered_rows(path: PathLike) -> Iterator[tuple[int, Row]]:
   """
   problems = ProblemTally()
   is_empty = True
-  for item in scan_rows(path):
-    if isinstance(item, RowProblem):
-      problems.add(item)
-    else:
-      is_empty = False
-      yield item
+  for numbered_row in good_rows(path, problems):
+    is_empty = False
+    yield numbered_row
   problems.raise_if_any()
   if is_empty:
     raise UserError(empty_file_problem(path))

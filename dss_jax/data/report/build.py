@@ -1,10 +1,10 @@
 """Building of the dataset report, in one pass over the rows and constant memory."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from dss_jax.data.rationale_checks import ends_mid_sentence, mentions
-from dss_jax.data.records import ProblemTally, Row, RowProblem, empty_file_problem, scan_rows
+from dss_jax.data.records import ProblemTally, Row, empty_file_problem, good_rows
 from dss_jax.data.report.counters import (
   InstructionFinder,
   LabelCounter,
@@ -42,11 +42,11 @@ def dataset_report(
   """
   problems = ProblemTally()
   report = report_on_rows(
-    _good_rows(path, problems),
+    good_rows(path, problems),
     name=str(path),
     max_input_tokens=max_input_tokens,
     max_output_tokens=max_output_tokens,
-    eval_rows=None if eval_path is None else _good_rows(eval_path, problems),
+    eval_rows=None if eval_path is None else good_rows(eval_path, problems),
     eval_name=str(eval_path),
     vocabulary=vocabulary,
   )
@@ -95,14 +95,6 @@ def report_on_rows(
     )
   report.warnings.extend(report_warnings(report))
   return report
-
-
-def _good_rows(path: PathLike, problems: ProblemTally) -> Iterator[tuple[int, Row]]:
-  for item in scan_rows(path):
-    if isinstance(item, RowProblem):
-      problems.add(item)
-    else:
-      yield item
 
 
 def _longer_prefix(vocabulary: Vocabulary | None) -> str:
