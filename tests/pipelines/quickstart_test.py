@@ -3,6 +3,7 @@
 import json
 
 from dss_jax.config.gin_loader import Setting
+from dss_jax.data.records import read_rows
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.pipelines import quickstart, quickstart_data
 
@@ -65,7 +66,7 @@ def test_both_students_are_evaluated_on_held_out_rows(tmp_path, capsys):
   ]
   assert json.loads((tmp_path / "quickstart.json").read_text()) == results
   inputs = {
-    name: {json.loads(line)["input_text"] for line in (tmp_path / "data" / name).open()}
+    name: {row["input_text"] for row in read_rows(tmp_path / "data" / name)}
     for name in ("train.jsonl", "eval.jsonl", "test.jsonl")
   }
   assert [len(texts) for texts in inputs.values()] == [200, 50, 400]
