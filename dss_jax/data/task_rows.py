@@ -218,7 +218,7 @@ def _read_objects(path: str) -> Iterator[tuple[int, dict]]:
         ) from None
       if not isinstance(values, dict):
         raise UserError(
-          f"{path}:{line}: the line holds a {type(values).__name__}, but each line must be"
+          f"{path}:{line}: the line is a {type(values).__name__}, but each line must be"
           " a JSON object; fetch the published file again"
         )
       yield line, values
@@ -260,7 +260,7 @@ def _row(task: TaskDefinition, path: str, line: int, values: dict) -> Row:
   except Exception as error:
     raise UserError(
       f"{path}:{line}: task {task.name} cannot read this row ({type(error).__name__}: {error})"
-      f" with the keys {sorted(values)}; check that --data-dir holds the files of this task"
+      f" with the keys {sorted(values)}; check that --data-dir has the files of this task"
     ) from error
   for key in ("input_text", "output_text", "rationale"):
     text = row.get(key)

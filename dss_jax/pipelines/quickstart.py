@@ -26,7 +26,7 @@ RESULTS = "quickstart.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
+class Variant:
   """One of the two students that are compared."""
 
   name: str
@@ -34,9 +34,9 @@ class Contestant:
   alpha: float
 
 
-CONTESTANTS = (
-  Contestant("labels alone", "labels_alone", 1.0),
-  Contestant("step by step", "step_by_step", 0.5),
+VARIANTS = (
+  Variant("labels alone", "labels_alone", 1.0),
+  Variant("step by step", "step_by_step", 0.5),
 )
 
 
@@ -58,17 +58,17 @@ def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str
     "test_rows": TEST_ROWS,
     "exact_match_percent": _baselines(training, targets),
   }
-  for contestant in CONTESTANTS:
-    say(f"\n{contestant.name}:")
+  for variant in VARIANTS:
+    say(f"\n{variant.name}:")
     config = load_config(
       RunConfig,
       ["runs/quickstart.gin"],
       [
-        Setting("MODEL_DIR", str(folder / contestant.folder), "--model-dir"),
+        Setting("MODEL_DIR", str(folder / variant.folder), "--model-dir"),
         Setting("DATASET", str(data / "train.jsonl"), "quickstart"),
         Setting("EVAL_DATASET", str(data / "eval.jsonl"), "quickstart"),
         Setting("VOCABULARY", str(data / "vocabulary.model"), "quickstart"),
-        Setting("ALPHA", contestant.alpha, "quickstart"),
+        Setting("ALPHA", variant.alpha, "quickstart"),
         Setting("SEED", seed, "--seed"),
         *settings,
       ],
@@ -77,7 +77,7 @@ def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str
     predictor = _predictor(config)
     answers = predictor.answers([row["input_text"] for row in test], "label")
     correct = sum(map(str.__eq__, targets, answers))
-    results["exact_match_percent"][contestant.name] = 100 * correct / len(targets)
+    results["exact_match_percent"][variant.name] = 100 * correct / len(targets)
   # The last predictor is the step-by-step student's.
   shown = test[:3]
   rationales = predictor.answers([row["input_text"] for row in shown], "rationale")
@@ -139,6 +139,6 @@ def show(results: dict[str, Any], directory: str) -> None:
     console.print(f"[bold]rationale[/bold]  {example['predicted_rationale']}")
   folder = pathlib.Path(directory)
   console.print(f"\nTensorBoard: tensorboard --logdir {folder}", markup=False)
-  console.print(f"The student: {folder / CONTESTANTS[1].folder}", markup=False)
+  console.print(f"The student: {folder / VARIANTS[1].folder}", markup=False)
   console.print(f"The data:    {folder / 'data'}", markup=False)
   console.print(f"({jax.device_count()} {jax.devices()[0].platform} device(s))", markup=False)

@@ -125,7 +125,7 @@ def _answer(index, text="a bar => 1"):
     (_answer(0, 5), "texts.jsonl:1: a recorded answer must be"),
     ("{}\n", "this line has the keys []"),
     ("\n{\n", "texts.jsonl:2: the line is not JSON"),
-    ("[1]\n", "texts.jsonl:1: the line holds a list"),
+    ("[1]\n", "texts.jsonl:1: the line is a list"),
     ("\udcff", "texts.jsonl:1: the line is not JSON in UTF-8"),
   ],
 )
