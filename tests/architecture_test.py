@@ -132,6 +132,64 @@ def test_tensorflow_stays_with_the_data():
   assert all(name.startswith(("dss_jax/data/", "dss_jax/t5x/")) for name in importers("tensorflow"))
 
 
+def test_only_storage_imports_fsspec():
+  found = importers("fsspec")
+  assert found == {"dss_jax/storage/atomic.py", "dss_jax/storage/files.py"}
+
+
+def own_writing(source):
+  """The places where Python code names, syncs or renames files itself, or looks for a cache."""
+  found = []
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+      owner = node.func.value.id if isinstance(node.func.value, ast.Name) else None
+      is_os_call = owner == "os" and node.func.attr in {"replace", "rename", "renames", "fsync"}
+      # str.replace takes two values, dataclasses.replace takes names.
+      is_path_call = node.func.attr == "rename" or (
+        node.func.attr == "replace" and len(node.args) == 1 and not node.keywords
+      )
+      if is_os_call or is_path_call or (owner, node.func.attr) == ("shutil", "move"):
+        found.append(node.lineno)
+    elif (
+      isinstance(node, ast.Constant)
+      and isinstance(node.value, str)
+      and (node.value.endswith(".part") or node.value in {"DSS_CACHE_DIR", ".cache"})
+    ):
+      found.append(node.lineno)
+  return found
+
+
+def test_only_storage_renames_and_syncs_files():
+  found = {name_of(path): own_writing(path.read_text(encoding="utf-8")) for path in MODULES}
+  outside = {
+    name: lines
+    for name, lines in found.items()
+    if lines and not name.startswith("dss_jax/storage/")
+  }
+  assert not outside, "write through dss_jax/storage/atomic.py, cache through storage/cache.py"
+  assert found["dss_jax/storage/atomic.py"]
+  assert found["dss_jax/storage/cache.py"]
+
+
+@pytest.mark.parametrize(
+  ("line", "is_found"),
+  [
+    ("os.replace(a, b)", True),
+    ("os.fsync(file.fileno())", True),
+    ("path.rename(other)", True),
+    ("path.with_name('x').replace(other)", True),
+    ("shutil.move(a, b)", True),
+    ("name = f'.{base}.part'", True),
+    ("os.environ.get('DSS_CACHE_DIR')", True),
+    ("text.replace('a', 'b')", False),
+    ("dataclasses.replace(config, steps=1)", False),
+    ("say('set DSS_CACHE_DIR to a folder')", False),
+  ],
+)
+def test_own_writing_is_found(line, is_found):
+  assert bool(own_writing(line)) == is_found
+
+
 OUR_FILES = [
   path
   for folder in ("dss_jax", "tasks", "tests", "benchmarks")

@@ -17,7 +17,8 @@ from dss_jax.data.task_definition import TaskDefinition, load_task
 from dss_jax.data.task_rows import published_rows
 from dss_jax.errors import UserError
 from dss_jax.progress import say
-from dss_jax.storage.files import PathLike, atomic_target, is_url
+from dss_jax.storage.atomic import write_text
+from dss_jax.storage.files import PathLike, exists, is_url
 from dss_jax.teachers.access import DEFAULT_KEY_ENV
 from dss_jax.teachers.base import Teacher, split_teacher
 from dss_jax.teachers.recorded import RecordedTeacher
@@ -234,27 +235,17 @@ def _prompt(
   if kind == "t5":
     # A student was trained on bare inputs: there is nothing to show it.
     return Prompt(instruction="(none: a student takes the bare input)")
-  if output is not None and _exists(prompt_path(output)):
+  if output is not None and exists(prompt_path(output)):
     say(f"prompt: {prompt_path(output)}, made by an earlier run; delete it to have it made anew")
     return _with_task(load_prompt(prompt_path(output)), task, kind)
   made = default_prompt(rows())
   if output is not None:
-    with atomic_target(prompt_path(output)) as file:
-      file.write(prompt_to_yaml(made).encode())
+    write_text(prompt_path(output), prompt_to_yaml(made))
     say(
       f"prompt: made from the rows, {len(made.exemplars)} of them as examples;"
       f" written to {prompt_path(output)}, where you can edit it"
     )
   return _with_task(made, task, kind)
-
-
-def _exists(path: str) -> bool:
-  if not is_url(path):
-    return os.path.exists(path)
-  import fsspec
-
-  system, place = fsspec.core.url_to_fs(path)
-  return system.exists(place)
 
 
 def _with_task(prompt: Prompt, task: TaskDefinition | None, kind: str) -> Prompt:

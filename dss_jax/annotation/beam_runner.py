@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
-import fsspec
 import yaml
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -32,7 +31,17 @@ from dss_jax.annotation.usage import Tally
 from dss_jax.data.records import Row, write_rows
 from dss_jax.data.task_definition import load_task
 from dss_jax.errors import UserError
-from dss_jax.storage.files import PathLike, atomic_target, is_url, open_bytes, reason, writing
+from dss_jax.storage.atomic import make_folder, remove, write_bytes
+from dss_jax.storage.files import (
+  PathLike,
+  exists,
+  is_dir,
+  is_url,
+  list_folder,
+  open_bytes,
+  read_bytes,
+  reason,
+)
 from dss_jax.teachers.base import Teacher, TeacherRequest, TeacherResponse, split_teacher
 
 # Enough for a worker's while, few enough to hold: a part is what Beam hands out and repeats.
@@ -199,17 +208,15 @@ def _check_places(output: PathLike, kind: str, place: str, runner: str) -> None:
 
 def _write_parts(rows: Iterable[Row], folder: str, part_rows: int) -> list[_Part]:
   """The rows in parts, each in a file of its own; nothing is asked before all are good."""
-  if not is_url(folder):
-    with writing(folder):
-      os.makedirs(folder, exist_ok=True)
+  make_folder(folder)
   parts: list[_Part] = []
   lines: list[bytes] = []
 
   def end_part() -> None:
     part = _Part(folder, len(parts))
-    _write(part.rows, b"".join(lines))
+    write_bytes(part.rows, b"".join(lines))
     # What an earlier run left is no outcome of this one.
-    _write(part.outcome, b"{}")
+    write_bytes(part.outcome, b"{}")
     parts.append(part)
     lines.clear()
 
@@ -243,7 +250,7 @@ class _AnnotatePart(beam.DoFn):
       # Left to itself, Beam would repeat the part, and then show a traceback.
       self._error = error
       outcome = {"error": str(error)}
-    _write(part.outcome, json.dumps(outcome).encode())
+    write_bytes(part.outcome, json.dumps(outcome).encode())
 
   def teardown(self) -> None:
     if self._lasting is not None:
@@ -348,21 +355,13 @@ def _remove_parts(parts: Sequence[_Part]) -> None:
   """Removes all but the answers; the folder, too, where there are none."""
   for part in parts:
     for name in (part.rows, part.output, part.outcome):
-      system, path = fsspec.core.url_to_fs(name)
-      system.rm(path)
+      remove(name)
   folder = parts[0].folder
-  if not is_url(folder) and not os.listdir(folder):
-    os.rmdir(folder)
+  if is_dir(folder) and not list_folder(folder):
+    remove(folder)
 
 
 def _copy(source: str, target: str) -> None:
   """Copies a file that exists."""
-  system, path = fsspec.core.url_to_fs(source)
-  if system.exists(path):
-    with open_bytes(source) as file:
-      _write(target, file.read())
-
-
-def _write(path: str, content: bytes) -> None:
-  with atomic_target(path) as file:
-    file.write(content)
+  if exists(source):
+    write_bytes(target, read_bytes(source))

@@ -15,7 +15,8 @@ from typing import Any
 from dss_jax.annotation.outcome import PROVENANCE, STATUSES
 from dss_jax.annotation.report import annotated_rows, to_text
 from dss_jax.data.records import Row
-from dss_jax.storage.files import PathLike, atomic_target
+from dss_jax.storage.atomic import atomic_target
+from dss_jax.storage.files import PathLike
 
 _CELL_CHARACTERS = 20_000
 

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dss_jax.errors import UserError
-from dss_jax.storage.files import PathLike, reason, writing
+from dss_jax.storage.atomic import sync, writing
+from dss_jax.storage.files import PathLike, reason
 from dss_jax.teachers.base import TeacherRequest, TeacherResponse
 
 # So many places of new answers are kept in a dictionary before they join the sorted arrays.
@@ -138,7 +139,7 @@ class Journal:
       # Set first: what is appended during the call below is not covered by it.
       self._is_synced = True
       with writing(self.path):
-        os.fsync(self._file)
+        sync(self._file)
 
   def _raise_failed_sync(self) -> None:
     if self._syncing is not None:
@@ -159,7 +160,7 @@ class Journal:
           place += len(line)
       if whole < place:
         os.ftruncate(self._file, whole)
-        os.fsync(self._file)
+        sync(self._file)
     except OSError as error:
       raise UserError(f"{self.path}: cannot be read ({reason(error)}); check the disk") from None
     self._end = whole

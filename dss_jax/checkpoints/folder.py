@@ -12,6 +12,7 @@ import tensorstore as ts
 
 from dss_jax.checkpoints.arrays import BFLOAT16, Index, StoredArray
 from dss_jax.errors import UserError
+from dss_jax.storage.files import is_url, reason
 
 # A bucket that does not answer is given up on after so long.
 _ANSWER_SECONDS = 60.0
@@ -74,7 +75,7 @@ class CheckpointFolder:
       return path.read_bytes()
     except OSError as error:
       raise UserError(
-        f"{place}: cannot be read ({why(error)}); give a checkpoint that you may read"
+        f"{place}: cannot be read ({reason(error)}); give a checkpoint that you may read"
       ) from None
 
   def has(self, name: str) -> bool:
@@ -130,22 +131,9 @@ def read_keys(store: Any, keys: list[str], place: str) -> list[bytes | None]:
 
 def _unreachable(place: str, error: Exception) -> UserError:
   return UserError(
-    f"{place}: cannot be read ({why(error)}); check the address and that you may read it, or "
+    f"{place}: cannot be read ({reason(error)}); check the address and that you may read it, or "
     "copy the folder to this machine"
   )
-
-
-def is_url(path: str | os.PathLike[str]) -> bool:
-  """Whether the path names a place by a scheme, as in `gs://bucket/folder`."""
-  return "://" in os.fspath(path)
-
-
-def why(error: BaseException) -> str:
-  """What an exception says, on one line, without tensorstore's source locations."""
-  if isinstance(error, TimeoutError):
-    return f"no answer within {_ANSWER_SECONDS:g} seconds"
-  text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-  return " ".join(str(text).split()).split(" [")[0][:200].rstrip(".")
 
 
 def zarr_array(
@@ -188,7 +176,7 @@ def zarr_array(
       part = np.asarray(opened[index].read().result(_ARRAY_SECONDS))
     except Exception as error:
       raise UserError(
-        f"{place}: the weight {name} cannot be read ({why(error)}); the checkpoint is damaged "
+        f"{place}: the weight {name} cannot be read ({reason(error)}); the checkpoint is damaged "
         "or incomplete, so copy it again"
       ) from None
     return part.view(BFLOAT16) if part.dtype == np.uint16 else part
@@ -214,7 +202,7 @@ def _checked_metadata(
     dtype = dtypes[fields["dtype"]]
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
-      f"{place}: the .zarray of the weight {name} describes no array of floats ({why(error)}); "
+      f"{place}: the .zarray of the weight {name} describes no array of floats ({reason(error)}); "
       "give another copy of the checkpoint"
     ) from None
   if len(chunks) != len(shape) or any(

@@ -12,10 +12,10 @@ import numpy as np
 import safetensors
 
 from dss_jax.checkpoints.arrays import FLOATS, Index, StoredArray, StoredArrays
-from dss_jax.checkpoints.folder import is_url, why
 from dss_jax.checkpoints.hf_names import ALIASES, LM_HEAD, SHARED, UNUSED, hf_names, transposed
 from dss_jax.config.schema import T5Config
 from dss_jax.errors import UserError
+from dss_jax.storage.files import is_url, reason
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -121,7 +121,7 @@ def _config(folder: pathlib.Path) -> T5Config:
     )
   except (KeyError, TypeError) as error:
     raise UserError(
-      f"{place}: the model's sizes are not all there ({why(error)}); give the {CONFIG} that the "
+      f"{place}: the model's sizes are not all there ({reason(error)}); give the {CONFIG} that the "
       "weights were saved with"
     ) from None
 
@@ -192,7 +192,7 @@ def _open(path: pathlib.Path) -> dict[str, StoredArray]:
       described = {key: (one.get_shape(), one.get_dtype()) for key, one in slices.items()}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise UserError(
-      f"{path}: is no safetensors file, or cut off ({why(error)}); copy it again"
+      f"{path}: is no safetensors file, or cut off ({reason(error)}); copy it again"
     ) from None
   arrays = {}
   for key, (shape, dtype) in described.items():
@@ -210,7 +210,7 @@ def _part(path: pathlib.Path, key: str, opened: Any, index: Index) -> np.ndarray
     return np.asarray(opened[index])
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise UserError(
-      f"{path}: the array {key} cannot be read ({why(error)}); copy the file again"
+      f"{path}: the array {key} cannot be read ({reason(error)}); copy the file again"
     ) from None
 
 
@@ -254,5 +254,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
   except FileNotFoundError:
     raise UserError(f"{path}: no such file; give the folder of a Hugging Face T5") from None
   except (OSError, ValueError, RecursionError) as error:
-    raise UserError(f"{path}: cannot be read as JSON ({why(error)}); copy the file again") from None
+    raise UserError(
+      f"{path}: cannot be read as JSON ({reason(error)}); copy the file again"
+    ) from None
   return fields

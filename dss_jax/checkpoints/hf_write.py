@@ -10,9 +10,9 @@ import numpy as np
 from dss_jax.checkpoints.arrays import StoredArray, StoredArrays
 from dss_jax.checkpoints.hf_names import hf_names, transposed
 from dss_jax.checkpoints.hf_read import CONFIG, WEIGHTS, WEIGHTS_INDEX
-from dss_jax.checkpoints.zarr import write_file, writing
 from dss_jax.config.schema import T5Config
 from dss_jax.errors import UserError
+from dss_jax.storage.atomic import atomic_target, write_text, writing
 
 # As transformers cuts a model into files.
 SHARD_BYTES = 5 * 10**9
@@ -92,7 +92,7 @@ def write_hf(
 
 
 def write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
-  write_file(path, json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n")
+  write_text(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_weights(
@@ -144,9 +144,10 @@ def _write_safetensors(path: pathlib.Path, arrays: Mapping[str, StoredArray], dt
     offset = end
   encoded = json.dumps(header, separators=(",", ":")).encode()
   encoded += b" " * (-len(encoded) % _ALIGNMENT)
-  with writing(str(path)), path.open("xb") as file:
-    file.write(len(encoded).to_bytes(8, "little") + encoded)
-  for array in arrays.values():
-    part = np.ascontiguousarray(array.whole().astype(dtype))
-    with writing(str(path)), path.open("ab") as file:
-      file.write(part.tobytes())
+  with atomic_target(path) as file:
+    with writing(path):
+      file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for array in arrays.values():
+      part = np.ascontiguousarray(array.whole().astype(dtype))
+      with writing(path):
+        file.write(part.tobytes())

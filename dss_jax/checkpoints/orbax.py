@@ -16,11 +16,11 @@ from dss_jax.checkpoints.folder import (
   CheckpointFolder,
   open_kvstore,
   read_keys,
-  why,
   zarr_array,
 )
 from dss_jax.checkpoints.scanned_layers import unrolled_arrays
 from dss_jax.errors import UserError
+from dss_jax.storage.files import reason
 
 STATE = "state"
 MANIFEST = "manifest.ocdbt"
@@ -86,7 +86,7 @@ def read_arrays(
     keys = [key.decode() for key in store.list().result(_LIST_SECONDS)]
   except Exception as error:
     raise UserError(
-      f"{folder.name}: its arrays cannot be listed ({why(error)}); the "
+      f"{folder.name}: its arrays cannot be listed ({reason(error)}); the "
       "checkpoint is damaged, so copy it again"
     ) from None
   names = sorted(

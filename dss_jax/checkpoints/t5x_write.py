@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,8 @@ import numpy as np
 from dss_jax.checkpoints.arrays import StoredArrays, in_memory
 from dss_jax.checkpoints.orbax import STATE
 from dss_jax.checkpoints.t5x_read import INDEX
-from dss_jax.checkpoints.zarr import write_file, write_zarr, writing
+from dss_jax.checkpoints.zarr import write_zarr
+from dss_jax.storage.atomic import publishing, write_bytes, writing
 
 _VERSION = 3
 _NDARRAY = 1
@@ -68,7 +68,7 @@ def write_t5x(
       _NDARRAY, msgpack.packb(([], "int32", np.int32(step).tobytes()), use_bin_type=True)
     )
     tree = {"version": _VERSION, "optimizer": {"state": {"step": number}, "target": target}}
-    write_file(part / INDEX, msgpack.packb(tree, use_bin_type=True))
+    write_bytes(part / INDEX, msgpack.packb(tree, use_bin_type=True))
   return pathlib.Path(folder) / f"checkpoint_{step}"
 
 
@@ -108,7 +108,7 @@ def write_t5x_orbax(
       "store_array_data_equal_to_fill_value": True,
       "custom_metadata": None,
     }
-    write_file(state / "_METADATA", json.dumps(metadata).encode())
+    write_bytes(state / "_METADATA", json.dumps(metadata).encode())
     now = time.time_ns()
     about = {
       "item_handlers": _HANDLERS,
@@ -118,24 +118,16 @@ def write_t5x_orbax(
       "commit_timestamp_nsecs": now,
       "custom_metadata": {},
     }
-    write_file(part / "_CHECKPOINT_METADATA", json.dumps(about).encode())
+    write_bytes(part / "_CHECKPOINT_METADATA", json.dumps(about).encode())
     (part / "dataset").mkdir()
     for place in (part, part / "dataset", state):
-      write_file(place / "commit_success.txt", _COMMITTED.encode())
+      write_bytes(place / "commit_success.txt", _COMMITTED.encode())
   return pathlib.Path(folder) / f"checkpoint_{step}"
 
 
 @contextlib.contextmanager
 def _step_folder(folder: str | os.PathLike[str], step: int) -> Iterator[pathlib.Path]:
-  """A folder to write into, renamed to checkpoint_<step> if all goes well, else removed."""
-  final = pathlib.Path(folder).absolute() / f"checkpoint_{step}"
-  part = final.with_name(f"{final.name}.tmp-{int(time.time())}")
-  with writing(str(final)):
-    part.mkdir(parents=True)
-  try:
+  """Gives a folder to write into, which becomes checkpoint_<step> if the body succeeds."""
+  final = pathlib.Path(folder) / f"checkpoint_{step}"
+  with writing(final), publishing(final) as part:
     yield part
-    with writing(str(final)):
-      os.rename(part, final)
-  except BaseException:
-    shutil.rmtree(part, ignore_errors=True)
-    raise

@@ -1,10 +1,7 @@
 """Writing weights as zarr arrays, chunk by chunk: never more than a chunk is held."""
 
-import contextlib
 import itertools
 import math
-import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,8 +9,7 @@ import numpy as np
 import tensorstore as ts
 
 from dss_jax.checkpoints.arrays import Index, StoredArray
-from dss_jax.checkpoints.folder import why
-from dss_jax.errors import UserError
+from dss_jax.storage.atomic import writing
 
 # As large as T5X's own chunks get.
 CHUNK_BYTES = 64 * 2**20
@@ -54,33 +50,14 @@ def write_zarr(
     # A chunk of zeros that is not there could not be told from one that got lost.
     "store_data_equal_to_fill_value": True,
   }
-  with writing(place):
+  # TensorStore reports what it cannot write by exceptions of several types.
+  with writing(place, Exception):
     store = ts.open(spec, create=True).result()
   for index in blocks(array.shape, chunks):
     part = np.asarray(array.read(index)).astype(dtype)
-    with writing(place):
+    with writing(place, Exception):
       store[index].write(part).result()
   return chunks
-
-
-@contextlib.contextmanager
-def writing(place: str) -> Iterator[None]:
-  """Turns any refusal to write into one sentence about `place`."""
-  try:
-    yield
-  except Exception as error:
-    raise UserError(
-      f"{place}: cannot be written ({why(error)}); name a place that has room "
-      "and that you may write to"
-    ) from None
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file of a folder that takes its name only once it is whole."""
-  with writing(str(path)), path.open("xb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

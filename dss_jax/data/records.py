@@ -13,13 +13,12 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from dss_jax.errors import UserError
+from dss_jax.storage.atomic import atomic_target, writing
 from dss_jax.storage.files import (
   BrokenStreamError,
   PathLike,
-  atomic_target,
   open_bytes,
   reason,
-  writing,
 )
 
 Row = dict[str, Any]
@@ -162,7 +161,8 @@ def check_rows(path: PathLike) -> int:
 def write_rows(path: PathLike, rows: Iterable[Row]) -> int:
   """Writes rows as a stream, one JSON object a line, and returns their number.
 
-  The file is written atomically (see files.atomic_target), gzipped if its name ends in `.gz`.
+  The file appears under its name only when it is whole (see atomic_target), gzipped if
+  its name ends in `.gz`.
 
   Raises:
     UserError: the target cannot be written, or a row has a value that JSON or UTF-8 cannot

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from dss_jax.data.records import Row
 from dss_jax.data.task_definition import Answer, Split, TaskDefinition, UnparsableAnswer, percent
 from dss_jax.errors import UserError
-from dss_jax.storage.files import PathLike, is_url, open_bytes
+from dss_jax.storage.files import PathLike, is_url, join, open_bytes
 
 LabelSource = Literal["gold", "teacher"]
 
@@ -181,8 +181,7 @@ class _Answers(NamedTuple):
 
 def _place(data_dir: PathLike, name: str) -> str:
   """Returns the path or URL of a file of the data directory."""
-  folder = os.path.expanduser(os.fspath(data_dir))
-  return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+  return join(os.path.expanduser(data_dir), name)
 
 
 def _has_answers(split: Split, data_dir: PathLike) -> bool:

@@ -31,7 +31,9 @@ from dss_jax.data.token_files import (
 from dss_jax.data.token_writer import write_tokens
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
-from dss_jax.storage.atomic import publish
+from dss_jax.storage.atomic import publishing
+from dss_jax.storage.cache import cache_folder
+from dss_jax.storage.files import reason
 
 _log = logging.getLogger(__name__)
 
@@ -116,21 +118,18 @@ def open_token_store(
     )
   lengths = {"inputs": max_input_tokens, "targets": max_output_tokens}
   key = fingerprint(source, vocabulary, lengths)
-  folder = _cache_root(cache_dir) / "tokens" / key
+  folder = cache_folder("tokens", cache_dir) / key
   try:
     store = _open(folder, key)
     if store is None:
       if folder.exists():
         _log.warning("the token store %s is damaged and is built anew", folder)
-      publish(
-        folder,
-        build=lambda part: write_tokens(part, key, source, vocabulary, lengths, progress),
-        is_whole=lambda: _open(folder, key) is not None,
-      )
+      with publishing(folder, is_whole=lambda: _open(folder, key) is not None) as part:
+        write_tokens(part, key, source, vocabulary, lengths, progress)
       store = _open(folder, key)
   except OSError as error:
     raise UserError(
-      f"the token store {folder} cannot be written or read ({error.strerror or error});"
+      f"the token store {folder} cannot be written or read ({reason(error)});"
       " free some space, or set DSS_CACHE_DIR to a folder that you may write to"
     ) from error
   if store is None:
@@ -153,11 +152,6 @@ def fingerprint(source: RowSource, vocabulary: Vocabulary, lengths: dict[str, in
     "lengths": lengths,
   }
   return json_digest(parts)
-
-
-def _cache_root(cache_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-  chosen = cache_dir or os.environ.get("DSS_CACHE_DIR") or "~/.cache/dss_jax"
-  return pathlib.Path(chosen).expanduser()
 
 
 def _open(folder: pathlib.Path, key: str) -> TokenStore | None:

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dss_jax.errors import UserError
-from dss_jax.storage.files import atomic_target, is_url, open_bytes, reason
+from dss_jax.storage.atomic import make_folder, write_bytes
+from dss_jax.storage.cache import cache_folder
+from dss_jax.storage.files import is_url, open_bytes, reason
 
 T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 MT5_VOCABULARY = "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model"
@@ -64,7 +66,9 @@ class Vocabulary(abc.ABC):
     """Returns the SeqIO vocabulary with the same ids; imports seqio, and so TensorFlow."""
 
   @abc.abstractmethod
-  def save_copy(self, directory: str | os.PathLike[str]) -> pathlib.Path | None:
+  def save_copy(
+    self, directory: str | os.PathLike[str], name: str = _COPY_NAME
+  ) -> pathlib.Path | None:
     """Writes the model file into an existing directory; returns its path, None without a file."""
 
   def _until_eos(self, ids: Iterable[int]) -> list[int]:
@@ -98,7 +102,7 @@ class ByteVocabulary(Vocabulary):
 
     return seqio.ByteVocabulary(extra_ids=self.extra_ids)
 
-  def save_copy(self, directory: str | os.PathLike[str]) -> None:
+  def save_copy(self, directory: str | os.PathLike[str], name: str = _COPY_NAME) -> None:
     return None
 
 
@@ -140,11 +144,10 @@ class SentencePieceVocabulary(Vocabulary):
 
     return seqio.SentencePieceVocabulary(str(self.path), extra_ids=self.extra_ids)
 
-  def save_copy(self, directory: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes `sentencepiece.model` atomically and returns its path."""
-    target = pathlib.Path(directory) / _COPY_NAME
-    with atomic_target(target) as binary:
-      binary.write(self._model)
+  def save_copy(self, directory: str | os.PathLike[str], name: str = _COPY_NAME) -> pathlib.Path:
+    """Writes the model file atomically and returns its path."""
+    target = pathlib.Path(directory) / name
+    write_bytes(target, self._model)
     return target
 
 
@@ -182,10 +185,9 @@ def _load_from_url(url: str) -> Vocabulary:
   # Checked before it is cached: a log-in page instead of the model must not be.
   vocabulary = SentencePieceVocabulary(url, cached, model)
   try:
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_target(cached) as binary:
-      binary.write(model)
-  except (OSError, UserError) as error:
+    make_folder(cached.parent)
+    write_bytes(cached, model)
+  except UserError as error:
     raise UserError(
       f"the vocabulary cannot be cached at {cached} ({reason(error)}); set DSS_CACHE_DIR to a"
       " folder that you may write to"
@@ -194,9 +196,8 @@ def _load_from_url(url: str) -> Vocabulary:
 
 
 def _cache_path(url: str) -> pathlib.Path:
-  root = os.environ.get("DSS_CACHE_DIR") or pathlib.Path.home() / ".cache" / "dss_jax"
   key = hashlib.sha256(url.encode("utf-8")).hexdigest()[:16]
-  return pathlib.Path(root) / "vocabularies" / f"{key}.model"
+  return cache_folder("vocabularies") / f"{key}.model"
 
 
 def _fetch_within(url: str, seconds: float) -> bytes:

@@ -18,6 +18,7 @@ from dss_jax.data.task_rows import rows_to_annotate
 from dss_jax.data.vocabularies import T5_VOCABULARY, load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.progress import say
+from dss_jax.storage.atomic import write_text
 from dss_jax.student import model_dir as students
 
 ANNOTATED = "annotated.jsonl"
@@ -76,7 +77,7 @@ def annotated_rows(config: RunConfig) -> tuple[str | None, dict[str, Any] | None
     )
   with students.locked(config):
     figures = _annotate(config, asked, output)
-    students.write_text(folder / STAMP, json.dumps({**stamp, "figures": figures}, indent=2) + "\n")
+    write_text(folder / STAMP, json.dumps({**stamp, "figures": figures}, indent=2) + "\n")
   agreement = ""
   if figures["compared_with_gold"]:
     agreement = f" {figures['agreeing_percent']:.1f} % agree with the row's own label,"

@@ -17,7 +17,7 @@ from dss_jax.data.records import Row, write_rows
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.pipelines import distill, quickstart_data
 from dss_jax.progress import say
-from dss_jax.student.model_dir import write_text
+from dss_jax.storage.atomic import write_text
 from dss_jax.student.predictor import Predictor
 from dss_jax.student.student import Student
 

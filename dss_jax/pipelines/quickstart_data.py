@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import sentencepiece
 
 from dss_jax.data.records import Row
-from dss_jax.storage.files import atomic_target
+from dss_jax.storage.atomic import write_bytes
 
 # part: (good adjectives, bad adjectives). None appears twice, so that its meaning can only be
 # learnt from rows that use it.
@@ -105,5 +105,4 @@ def write_vocabulary(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
     num_threads=1,
     minloglevel=2,
   )
-  with atomic_target(path) as file:
-    file.write(model.getvalue())
+  write_bytes(path, model.getvalue())

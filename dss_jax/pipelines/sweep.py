@@ -17,7 +17,8 @@ from dss_jax.config.schema import RunConfig, SweepConfig
 from dss_jax.errors import TrainingDiverged, UserError
 from dss_jax.pipelines import distill
 from dss_jax.progress import say
-from dss_jax.student.model_dir import check_directory, write_text
+from dss_jax.storage.atomic import write_text
+from dss_jax.student.model_dir import check_directory
 
 RESULTS = "sweep.json"
 

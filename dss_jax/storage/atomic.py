@@ -1,68 +1,260 @@
-"""A folder of files that appears under its name only when it is whole."""
+"""The one writer: files and folders appear under their names whole or not at all."""
 
 import contextlib
 import errno
+import gzip
 import os
 import pathlib
 import re
 import secrets
 import shutil
 import socket
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
+from dss_jax.errors import UserError
+from dss_jax.storage.files import (
+  PathLike,
+  file_system,
+  is_dir,
+  is_file,
+  is_url,
+  list_folder,
+  reason,
+)
+
+_BUFFER_BYTES = 2**20
+_NAME_BYTES = 100
 _ABANDONED_SECONDS = 7 * 24 * 3600
-_MOVES = 20
+_MAX_RENAMES = 20
 _PART_NAME = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<process>[0-9]+)\.[0-9a-f]{8}\.part")
 
 
-def publish(
-  folder: pathlib.Path,
-  build: Callable[[pathlib.Path], None],
-  is_whole: Callable[[], bool],
-) -> None:
-  """Has `build` fill a folder beside `folder`, then renames it into place.
+@contextlib.contextmanager
+def atomic_target(path: PathLike) -> Iterator[IO[bytes]]:
+  """Opens a binary file for writing that takes its name only when it is whole.
 
-  Where another process was faster and its folder `is_whole`, ours is dropped; a damaged one
-  in the way is removed. A process that is killed leaves only a hidden part folder, which a
-  later call on the same machine removes. Files that another process has mapped stay mapped.
+  It is written beside the target, synced and renamed; a URL is committed by its file system.
+  If the body raises, the target stays as it was. A pipe or a device such as /dev/stdout is
+  written directly. Gzip by suffix; equal content gives equal bytes.
+
+  Raises:
+    UserError: the target cannot be written. What the body raises passes through.
   """
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  _remove_abandoned(folder.parent)
-  part = _part_beside(folder)
+  name = os.fspath(path)
+  if is_url(name):
+    opened = _url_target(name)
+  else:
+    # A link stays a link; the file that it points to is replaced.
+    target = os.path.realpath(name)
+    opened = _device(name) if _is_device(target) else _beside(name, target)
+  with opened as binary:
+    if not name.endswith(".gz"):
+      yield binary
+      return
+    with gzip.GzipFile(filename="", fileobj=binary, mode="wb", mtime=0) as zipped:
+      yield zipped  # type: ignore[misc]
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+  """Writes a whole file through atomic_target."""
+  with atomic_target(path) as file, writing(path):
+    file.write(content)
+
+
+def write_text(path: PathLike, text: str) -> None:
+  """Writes a whole file of UTF-8 text through atomic_target."""
+  write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def writing(path: PathLike, refusal: type[Exception] = OSError) -> Iterator[None]:
+  """Raises the body's `refusal` as a UserError that says that `path` cannot be written."""
+  try:
+    yield
+  except UserError:
+    raise
+  except refusal as error:
+    raise UserError(
+      f"{os.fspath(path)}: cannot be written ({reason(error)}); name a place in a folder that"
+      " exists, has room, and that you may write to"
+    ) from None
+
+
+@contextlib.contextmanager
+def publishing(
+  folder: PathLike, is_whole: Callable[[], bool] | None = None
+) -> Iterator[pathlib.Path]:
+  """Gives a new local folder to fill, which becomes `folder` when the body ends.
+
+  If the body raises, the new folder is removed. A process that is killed leaves only a hidden
+  part folder, which a later call on the same machine removes. Under a URL the files are
+  uploaded when the body ends and committed together.
+
+  Args:
+    is_whole: whether a folder that is there already will do: then it is kept, as when another
+      process was faster, else it is replaced; its files that others have mapped stay mapped.
+      Without it, a folder with files is not replaced.
+
+  Raises:
+    OSError: it cannot be made or renamed on a local disk.
+    UserError: it cannot be uploaded.
+  """
+  name = os.fspath(folder)
+  if is_url(name):
+    with tempfile.TemporaryDirectory(prefix="dss_folder_") as temporary:
+      yield pathlib.Path(temporary)
+      _upload(pathlib.Path(temporary), name, is_whole)
+    return
+  target = pathlib.Path(name).absolute()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  _remove_abandoned(target.parent)
+  part = pathlib.Path(_part_beside(str(target)))
   part.mkdir()
   try:
-    build(part)
-    _sync(part)
-    _move_into_place(part, folder, is_whole)
-    _sync(folder.parent)
+    yield part
+    _sync_folder(part)
+    _move_into_place(part, target, is_whole)
+    _sync_folder(target.parent)
   finally:
     shutil.rmtree(part, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def synced_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
-  """A new file, open for writing, that is on the disk when the block ends."""
+  """Opens a new local file for writing that is on the disk when the body ends."""
   with path.open("xb") as file:
     yield file
     file.flush()
-    os.fsync(file.fileno())
+    sync(file)
+
+
+def sync(file: IO[Any] | int) -> None:
+  """Waits until an open file's flushed bytes are on the disk, for files that are appended to."""
+  os.fsync(file)
+
+
+def make_folder(folder: PathLike) -> None:
+  """Makes a folder and its parents, unless it is there; raises UserError where it cannot."""
+  name = os.fspath(folder)
+  if is_url(name):
+    system, inner = file_system(name)
+    with writing(name, Exception):
+      system.makedirs(inner, exist_ok=True)
+    return
+  with writing(name):
+    os.makedirs(name, exist_ok=True)
+
+
+def remove(path: PathLike) -> None:
+  """Removes a file, or a folder with all files in it; nothing happens where there is none."""
+  name = os.fspath(path)
+  if is_url(name):
+    system, inner = file_system(name)
+    with writing(name, Exception), contextlib.suppress(FileNotFoundError):
+      system.rm(inner, recursive=True)
+    return
+  with writing(name), contextlib.suppress(FileNotFoundError):
+    if os.path.isdir(name) and not os.path.islink(name):
+      shutil.rmtree(name)
+    else:
+      os.remove(name)
+
+
+def _is_device(target: str) -> bool:
+  try:
+    mode = os.stat(target).st_mode
+  except (OSError, ValueError):
+    return False
+  return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+@contextlib.contextmanager
+def _device(name: str) -> Iterator[IO[bytes]]:
+  with writing(name):
+    binary = open(name, "wb")  # noqa: SIM115
+  with binary:
+    yield binary
+
+
+@contextlib.contextmanager
+def _beside(name: str, target: str) -> Iterator[IO[bytes]]:
+  if os.path.isdir(target):
+    raise UserError(f"{name}: a directory, so it cannot be written as a file; name a file in it")
+  part = _part_beside(target)
+  with writing(name):
+    binary = open(part, "xb", buffering=_BUFFER_BYTES)  # noqa: SIM115
+  try:
+    with binary:
+      yield binary
+      with writing(name):
+        binary.flush()
+        sync(binary)
+    with writing(name):
+      os.replace(part, target)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.remove(part)
+    raise
+  _sync_folder(os.path.dirname(target))
+
+
+@contextlib.contextmanager
+def _url_target(name: str) -> Iterator[IO[bytes]]:
+  with _transaction(name) as (system, inner):
+    with writing(name, Exception):
+      binary = system.open(inner, "wb")
+    with binary:
+      yield binary
+
+
+@contextlib.contextmanager
+def _transaction(name: str) -> Iterator[tuple[Any, str]]:
+  """Gives a URL's file system and path; files written in the body are committed at its end."""
+  import fsspec
+
+  system, inner = file_system(name)
+  if system._intrans:
+    # A file system has one transaction at a time, and fsspec shares it within a thread.
+    system, inner = fsspec.core.url_to_fs(name, skip_instance_cache=True)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(system.transaction)
+    yield system, inner
+    with writing(name, Exception):
+      stack.close()
+
+
+def _upload(part: pathlib.Path, name: str, is_whole: Callable[[], bool] | None) -> None:
+  if is_whole is None:
+    if is_file(name) or (is_dir(name) and list_folder(name)):
+      raise UserError(f"{name}: exists already; name a new folder")
+  elif is_whole():
+    return
+  else:
+    remove(name)
+  with _transaction(name) as (system, inner), writing(name, Exception):
+    for path in sorted(path for path in part.rglob("*") if path.is_file()):
+      place = f"{inner.rstrip('/')}/{path.relative_to(part).as_posix()}"
+      with path.open("rb") as source, system.open(place, "wb") as target:
+        shutil.copyfileobj(source, target, _BUFFER_BYTES)
 
 
 def _move_into_place(
-  part: pathlib.Path, folder: pathlib.Path, is_whole: Callable[[], bool]
+  part: pathlib.Path, folder: pathlib.Path, is_whole: Callable[[], bool] | None
 ) -> None:
-  for _ in range(_MOVES):
+  for _ in range(_MAX_RENAMES):
     try:
       os.rename(part, folder)
       return
     except OSError as error:
-      if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+      if is_whole is None or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
         raise
     if is_whole():
       return
-    damaged = _part_beside(folder)
+    damaged = pathlib.Path(_part_beside(str(folder)))
     # Another process may have moved it away first.
     with contextlib.suppress(FileNotFoundError):
       os.rename(folder, damaged)
@@ -73,14 +265,19 @@ def _move_into_place(
   raise OSError(errno.EBUSY, "other processes keep writing it", str(folder))
 
 
-def _part_beside(folder: pathlib.Path) -> pathlib.Path:
-  """A new hidden name that says which process on which machine it belongs to."""
-  host = socket.gethostname().replace(".", "-") or "localhost"
-  return folder.parent / f".{folder.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.part"
+def _part_beside(target: str) -> str:
+  """Returns a new hidden name beside the target, with this machine's and process's names in it."""
+  folder, base = os.path.split(target)
+  base = os.fsencode(base)[:_NAME_BYTES].decode("utf-8", "ignore")
+  return os.path.join(folder, f".{base}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def _host() -> str:
+  return socket.gethostname().replace(".", "-") or "localhost"
 
 
 def _remove_abandoned(parent: pathlib.Path) -> None:
-  """Removes the part folders of processes that are gone."""
+  """Removes the part folders of processes that have ended."""
   for path in parent.glob(".*.part"):
     match = _PART_NAME.fullmatch(path.name)
     if match and not _is_in_use(path, match["host"], int(match["process"])):
@@ -91,7 +288,7 @@ def _is_in_use(path: pathlib.Path, host: str, process: int) -> bool:
   try:
     if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
       return False
-    if host == socket.gethostname().replace(".", "-"):
+    if host == _host():
       os.kill(process, 0)
   except (ProcessLookupError, FileNotFoundError):
     return False
@@ -100,7 +297,7 @@ def _is_in_use(path: pathlib.Path, host: str, process: int) -> bool:
   return True
 
 
-def _sync(folder: pathlib.Path) -> None:
+def _sync_folder(folder: str | os.PathLike[str]) -> None:
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     os.fsync(descriptor)

@@ -1,22 +1,43 @@
-"""Compiled programs are kept on disk, so that a run compiles once and its resumption not at all."""
+"""The cache on this machine's disk: token stores, fetched vocabularies, compiled programs."""
 
 import os
 import pathlib
 import platform
 
-import jax
+from dss_jax.errors import UserError
+from dss_jax.storage.files import PathLike, is_url
+
+
+def cache_folder(name: str, root: PathLike | None = None) -> pathlib.Path:
+  """Returns the path of the cache's folder `name`, which may not exist yet.
+
+  Args:
+    root: the cache; by default DSS_CACHE_DIR, else ~/.cache/dss_jax.
+
+  Raises:
+    UserError: the cache is a URL; its files are memory-mapped and locked.
+  """
+  chosen = os.fspath(root or os.environ.get("DSS_CACHE_DIR") or "~/.cache/dss_jax")
+  if is_url(chosen):
+    raise UserError(
+      f"DSS_CACHE_DIR={chosen}: is a URL, but the cache is memory-mapped from this machine's"
+      " disks; give the name of a local folder"
+    )
+  return pathlib.Path(chosen).expanduser() / name
 
 
 def keep_compiled_programs() -> None:
-  """Points JAX at a folder of DSS_CACHE_DIR (else ~/.cache/dss_jax), unless JAX was told one.
+  """Has JAX keep compiled programs in the cache, unless JAX's own cache folder is set already.
 
-  The folder carries the machine's name, since a program compiled for one processor may not run
-  on another that shares the home directory.
+  A run then compiles once, and its resumption not at all. The folder has the machine's name,
+  since a program compiled for one processor may not run on another that shares the home
+  directory.
   """
+  # Not at the top: vocabularies need the cache, too, and `dss validate` starts without JAX.
+  import jax
+
   if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     return
-  default = pathlib.Path.home() / ".cache" / "dss_jax"
-  cache = pathlib.Path(os.environ.get("DSS_CACHE_DIR") or default)
-  jax.config.update("jax_compilation_cache_dir", str(cache / "xla" / platform.node()))
-  # By default those that compile within a second are left out: half of a small run's.
+  jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla") / platform.node()))
+  # By default JAX keeps no program that compiles within a second: half of a small run's.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

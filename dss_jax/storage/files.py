@@ -1,13 +1,12 @@
-"""Files in and out: local, gzip by suffix, URLs through fsspec; written whole or not at all."""
+"""Reads files and folders: local paths, and URLs through fsspec; gzip by suffix."""
 
 import contextlib
 import gzip
 import io
 import os
-import secrets
-import stat
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from dss_jax.errors import UserError
@@ -17,6 +16,8 @@ PathLike = str | os.PathLike[str]
 _BUFFER_BYTES = 2**20
 _DRIVERS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 _GZIP_ERRORS = (gzip.BadGzipFile, zlib.error, EOFError)
+# TensorStore ends its messages with [tensorstore_spec='...'] [source locations='...'].
+_TENSORSTORE_DETAILS = re.compile(r" \[\w[\w ]*='.*")
 
 
 class BrokenStreamError(UserError):
@@ -24,12 +25,20 @@ class BrokenStreamError(UserError):
 
 
 def is_url(path: PathLike) -> bool:
-  """Whether the path names a file system by a scheme, as in `gs://bucket/file`."""
+  """Returns whether the path starts with a scheme, as in `gs://bucket/file`."""
   return "://" in os.fspath(path)
 
 
+def join(folder: PathLike, *names: str) -> str:
+  """Returns the path or URL of a file below the folder."""
+  name = os.fspath(folder)
+  if not is_url(name):
+    return os.path.join(name, *names)
+  return "/".join((name.removesuffix("/"), *names))
+
+
 def open_text(path: PathLike) -> IO[str]:
-  """A text file open for reading: local or a URL, gzip by suffix, UTF-8 with or without a mark.
+  """Opens a text file for reading: local or a URL, gzip by suffix, UTF-8 with or without a BOM.
 
   Raises:
     UserError: now, for a file that is missing, a directory, forbidden, or whose URL needs a
@@ -40,11 +49,11 @@ def open_text(path: PathLike) -> IO[str]:
 
 
 def open_bytes(path: PathLike) -> IO[bytes]:
-  """As open_text, but the (decompressed) bytes, a byte-order mark included."""
+  """Opens a file for reading as open_text does, but gives the decompressed bytes with any BOM."""
   name = os.fspath(path)
   binary: Any
   if is_url(name):
-    binary = _open_url(name)
+    binary = _ask(name, lambda system, inner: system.open(inner, "rb"))
   else:
     try:
       binary = open(name, "rb", buffering=_BUFFER_BYTES)  # noqa: SIM115
@@ -55,57 +64,89 @@ def open_bytes(path: PathLike) -> IO[bytes]:
   return io.BufferedReader(_GuardedStream(binary, name), _BUFFER_BYTES)
 
 
-@contextlib.contextmanager
-def atomic_target(path: PathLike) -> Iterator[IO[bytes]]:
-  """A binary file open for writing that takes its name only once it is whole.
+def read_text(path: PathLike) -> str:
+  """Returns the whole text of a file; raises as open_text does."""
+  with open_text(path) as file:
+    return file.read()
 
-  It is written beside the target, synced and moved into place; a URL is committed by its
-  file system. If the body raises, the target stays as it was. A pipe or a device such as
-  /dev/stdout is written to directly. Gzip by suffix, equal content giving equal bytes.
 
-  Raises:
-    UserError: the target cannot be written. What the body raises passes through.
-  """
+def read_bytes(path: PathLike) -> bytes:
+  """Returns the whole, decompressed content of a file; raises as open_bytes does."""
+  with open_bytes(path) as file:
+    return file.read()
+
+
+def exists(path: PathLike) -> bool:
+  """Returns whether there is a file or a folder; a bucket has folders only by the files in them."""
   name = os.fspath(path)
   if is_url(name):
-    opened = _url_target(name)
-  else:
-    # A link keeps pointing where it pointed; the file behind it is replaced.
-    target = os.path.realpath(name)
-    opened = _device(name) if _is_device(target) else _beside(name, target)
-  with opened as binary:
-    if not name.endswith(".gz"):
-      yield binary
-      return
-    with gzip.GzipFile(filename="", fileobj=binary, mode="wb", mtime=0) as zipped:
-      yield zipped  # type: ignore[misc]
+    return _ask(name, lambda system, inner: system.exists(inner))
+  return os.path.exists(name)
 
 
-@contextlib.contextmanager
-def writing(path: PathLike) -> Iterator[None]:
-  """Turns the operating system's refusal to write into one sentence about `path`."""
+def is_file(path: PathLike) -> bool:
+  """Returns whether there is a file of this name."""
+  name = os.fspath(path)
+  if is_url(name):
+    return _ask(name, lambda system, inner: system.isfile(inner))
+  return os.path.isfile(name)
+
+
+def is_dir(path: PathLike) -> bool:
+  """Returns whether there is a folder of this name."""
+  name = os.fspath(path)
+  if is_url(name):
+    return _ask(name, lambda system, inner: system.isdir(inner))
+  return os.path.isdir(name)
+
+
+def list_folder(folder: PathLike) -> list[str]:
+  """Returns the names in a folder, sorted; raises UserError where it cannot be listed."""
+  name = os.fspath(folder)
+  if not is_url(name):
+    try:
+      return sorted(os.listdir(name))
+    except (OSError, ValueError) as error:
+      raise UserError(_list_failure(name, error)) from None
+  if not is_dir(name):
+    raise UserError(_list_failure(name, FileNotFoundError("no such folder")))
+  # Drivers for buckets cache listings, and an empty folder may contain a marker of its own name.
+  system, inner = file_system(name)
+  system.invalidate_cache(inner)
+  found = _ask(name, lambda system, inner: system.ls(inner, detail=False))
+  root = inner.strip("/")
+  paths = (path.strip("/") for path in found)
+  return sorted(path.rpartition("/")[2] for path in paths if path != root)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+  """Returns fsspec's file system of a URL and the path in it; raises UserError without a driver."""
+  import fsspec
+
   try:
-    yield
-  except OSError as error:
-    raise UserError(
-      f"{os.fspath(path)}: cannot be written ({reason(error)}); name a file in a folder that"
-      " exists, has room, and that you may write to"
-    ) from None
+    return fsspec.core.url_to_fs(url)
+  # ImportError for a missing driver, ValueError for an unknown scheme, and whatever the driver's
+  # client library raises.
+  except Exception as error:
+    raise UserError(_open_failure(url, error)) from None
 
 
 def reason(error: BaseException) -> str:
-  """What an exception says, on one line of 200 characters at most."""
-  text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-  return " ".join(str(text).split())[:200].rstrip(".")
+  """Returns an exception's message on one line of at most 200 characters."""
+  text = getattr(error, "strerror", None) or str(error)
+  if not text:
+    text = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+  text = _TENSORSTORE_DETAILS.sub("", " ".join(str(text).split()))
+  return text[:200].rstrip(".")
 
 
 class _GuardedStream(io.RawIOBase):
-  """A binary stream whose failures while reading are UserErrors that name the file."""
+  """A binary stream that raises its read failures as UserErrors that name the file."""
 
   def __init__(self, binary: Any, name: str):
     self._binary = binary
     self._name = name
-    # read1 hands over what lies before the damage in a gzip stream; read would lose it.
+    # read1 returns the bytes before the damage in a gzip stream; read would lose them.
     self._read = getattr(binary, "read1", binary.read)
 
   def readable(self) -> bool:
@@ -119,7 +160,7 @@ class _GuardedStream(io.RawIOBase):
         f"{self._name}: the gzip stream is damaged or cut off ({reason(error)}); compress or"
         " copy the file again"
       ) from None
-    # A file system's driver raises whatever its client library does.
+    # A driver passes on any exception of its client library.
     except Exception as error:
       raise UserError(
         f"{self._name}: reading failed ({reason(error)}); check the file and try again"
@@ -138,7 +179,7 @@ class _GuardedStream(io.RawIOBase):
 
 
 class _TextFile(io.TextIOWrapper):
-  """A text file that says in one sentence where it stops being UTF-8."""
+  """A text file that raises bytes that are not UTF-8 as a UserError that names the file."""
 
   def __init__(self, binary: Any, name: str):
     super().__init__(binary, encoding="utf-8-sig")
@@ -167,15 +208,14 @@ class _TextFile(io.TextIOWrapper):
       return super().__next__()
 
 
-def _open_url(name: str) -> Any:
-  import fsspec
-
+def _ask(url: str, question: Callable[[Any, str], Any]) -> Any:
+  """Returns the answer of a URL's file system; raises any failure as a UserError."""
+  system, inner = file_system(url)
   try:
-    return fsspec.open(name, "rb").open()
-  # ImportError for a missing driver, ValueError for an unknown scheme, and from there on
-  # whatever the driver's client library raises.
+    return question(system, inner)
+  # A driver passes on any exception of its client library.
   except Exception as error:
-    raise UserError(_open_failure(name, error)) from None
+    raise UserError(_open_failure(url, error)) from None
 
 
 def _open_failure(name: str, error: Exception) -> str:
@@ -183,8 +223,8 @@ def _open_failure(name: str, error: Exception) -> str:
     scheme = name.split("://")[0]
     package = _DRIVERS.get(scheme, f"fsspec's driver for {scheme}://")
     return (
-      f"{name}: no driver for {scheme}:// is installed; `pip install {package}`, or copy the"
-      " file to this machine"
+      f"{name}: no driver for {scheme}:// is installed; `pip install {package}`, or give a"
+      " path on this machine"
     )
   if isinstance(error, FileNotFoundError):
     return f"{name}: no such file; give the path of a file that exists"
@@ -195,56 +235,5 @@ def _open_failure(name: str, error: Exception) -> str:
   return f"{name}: cannot be opened ({reason(error)}); give the path or URL of a readable file"
 
 
-def _is_device(target: str) -> bool:
-  try:
-    mode = os.stat(target).st_mode
-  except (OSError, ValueError):
-    return False
-  return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-@contextlib.contextmanager
-def _device(name: str) -> Iterator[IO[bytes]]:
-  with writing(name):
-    binary = open(name, "wb")  # noqa: SIM115
-  with binary:
-    yield binary
-
-
-@contextlib.contextmanager
-def _beside(name: str, target: str) -> Iterator[IO[bytes]]:
-  folder, base = os.path.split(target)
-  part = os.path.join(folder, f".{base[:100]}.{secrets.token_hex(4)}.part")
-  if os.path.isdir(target):
-    raise UserError(f"{name}: a directory, so it cannot be written as a file; name a file in it")
-  with writing(name):
-    binary = open(part, "xb", buffering=_BUFFER_BYTES)  # noqa: SIM115
-  try:
-    with binary:
-      yield binary
-      with writing(name):
-        binary.flush()
-        os.fsync(binary.fileno())
-    with writing(name):
-      os.replace(part, target)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.remove(part)
-    raise
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _url_target(name: str) -> Iterator[IO[bytes]]:
-  import fsspec
-
-  try:
-    system, inner = fsspec.core.url_to_fs(name)
-  except Exception as error:
-    raise UserError(_open_failure(name, error)) from None
-  with system.transaction, system.open(inner, "wb") as binary:
-    yield binary
+def _list_failure(name: str, error: Exception) -> str:
+  return f"{name}: cannot be listed ({reason(error)}); give a folder that exists and you may read"

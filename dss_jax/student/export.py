@@ -2,10 +2,6 @@
 
 import contextlib
 import os
-import pathlib
-import secrets
-import shutil
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -24,7 +20,8 @@ from dss_jax.checkpoints.orbax import read_arrays
 from dss_jax.checkpoints.t5x_write import write_t5x, write_t5x_orbax
 from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import unstacked
-from dss_jax.storage.files import is_url, writing
+from dss_jax.storage.atomic import publishing, writing
+from dss_jax.storage.files import exists, is_dir, join, list_folder
 from dss_jax.student.hf_folder import write_model_card, write_tokenizer
 from dss_jax.student.model_dir import CHECKPOINTS
 from dss_jax.student.student import Student
@@ -63,8 +60,8 @@ def export_student(
   step, arrays = best_weights(student)
   kind = np.dtype(jnp.dtype(dtype))
   target = _empty_target(output)
-  with _whole_folder(target) as part:
-    loadable = target
+  loadable = target
+  with writing(target), publishing(target) as part:
     if format == "hf":
       write_hf(
         arrays,
@@ -77,11 +74,11 @@ def export_student(
       write_model_card(student, part, step=step, dtype=dtype)
     else:
       write = write_t5x if format == "t5x" else write_t5x_orbax
-      loadable = target / write(arrays, part, step=step, dtype=kind).name
+      loadable = join(target, write(arrays, part, step=step, dtype=kind).name)
       student.vocabulary.save_copy(part)
   weights = sum(array.size for array in arrays.values())
   return {
-    "output": str(loadable),
+    "output": loadable,
     "format": format,
     "dtype": dtype,
     "step": step,
@@ -115,34 +112,14 @@ def best_weights(student: Student) -> tuple[int, StoredArrays]:
   return step, arrays
 
 
-def _empty_target(output: str | os.PathLike[str]) -> pathlib.Path:
+def _empty_target(output: str | os.PathLike[str]) -> str:
   name = os.fspath(output)
-  if not name or is_url(name):
-    what = "is a URL, but an export goes to this machine's disks" if name else "is an empty name"
-    raise UserError(f"--output {name}: {what}; give the name of a local folder")
-  target = pathlib.Path(name)
-  if os.path.isdir(target):
-    present = sorted(os.listdir(target))
+  if not name:
+    raise UserError("--output: is an empty name; give the name of a folder")
+  if is_dir(name):
+    present = list_folder(name)
     if present:
-      raise UserError(
-        f"--output {target}: holds {present[0]!r} already; give a new or empty folder"
-      )
-  elif os.path.lexists(target):
-    raise UserError(f"--output {target}: is a file; give the name of a new folder")
-  return target
-
-
-@contextlib.contextmanager
-def _whole_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder beside the target that takes its name once all is written, else is removed."""
-  absolute = target.absolute()
-  part = absolute.with_name(f".{absolute.name[:100]}.{secrets.token_hex(4)}.part")
-  with writing(target):
-    part.mkdir(parents=True)
-  try:
-    yield part
-    with writing(target):
-      os.rename(part, absolute)
-  except BaseException:
-    shutil.rmtree(part, ignore_errors=True)
-    raise
+      raise UserError(f"--output {name}: holds {present[0]!r} already; give a new or empty folder")
+  elif exists(name) or os.path.lexists(name):
+    raise UserError(f"--output {name}: is a file; give the name of a new folder")
+  return name

@@ -1,12 +1,11 @@
 """What stands beside the weights in a Hugging Face folder: tokenizer files and a model card."""
 
-import os
 import pathlib
 from typing import Any
 
 from dss_jax.checkpoints.hf_write import write_json
-from dss_jax.checkpoints.zarr import write_file
 from dss_jax.data.vocabularies import ByteVocabulary, Vocabulary
+from dss_jax.storage.atomic import write_text
 from dss_jax.student.student import Student
 
 _SPIECE = "spiece.model"
@@ -18,9 +17,7 @@ def write_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path) -> None:
   T5Tokenizer adds the sentinels after the SentencePiece model's pieces as T5X does, the
   first one last; ByT5Tokenizer needs no model.
   """
-  copy = vocabulary.save_copy(folder)
-  if copy is not None:
-    os.rename(copy, folder / _SPIECE)
+  vocabulary.save_copy(folder, _SPIECE)
   names = {
     "pad_token": "<pad>",
     "eos_token": "</s>",
@@ -73,7 +70,7 @@ def write_model_card(student: Student, folder: pathlib.Path, *, step: int, dtype
     "It answers the task it was trained on, in the form of its training data, and nothing else;",
     "what its teacher got wrong it may have learnt.",
   ]
-  write_file(folder / "README.md", ("\n".join(lines) + "\n").encode())
+  write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 
 def _facts(student: Student, step: int, dtype: str) -> list[tuple[str, Any]]:

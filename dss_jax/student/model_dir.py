@@ -21,7 +21,8 @@ from dss_jax.data.pipeline import PreparedData
 from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
-from dss_jax.storage.files import atomic_target, is_url, reason
+from dss_jax.storage.atomic import write_text
+from dss_jax.storage.files import is_url, reason
 from dss_jax.train.checkpointing import has_checkpoint
 
 CONFIG, CARD, CHECKPOINTS, LOCK = "config.gin", "model.json", "checkpoints", ".lock"
@@ -216,12 +217,6 @@ def write_config(config: RunConfig) -> None:
 
 def write_card(directory: pathlib.Path, card: dict[str, Any]) -> None:
   write_text(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  with atomic_target(path) as file:
-    file.write(text.encode("utf-8"))
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from tensorboardX.summary import scalar
 
 from dss_jax.losses.base import LossSum
 from dss_jax.losses.objective import Objective
+from dss_jax.storage.atomic import sync, write_text
 
 
 def named_metrics(
@@ -73,7 +73,7 @@ class MetricsWriter:
 
   def flush(self) -> None:
     """Puts everything written on disk; called before a checkpoint of the same step."""
-    os.fsync(self._file.fileno())
+    sync(self._file)
 
   def close(self) -> None:
     self._file.close()
@@ -101,9 +101,4 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
         kept.append(line + "\n")
     except (ValueError, KeyError, TypeError):
       break
-  partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-  with partial.open("w", encoding="utf-8") as file:
-    file.writelines(kept)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
+  write_text(path, "".join(kept))

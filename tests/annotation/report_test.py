@@ -13,6 +13,8 @@ from dss_jax.annotation.prompts import Prompt
 from dss_jax.annotation.report import report_on, to_text
 from dss_jax.data.records import write_rows
 from dss_jax.errors import UserError
+from dss_jax.storage.atomic import write_bytes
+from dss_jax.storage.files import read_bytes
 from dss_jax.teachers.base import TeacherResponse
 
 EVIL = "</td><script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
@@ -154,3 +156,13 @@ def test_rows_of_one_reason_are_counted_together(tmp_path):
   assert [(one["reason"], one["rows"], one["lines"]) for one in reasons] == [
     ("HTTP 400", 2000, [1, 2, 3, 4, 5])
   ]
+
+
+def test_the_report_of_a_url_goes_to_a_url(annotated, tmp_path):
+  url = f"memory:/{tmp_path}"
+  write_bytes(f"{url}/o.jsonl", annotated.read_bytes())
+  report = report_on(f"{url}/o.jsonl")
+  assert report == {**report_on(annotated), "file": f"{url}/o.jsonl"}
+  write_page(f"{url}/o.jsonl", f"{url}/p.html", report_on(annotated), max_rows=3)
+  write_page(annotated, tmp_path / "p.html", report_on(annotated), max_rows=3)
+  assert read_bytes(f"{url}/p.html") == (tmp_path / "p.html").read_bytes()

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import stat
 
 import fsspec
 import pytest
@@ -196,45 +195,6 @@ def test_a_cut_gzip_stream_is_the_problem_of_its_line(tmp_path):
     open_text(path).read()
 
 
-def test_the_message_for_a_file_that_cannot_be_opened(tmp_path, monkeypatch):
-  import builtins
-
-  (tmp_path / "plain.gz").write_bytes(b"not gzip")
-  cases = {
-    str(tmp_path / "absent"): "no such file",
-    str(tmp_path): "a directory",
-    "s3://bucket/x.jsonl": "pip install s3fs",
-    "nosuch://x": "cannot be opened",
-    "memory://nothing/here": "no such file",
-    "a\0b": "cannot be opened",
-  }
-  for name, words in cases.items():
-    with pytest.raises(UserError, match=words) as caught:
-      open_text(name)
-    assert str(caught.value).startswith(name)
-    assert "\n" not in str(caught.value)
-  with pytest.raises(UserError, match="gzip stream"):
-    open_text(tmp_path / "plain.gz").read()
-
-  def forbidden(*args, **kwargs):
-    raise PermissionError(13, "Permission denied")
-
-  monkeypatch.setattr(builtins, "open", forbidden)
-  with pytest.raises(UserError, match="permission denied"):
-    open_text(tmp_path / "any")
-
-
-def test_the_message_for_text_that_is_not_utf8(tmp_path):
-  path = tmp_path / "x.txt"
-  path.write_bytes(b"fine\n\xff\n")
-  for read in (lambda file: file.read(), list, lambda file: [file.readline() for _ in "ab"]):
-    with open_text(path) as file, pytest.raises(UserError, match="not UTF-8"):
-      read(file)
-  path.write_bytes(b"\xef\xbb\xbfone\r\ntwo")
-  with open_text(path) as file:
-    assert file.read() == "one\ntwo"
-
-
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "memory://rows/x.jsonl.gz"])
 def test_written_rows_read_back(tmp_path, name):
   path = name if "://" in name else str(tmp_path / name)
@@ -282,23 +242,3 @@ def test_the_message_for_a_target_that_cannot_be_written(tmp_path):
       write_rows(name, [{"input_text": "a"}])
     assert str(name) in str(caught.value)
   assert os.listdir(tmp_path) == []
-
-
-def test_links_pipes_and_the_mode_of_a_new_file(tmp_path):
-  real, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
-  real.touch()
-  link.symlink_to(real)
-  write_rows(link, [{"input_text": "a"}])
-  assert link.is_symlink()
-  assert check_rows(real) == 1
-  usual = tmp_path / "usual"
-  usual.touch()
-  assert stat.S_IMODE(real.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
-
-  pipe = tmp_path / "pipe"
-  os.mkfifo(pipe)
-  reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-  write_rows(pipe, [{"input_text": "a"}])
-  assert os.read(reader, 100) == GOOD
-  os.close(reader)
-  assert stat.S_ISFIFO(pipe.stat().st_mode)

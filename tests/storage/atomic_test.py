@@ -1,17 +1,33 @@
-"""Folders that appear whole or not at all, with several writers, killed ones, damaged ones."""
+"""Files and folders appear whole or not at all, with several writers, killed or failing."""
 
+import contextlib
+import gzip
 import os
 import pathlib
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
 
+import fsspec
 import pytest
 
-from dss_jax.storage.atomic import publish, synced_file
+from dss_jax.errors import UserError
+from dss_jax.storage.atomic import (
+  atomic_target,
+  make_folder,
+  publishing,
+  remove,
+  sync,
+  synced_file,
+  write_bytes,
+  write_text,
+  writing,
+)
+from dss_jax.storage.files import exists, join, list_folder, read_bytes, read_text
 
 
 def _fill(part: pathlib.Path, text: bytes = b"whole") -> None:
@@ -24,7 +40,8 @@ def _is_whole(folder: pathlib.Path) -> bool:
 
 
 def _publish(folder: pathlib.Path, build=_fill) -> None:
-  publish(folder, build, lambda: _is_whole(folder))
+  with publishing(folder, lambda: _is_whole(folder)) as part:
+    build(part)
 
 
 def test_the_folder_appears_when_it_is_filled(tmp_path):
@@ -104,13 +121,12 @@ def test_many_at_once_all_end_well(tmp_path):
 
 
 KILLED = """
-import pathlib, sys, time
-from dss_jax.storage.atomic import publish
-def build(part):
+import sys, time
+from dss_jax.storage.atomic import publishing
+with publishing(sys.argv[1]) as part:
   (part / "a").write_bytes(b"half")
   print("written", flush=True)
   time.sleep(600)
-publish(pathlib.Path(sys.argv[1]), build, lambda: False)
 """
 
 
@@ -143,3 +159,235 @@ def test_parts_of_another_machine_are_left_for_a_week(tmp_path):
   os.utime(foreign, (eight_days_ago, eight_days_ago))
   _publish(tmp_path / "store")
   assert sorted(os.listdir(tmp_path)) == sorted([young.name, foreign.name, "store"])
+
+
+@pytest.fixture(params=["local", "memory"])
+def place(request, tmp_path):
+  """An empty folder, as a path and as a URL."""
+  return str(tmp_path) if request.param == "local" else f"memory:/{tmp_path}"
+
+
+def _names(place: str) -> list[str]:
+  return list_folder(place) if exists(place) else []
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_file_is_written_and_read_back(place, name):
+  path = join(place, name)
+  write_text(path, "zwölf\n")
+  assert read_text(path) == "zwölf\n"
+  write_bytes(path, b"new")
+  assert read_bytes(path) == b"new"
+  assert _names(place) == [name]
+  with fsspec.open(path, "rb") as file:
+    raw = file.read()
+  assert (gzip.decompress(raw) if name.endswith(".gz") else raw) == b"new"
+
+
+@pytest.mark.parametrize("error", [OSError("of the body"), KeyboardInterrupt()])
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_a_body_that_raises_changes_nothing(place, before, error):
+  path = join(place, "a")
+  if before is not None:
+    write_bytes(path, before)
+
+  def write():
+    with atomic_target(path) as file:
+      file.write(b"x" * 3_000_000)
+      raise error
+
+  with pytest.raises(type(error)) as caught:
+    write()
+  assert caught.value is error
+  assert _names(place) == ([] if before is None else ["a"])
+  assert before is None or read_bytes(path) == before
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(place):
+  path = join(place, "a")
+  with atomic_target(path) as file:
+    file.write(b"half")
+    assert not exists(path)
+  assert exists(path)
+
+
+def test_two_files_may_be_written_at_once(place):
+  one, other = join(place, "one"), join(place, "other")
+  with atomic_target(one) as first:
+    first.write(b"1")
+    with atomic_target(other) as second:
+      second.write(b"2")
+    assert read_bytes(other) == b"2"
+    first.write(b"1")
+  assert read_bytes(one) == b"11"
+  write_bytes(one, b"after")
+  assert read_bytes(one) == b"after"
+
+
+def test_where_a_file_cannot_be_written_is_one_sentence(place):
+  write_bytes(join(place, "file"), b"x")
+  path = join(place, "file", "below")
+  with pytest.raises(UserError, match=r"cannot be written \(.+\); name a place") as caught:
+    write_bytes(path, b"x")
+  assert str(caught.value).startswith(f"{path}: ")
+  assert _names(place) == ["file"]
+
+
+def test_a_failing_commit_is_one_sentence(monkeypatch, tmp_path):
+  def fails(self):
+    raise RuntimeError("quota exceeded")
+
+  monkeypatch.setattr(fsspec.implementations.memory.MemoryFile, "commit", fails)
+  path = f"memory:/{tmp_path}/a"
+  with pytest.raises(UserError, match=r"cannot be written \(quota exceeded\)"):
+    write_bytes(path, b"x")
+  monkeypatch.undo()
+  assert not exists(path)
+  write_bytes(path, b"later")
+  assert read_bytes(path) == b"later"
+
+
+def test_a_folder_is_no_target(tmp_path):
+  with pytest.raises(UserError, match="a directory"):
+    write_bytes(tmp_path, b"x")
+
+
+def test_a_long_name_leaves_room_for_the_name_of_the_part(tmp_path):
+  for name in ("x" * 255, "é" * 127):
+    write_bytes(tmp_path / name, b"x")
+    assert (tmp_path / name).read_bytes() == b"x"
+
+
+def test_links_are_followed_pipes_written_to_and_the_mode_is_the_usual(tmp_path):
+  real, link = tmp_path / "real", tmp_path / "link"
+  real.touch()
+  link.symlink_to(real)
+  write_bytes(link, b"a")
+  assert link.is_symlink()
+  assert real.read_bytes() == b"a"
+  usual = tmp_path / "usual"
+  usual.touch()
+  assert stat.S_IMODE(real.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
+
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+  write_bytes(pipe, b"a")
+  assert os.read(reader, 100) == b"a"
+  os.close(reader)
+  assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_file_is_synced_before_it_takes_its_name(tmp_path, monkeypatch):
+  calls = []
+  fsync, replace = os.fsync, os.replace
+  monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
+  monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
+  write_bytes(tmp_path / "a", b"x")
+  # The file, its name, and the folder that has the name in it.
+  assert calls == ["fsync", "replace", "fsync"]
+  with open(tmp_path / "journal", "a") as file:
+    sync(file)
+  assert calls[3:] == ["fsync"]
+
+
+def test_writing_raises_only_what_it_is_told_to():
+  with pytest.raises(UserError, match=r"^x: cannot be written \(full\); "), writing("x"):
+    raise OSError(28, "full")
+  with pytest.raises(RuntimeError), writing("x"):
+    raise RuntimeError
+  with pytest.raises(UserError, match="cannot be written"), writing("x", Exception):
+    raise RuntimeError
+  with pytest.raises(UserError, match=r"^another$"), writing("x", Exception):
+    raise UserError("another")
+
+
+def test_folders_are_made_and_removed(place):
+  folder = join(place, "deep", "folder")
+  make_folder(folder)
+  make_folder(folder)
+  assert list_folder(folder) == []
+  write_bytes(join(folder, "a"), b"a")
+  write_bytes(join(folder, "b"), b"b")
+  remove(join(folder, "a"))
+  assert list_folder(folder) == ["b"]
+  remove(join(place, "deep"))
+  assert not exists(folder)
+  assert not exists(join(folder, "b"))
+  remove(join(place, "deep"))
+  write_bytes(join(place, "file"), b"x")
+  with pytest.raises(UserError, match="cannot be written"):
+    make_folder(join(place, "file", "below"))
+
+
+def test_removing_a_link_keeps_its_target(tmp_path):
+  (tmp_path / "real").mkdir()
+  (tmp_path / "link").symlink_to(tmp_path / "real")
+  remove(tmp_path / "link")
+  assert os.listdir(tmp_path) == ["real"]
+
+
+def _fill_deep(part: pathlib.Path) -> None:
+  _fill(part)
+  (part / "deep").mkdir()
+  write_text(part / "deep" / "b", "below")
+
+
+def test_a_folder_is_published_whole(place):
+  folder = join(place, "out")
+  with publishing(folder) as part:
+    _fill_deep(part)
+    assert not exists(folder)
+  assert list_folder(folder) == ["a", "deep"]
+  assert read_text(join(folder, "deep", "b")) == "below"
+  assert _names(place) == ["out"]
+
+
+def test_a_failure_publishes_nothing(place):
+  def publish():
+    with publishing(join(place, "out")) as part:
+      _fill_deep(part)
+      raise ValueError("broken")
+
+  with pytest.raises(ValueError, match="broken"):
+    publish()
+  assert _names(place) == []
+
+
+@pytest.mark.parametrize("is_whole", [None, True, False])
+def test_a_folder_with_files_is_replaced_only_if_it_is_not_whole(place, is_whole):
+  folder = join(place, "out")
+  make_folder(folder)
+  write_text(join(folder, "old"), "old")
+  publish = publishing(folder, None if is_whole is None else lambda: is_whole)
+  refused = pytest.raises((OSError, UserError)) if is_whole is None else contextlib.nullcontext()
+  with refused, publish as part:
+    _fill(part)
+  assert list_folder(folder) == (["a"] if is_whole is False else ["old"])
+  assert _names(place) == ["out"]
+
+
+def test_an_empty_folder_is_filled(place):
+  folder = join(place, "out")
+  make_folder(folder)
+  with publishing(folder) as part:
+    _fill(part)
+  assert list_folder(folder) == ["a"]
+
+
+def test_an_upload_that_fails_leaves_nothing(tmp_path, monkeypatch):
+  folder = f"memory:/{tmp_path}/out"
+  open_file = fsspec.implementations.memory.MemoryFileSystem._open
+
+  def fails(self, path, mode="rb", **options):
+    if path.endswith("/b"):
+      raise RuntimeError("connection lost")
+    return open_file(self, path, mode=mode, **options)
+
+  monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "_open", fails)
+  with (
+    pytest.raises(UserError, match=r"out: cannot be written \(connection lost\)"),
+    publishing(folder) as part,
+  ):
+    _fill_deep(part)
+  assert not exists(folder)

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import sys
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,6 +159,30 @@ def test_the_command_says_what_it_wrote(model, tmp_path, form):
   assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_to_a_url_is_the_local_one(model, tmp_path, form):
+  local = tmp_path / "out"
+  url = f"memory:/{tmp_path}/out"
+  written = export_student(model, local, form)
+  assert export_student(model, url, form) == {
+    **written,
+    "output": written["output"].replace(str(local), url),
+  }
+  ours = {str(path.relative_to(local)): path for path in local.rglob("*") if path.is_file()}
+  system, root = fsspec.core.url_to_fs(url)
+  theirs = {path.removeprefix(f"{root}/"): path for path in system.find(root)}
+  # OCDBT gives its data files random names, and _CHECKPOINT_METADATA has the time.
+  fixed = {name for name in ours if "/d/" not in name and not name.endswith("_METADATA")}
+  assert fixed == {name for name in theirs if name in fixed}
+  assert len(ours) == len(theirs)
+  if form != "t5x-orbax":
+    for name in fixed:
+      assert system.cat_file(theirs[name]) == ours[name].read_bytes()
+  refused = refusal(model, url, form)
+  assert refused.startswith(f"--output {url}: ")
+  assert "already" in refused
+
+
 def refusal(*arguments, **options):
   with pytest.raises(UserError) as caught:
     export_student(*arguments, **options)
@@ -169,7 +194,7 @@ def test_where_it_cannot_go(model, tmp_path):
   (tmp_path / "file").write_text("")
   assert "is a file" in refusal(model, tmp_path / "file", "t5x")
   assert "cannot be written" in refusal(model, tmp_path / "file/below", "t5x")
-  assert "is a URL" in refusal(model, "gs://bucket/out", "hf")
+  assert "`pip install s3fs`" in refusal(model, "s3://bucket/out", "hf")
   assert "is an empty name" in refusal(model, "", "hf")
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
   (tmp_path / "empty").mkdir()
