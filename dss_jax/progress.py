@@ -1,4 +1,4 @@
-"""How a long job shows that it is alive: a live line on a terminal, plain lines elsewhere."""
+"""The progress of a long job: a live bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -8,63 +8,63 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-# Elsewhere than on a terminal, a plain line comes this often at the most.
+# Without a terminal, at most one plain line is printed in this time.
 PLAIN_LINE_SECONDS = 10.0
 
 _is_silent = False
 
 
 def be_silent() -> None:
-  """Has this process tell nothing from now on: of several that do one job, one tells of it."""
+  """Turns off this process's output: of several processes of one job, only one prints."""
   global _is_silent
   _is_silent = True
 
 
 class ProgressLine:
-  """Tells how far a job is; use it through `progress_line`."""
+  """Prints how much of a job is done; made by `progress_line`."""
 
-  def __init__(self, what: str, total: int, done: int, bar: Progress | None, console: Console):
-    self._what = what
+  def __init__(self, job: str, total: int, done: int, bar: Progress | None, console: Console):
+    self._job = job
     self._total = total
     self._bar = bar
     self._console = console
-    self._task = None if bar is None else bar.add_task(what, total=total, completed=done, note="")
+    self._task = None if bar is None else bar.add_task(job, total=total, completed=done, note="")
     self._last_line = time.monotonic()
     self._done = done
-    # The rate counts from the first update: what came before it was compiling.
-    self._started: float | None = None
-    self._first = done
+    # The rate is measured from the first update: the time before it went into compiling.
+    self._first_time: float | None = None
+    self._first_done = done
 
   def update(self, done: int, note: str = "") -> None:
-    """`done` of the total are done; `note` is told beside the rate."""
+    """Shows that `done` of the total are done, with `note` beside it."""
     self._done = done
     if self._bar is not None and self._task is not None:
       self._bar.update(self._task, completed=done, note=note)
       return
     now = time.monotonic()
-    if self._started is None:
-      self._started, self._first = now, done
+    if self._first_time is None:
+      self._first_time, self._first_done = now, done
     if now - self._last_line >= PLAIN_LINE_SECONDS or done == self._total:
       self._last_line = now
       self._print_plain(note, now)
 
   def say(self, line: str) -> None:
-    """A line that stays."""
+    """Prints a line that stays above the bar."""
     self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
   def _print_plain(self, note: str, now: float) -> None:
-    assert self._started is not None
-    rate = (self._done - self._first) / max(now - self._started, 1e-9)
+    assert self._first_time is not None
+    rate = (self._done - self._first_done) / max(now - self._first_time, 1e-9)
     left = f"  {duration((self._total - self._done) / rate)} left" if rate else ""
-    self.say(f"{self._what} {self._done}/{self._total}  {note}{left}")
+    self.say(f"{self._job} {self._done}/{self._total}  {note}{left}")
 
 
 @contextlib.contextmanager
-def progress_line(what: str, total: int, done: int = 0) -> Iterator[ProgressLine]:
-  """A line about `what` on standard error, out of the way of a command's output."""
+def progress_line(job: str, total: int, done: int = 0) -> Iterator[ProgressLine]:
+  """Shows a job's progress on standard error, apart from the command's output."""
   console = Console(stderr=True, quiet=_is_silent)
   if not console.is_terminal:
-    yield ProgressLine(what, total, done, None, console)
+    yield ProgressLine(job, total, done, None, console)
     return
   columns = (
     TextColumn("{task.description}"),
@@ -74,11 +74,11 @@ def progress_line(what: str, total: int, done: int = 0) -> Iterator[ProgressLine
     TimeRemainingColumn(elapsed_when_finished=True),
   )
   with Progress(*columns, console=console, refresh_per_second=4) as bar:
-    yield ProgressLine(what, total, done, bar, console)
+    yield ProgressLine(job, total, done, bar, console)
 
 
 def duration(seconds: float) -> str:
-  """Seconds as people say them: 45 s, 3 min 20 s, 2 h 5 min."""
+  """Returns a duration as text: 45 s, 3 min 20 s, 2 h 5 min."""
   seconds = round(seconds)
   if seconds < 60:
     return f"{seconds} s"
@@ -88,7 +88,7 @@ def duration(seconds: float) -> str:
 
 
 def note_of(metrics: Mapping[str, float]) -> str:
-  """The few numbers worth a glance."""
+  """Returns the most important metrics of a step as text."""
   note = f"loss {metrics['train_total_loss']:.4f}"
   if "time/steps_per_second" in metrics:
     note += (
@@ -99,7 +99,7 @@ def note_of(metrics: Mapping[str, float]) -> str:
 
 
 def say(line: str) -> None:
-  """A line on standard error."""
+  """Prints a line on standard error."""
   if _is_silent:
     return
   print(line, file=sys.stderr, flush=True)
