@@ -1,1 +1,1 @@
-"""Files, atomic writes and caches."""
+"""Files on disks and under URLs, atomic writes, and the cache."""

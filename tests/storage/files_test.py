@@ -56,6 +56,18 @@ def test_files_and_folders_are_told_apart(folder):
   }
 
 
+def test_a_bucket_lists_its_own_marker_and_it_is_left_out(monkeypatch, tmp_path):
+  folder = f"memory:/{tmp_path}/bucket"
+  with fsspec.open(f"{folder}/a", "wb") as file:
+    file.write(b"a")
+  memory = fsspec.implementations.memory.MemoryFileSystem
+  listed = memory.ls
+  monkeypatch.setattr(
+    memory, "ls", lambda self, path, detail: [f"{path}/", *listed(self, path, detail=detail)]
+  )
+  assert list_folder(folder) == ["a"]
+
+
 def test_a_folder_that_is_not_there_cannot_be_listed(folder):
   for name in ("absent", "a.txt"):
     path = join(folder, name)
