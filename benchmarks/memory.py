@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import MeshConfig, RunConfig
 from dss_jax.data.packing import RowShape
 from dss_jax.losses import cross_entropy
@@ -160,10 +160,10 @@ def of_step(config: RunConfig, shape: RowShape) -> dict[str, float]:
 
 def of_student(name: str, dtype: str, shape: RowShape) -> dict[str, Any]:
   settings = [
-    Setting("MODEL_DIR", "unused", "--student"),
-    Setting("T5Config.vocab_size", VOCABULARY, "--student"),
-    Setting("T5Config.scan_layers", True, "--student"),
-    Setting("T5Config.dtype", dtype, "--student"),
+    Binding("MODEL_DIR", "unused", "--student"),
+    Binding("T5Config.vocab_size", VOCABULARY, "--student"),
+    Binding("T5Config.scan_layers", True, "--student"),
+    Binding("T5Config.dtype", dtype, "--student"),
   ]
   config = load_config(RunConfig, ["runs/distill.gin", f"models/{name}.gin"], settings)
   found: dict[str, Any] = {"student": name, "dtype": dtype, **shape._asdict()}

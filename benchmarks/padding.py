@@ -11,7 +11,7 @@ import argparse
 import json
 import pathlib
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import LABEL, RATIONALE, RunConfig
 from dss_jax.data.batches import TrainBatches
 from dss_jax.data.packing import aligned_tokens
@@ -41,7 +41,7 @@ def figures(task: str, arguments: argparse.Namespace) -> dict[str, object]:
     "TASK_FEATURE_LENGTHS": {"inputs": 1024, "targets": 256},
   }
   files = ["runs/distill.gin", f"models/{arguments.student}.gin"]
-  config = load_config(RunConfig, files, [Setting(*item, "") for item in values.items()])
+  config = load_config(RunConfig, files, [Binding(*item, "") for item in values.items()])
   data = prepare(config.data, (LABEL, RATIONALE))
   model = with_vocab_size(config, data.vocabulary).model
   batches = TrainBatches(

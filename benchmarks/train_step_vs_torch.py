@@ -95,7 +95,7 @@ def compared(job: Job, run_peer: Callable[..., None], *more: Any) -> dict[str, A
 
 def run_config(arguments: argparse.Namespace) -> Any:
   """Returns the configuration of the run."""
-  from dss_jax.config.gin_loader import Setting, load_config
+  from dss_jax.config.gin_loader import Binding, load_config
   from dss_jax.config.schema import RunConfig
 
   values = {
@@ -112,7 +112,7 @@ def run_config(arguments: argparse.Namespace) -> Any:
     "MeshConfig.data": 1,
   }
   files = ["runs/distill.gin", f"models/{arguments.student}.gin"]
-  return load_config(RunConfig, files, [Setting(*item, "") for item in values.items()])
+  return load_config(RunConfig, files, [Binding(*item, "") for item in values.items()])
 
 
 def make_job(arguments: argparse.Namespace) -> Job:

@@ -29,11 +29,11 @@ class TeacherOptions:
   """Which teacher, and how it is reached.
 
   Attributes:
-    teacher: openai:MODEL, recorded:FILE or t5:MODEL_DIR.
+    teacher: openai:MODEL, recorded:FILE or t5:MODEL.
     url: of the server of openai:MODEL; by default OpenAI's own.
     key_env: the environment variable with the key.
     timeout_seconds, attempts: of one request.
-    batch_size: rows that t5:MODEL_DIR decodes at a time.
+    batch_size: rows that t5:MODEL decodes at a time.
   """
 
   teacher: str

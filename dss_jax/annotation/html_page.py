@@ -124,7 +124,7 @@ def _row(line: int, row: Row) -> str:
   told = provenance.get("agreement")
   concerns = [*provenance.get("concerns", [])]
   concerns += [f"dropped for {name}" for name in provenance.get("dropped_for", [])]
-  # With --labels teacher the row's label is the teacher's, which has a column of its own.
+  # With --teacher-labels teacher the row's label is the teacher's, which has a column of its own.
   gold = provenance.get("gold_label") or row.get("output_text", "")
   cells = [
     f'<td data-key="{line}">{line}</td>',

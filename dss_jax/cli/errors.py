@@ -1,4 +1,4 @@
-"""What a command that fails says, and with which code it ends."""
+"""The message and the exit code of a command that fails."""
 
 import click
 
@@ -6,9 +6,9 @@ from dss_jax.errors import Preempted, TrainingDiverged, UserError
 
 
 def report_error(error: BaseException) -> int | None:
-  """Says in a sentence why a command ends; its exit code, or None for a fault of the program.
+  """Prints why a command ends; returns its exit code, or None for a fault of the program.
 
-  2 is a mistake of the user's, 1 a run that diverged, 128 + n signal n.
+  2 is a user's mistake, 1 a run that diverged, 128 + n signal n.
   """
   if isinstance(error, click.exceptions.Exit):
     return error.exit_code

@@ -1,9 +1,9 @@
-"""The strict gin door: gin files and flags in, one frozen configuration out.
+"""The strict gin loader: gin files and flags in, one frozen configuration out.
 
-gin's own parser reads the files; what its statements mean is decided here, so that what gin
-passes in silence (an unused binding, an undefined macro, an open REQUIRED, a wrong type) is
-an error that names the binding and its place. A gin file sets the fields of the given
-dataclass and nothing else: it cannot import or call code.
+gin's own parser reads the files; this module interprets its statements. What gin accepts silently
+(an unused binding, an undefined macro, an unset REQUIRED, a wrong type) is an error here, which
+names the binding and its place. A gin file sets the fields of the given dataclass and nothing
+else: it cannot import or call code.
 """
 
 import dataclasses
@@ -25,83 +25,85 @@ Config = TypeVar("Config")
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-  """One `name = value`, from a file or a flag, with the place a message should name."""
+class Binding:
+  """One `name = value` of a field or a macro; `place` is its file and line, or its flag."""
 
   name: str
   value: Any
   place: str
 
 
-def parse_setting(text: str, place: str) -> Setting:
-  """The Setting in `NAME=VALUE`, the value in gin's (Python's) literal syntax."""
-  settings = _parse(io.StringIO(text), place, single=True)
-  if len(settings) != 1:
+def parse_binding(text: str, place: str) -> Binding:
+  """Parses `NAME=VALUE`, with the value in gin's (Python's) literal syntax."""
+  bindings = _parse(io.StringIO(text), place, single=True)
+  if len(bindings) != 1:
     raise UserError(f"{place}: {text!r} is not one NAME=VALUE; write for example TRAIN_STEPS=500")
-  return dataclasses.replace(settings[0], place=place)
+  return dataclasses.replace(bindings[0], place=place)
 
 
 def load_config(
-  cls: type[Config], files: Sequence[str], overrides: Sequence[Setting] = ()
+  cls: type[Config], files: Sequence[str], overrides: Sequence[Binding] = ()
 ) -> Config:
-  """The configuration that the gin files and then the overrides give, fully checked.
+  """Builds and checks the configuration that the gin files, and then the overrides, describe.
 
-  Later settings win over earlier ones; a macro that a setting names is used even where a later
-  setting wins over that one. Raises UserError, in one sentence with the binding's
-  name and place, for an unknown or unused binding, an undefined or circular macro, a REQUIRED
-  left open, a value of the wrong type or out of bounds, and an override of a macro that has no
-  effect.
+  Later bindings win over earlier ones. A macro counts as used if any binding names it, even one
+  that a later binding replaces.
+
+  Raises:
+    UserError: an unknown or unused binding, an undefined or circular macro, an unset REQUIRED, a
+      value of the wrong type or out of bounds, or an override of a macro that has no effect. The
+      message is one sentence with the binding's name and place.
   """
-  everything = [setting for file in files for setting in _parse_file(file, ())]
-  everything += overrides
-  settings = {setting.name: setting for setting in everything}
-  resolver = _Resolver(settings)
+  statements = [binding for file in files for binding in _parse_file(file, ())]
+  statements += overrides
+  bindings = {binding.name: binding for binding in statements}
+  resolver = _Resolver(bindings)
   known = _known_bindings(cls)
   values = {}
-  for name, setting in settings.items():
+  for name, binding in bindings.items():
     if "." not in name:
       continue
     if name not in known:
       raise UserError(
-        f"{setting.place}: nothing is named {name!r}; {_nearest(name, known)} "
+        f"{binding.place}: nothing is named {name!r}; {_suggestion(name, known)} "
         "(macros are written in capitals without a point)"
       )
-    value, place = resolver.value(setting)
-    values[name] = _checked(name, known[name], value, place)
-  used = _used_macros(everything)
-  for name, setting in settings.items():
+    value, place = resolver.value(binding)
+    values[name] = _validated(name, known[name], value, place)
+  used = _used_macros(statements)
+  for name, binding in bindings.items():
     if "." not in name and name not in used:
-      raise UserError(f"{setting.place}: no binding uses {name!r}; {_nearest(name, used)}")
-  _check_effect(overrides, everything, settings, resolver.used)
+      raise UserError(f"{binding.place}: no binding uses {name!r}; {_suggestion(name, used)}")
+  _check_effect(overrides, statements, bindings, resolver.used)
   return _build(cls, values)
 
 
 def _check_effect(
-  overrides: Sequence[Setting],
-  everything: Sequence[Setting],
-  settings: Mapping[str, Setting],
+  overrides: Sequence[Binding],
+  statements: Sequence[Binding],
+  bindings: Mapping[str, Binding],
   resolved: set[str],
 ) -> None:
-  """Raises UserError for a flag whose macro stands behind no value, as a file set those itself."""
-  for setting in overrides:
-    if "." in setting.name or setting.name in resolved or settings[setting.name] is not setting:
+  """Raises UserError for a flag whose macro no field uses, since a file sets the field itself."""
+  for flag in overrides:
+    if "." in flag.name or flag.name in resolved or bindings[flag.name] is not flag:
       continue
-    shadowed = (s.name for s in everything if setting.name in _macros_in(s.value))
-    binding = settings[next(shadowed)]
+    shadowed = (s.name for s in statements if flag.name in _macros_in(s.value))
+    winner = bindings[next(shadowed)]
     raise UserError(
-      f"{setting.place}: has no effect, since {binding.name} is set at {binding.place}; leave out "
+      f"{flag.place}: has no effect, since {winner.name} is set at {winner.place}; leave out "
       "one of the two"
     )
 
 
 def value_in(files: Sequence[str], name: str) -> Any:
-  """The value that gin files give a macro or binding; None where they do not name it."""
-  settings = {setting.name: setting for file in files for setting in _parse_file(file, ())}
-  return _Resolver(settings).value(settings[name])[0] if name in settings else None
+  """Returns the value that gin files give a macro or field; None if they do not set it."""
+  bindings = {binding.name: binding for file in files for binding in _parse_file(file, ())}
+  return _Resolver(bindings).value(bindings[name])[0] if name in bindings else None
 
 
 def to_gin(config: Any) -> str:
-  """The gin text that `load_config` turns back into an equal configuration."""
+  """Returns gin text that `load_config` turns back into an equal configuration."""
   lines = []
   for name, value in sorted(flatten(config).items()):
     lines.append(f"{name} = {dict(value) if isinstance(value, Mapping) else value!r}")
@@ -119,7 +121,7 @@ class _Reference:
 
 
 class _Delegate(config_parser.ParserDelegate):
-  """Keeps macros and references by name."""
+  """Makes gin's parser return macros and references by name, unresolved."""
 
   def configurable_reference(self, scoped_name, evaluate):
     return _Reference(scoped_name)
@@ -129,7 +131,7 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 def _find_file(file: str, place: str) -> pathlib.Path:
-  """A gin file as given, or as shipped: `runs/distill.gin`, `gin_configs/runs/distill.gin`."""
+  """Returns a gin file's path, as given or as shipped (`[gin_configs/]runs/distill.gin`)."""
   shipped = shipped_folder("gin_configs")
   candidates = [pathlib.Path(file), shipped / file, shipped.parent / file]
   if pathlib.Path(file).parts[:1] == ("gin_configs",):
@@ -142,7 +144,7 @@ def _find_file(file: str, place: str) -> pathlib.Path:
   )
 
 
-def _parse_file(file: str, including: tuple[pathlib.Path, ...]) -> list[Setting]:
+def _parse_file(file: str, including: tuple[pathlib.Path, ...]) -> list[Binding]:
   place = f"{including[-1]}: " if including else ""
   path = _find_file(file, place)
   if path in including:
@@ -161,15 +163,15 @@ def _parse(
   place: str,
   including: tuple[pathlib.Path, ...] = (),
   single: bool = False,
-) -> list[Setting]:
-  settings: list[Setting] = []
+) -> list[Binding]:
+  bindings: list[Binding] = []
   try:
     for statement in config_parser.ConfigParser(stream, _Delegate()):
       where = place if single else f"{place}:{statement.location.line_num}"
       if isinstance(statement, config_parser.IncludeStatement):
         if single:
           raise UserError(f"{where}: includes a file, which a flag cannot; give it as --gin-file")
-        settings += _parse_file(statement.filename, including)
+        bindings += _parse_file(statement.filename, including)
       elif isinstance(statement, config_parser.ImportStatement):
         raise UserError(f"{where}: imports code, which a configuration here cannot; remove it")
       elif isinstance(statement, config_parser.BindingStatement):
@@ -178,29 +180,29 @@ def _parse(
             f"{where}: the scope {statement.scope!r} means nothing here; write the name without it"
           )
         names = (statement.selector, statement.arg_name)
-        settings.append(Setting(".".join(filter(None, names)), statement.value, where))
+        bindings.append(Binding(".".join(filter(None, names)), statement.value, where))
   except SyntaxError as error:
     line = getattr(error.args[-1], "line_num", None) or error.lineno
     where = place if single or not line else f"{place}:{line}"
-    # The last line says what is wrong; one above it may hold the address of a Python object.
+    # The last line is the reason; a line before it may contain the address of a Python object.
     reason = str(error.args[0]).strip().splitlines()[-1].strip()
     raise UserError(_not_gin(where, reason, single)) from error
   except (ValueError, EOFError, config_parser.tokenize.TokenError) as error:
     raise UserError(_not_gin(place, str((*error.args, "")[0]), single)) from error
-  return settings
+  return bindings
 
 
 def _not_gin(place: str, reason: str, is_flag: bool) -> str:
-  # A shell takes the quotes of a text away unless they stand in quotes themselves.
+  # A shell removes the quotes around a text unless they are quoted themselves.
   mend = "NAME=VALUE, text as NAME=\"'text'\"" if is_flag else "NAME = VALUE, text in quotes"
   return f"{place}: this is not gin: {reason.rstrip('.')}; write {mend}"
 
 
-def _used_macros(settings: Sequence[Setting]) -> set[str]:
-  """The macros that bindings name, by themselves or through other macros."""
+def _used_macros(statements: Sequence[Binding]) -> set[str]:
+  """Returns the macros that fields use, directly or through other macros."""
   named: dict[str, set[str]] = {}
-  for setting in settings:
-    named.setdefault(setting.name, set()).update(_macros_in(setting.value))
+  for binding in statements:
+    named.setdefault(binding.name, set()).update(_macros_in(binding.value))
   used: set[str] = set()
   unseen = {macro for name, macros in named.items() if "." in name for macro in macros}
   while unseen:
@@ -220,52 +222,52 @@ def _macros_in(value: Any) -> Iterable[str]:
 
 
 class _Resolver:
-  """Replaces macros by their values and remembers which it met."""
+  """Replaces macros by their values and records which were used."""
 
-  def __init__(self, settings: Mapping[str, Setting]):
-    self._settings = settings
+  def __init__(self, bindings: Mapping[str, Binding]):
+    self._bindings = bindings
     self.used: set[str] = set()
 
-  def value(self, setting: Setting, seen: tuple[str, ...] = ()) -> tuple[Any, str]:
-    """The setting's value and the place where it was really written, behind its macros."""
-    if isinstance(setting.value, _Macro):
-      return self._macro(setting.value.name, setting, seen)
-    return self._resolve(setting.value, setting, seen), setting.place
+  def value(self, binding: Binding, seen: tuple[str, ...] = ()) -> tuple[Any, str]:
+    """Returns a binding's value and the place of the literal behind its macros."""
+    if isinstance(binding.value, _Macro):
+      return self._macro(binding.value.name, binding, seen)
+    return self._resolve(binding.value, binding, seen), binding.place
 
-  def _resolve(self, value: Any, setting: Setting, seen: tuple[str, ...]) -> Any:
+  def _resolve(self, value: Any, binding: Binding, seen: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
-      return {key: self._resolve(item, setting, seen) for key, item in value.items()}
+      return {key: self._resolve(item, binding, seen) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-      return type(value)(self._resolve(item, setting, seen) for item in value)
+      return type(value)(self._resolve(item, binding, seen) for item in value)
     if isinstance(value, _Macro):
-      return self._macro(value.name, setting, seen)[0]
+      return self._macro(value.name, binding, seen)[0]
     if isinstance(value, _Reference):
       raise UserError(
-        f"{setting.place}: {setting.name} = @{value.name} would call code, which a configuration "
+        f"{binding.place}: {binding.name} = @{value.name} would call code, which a configuration "
         "here cannot; give a plain value"
       )
     return value
 
-  def _macro(self, name: str, setting: Setting, seen: tuple[str, ...]) -> tuple[Any, str]:
+  def _macro(self, name: str, binding: Binding, seen: tuple[str, ...]) -> tuple[Any, str]:
     if name in ("gin.REQUIRED", "REQUIRED"):
       raise UserError(
-        f"{setting.place}: {setting.name} is required; "
-        f"set it with --gin.{setting.name}=VALUE or in a gin file"
+        f"{binding.place}: {binding.name} is required; "
+        f"set it with --gin.{binding.name}=VALUE or in a gin file"
       )
     if name in seen:
-      raise UserError(f"{setting.place}: the macro %{name} is defined by itself; give it a value")
-    if name not in self._settings:
-      macros = [other for other in self._settings if "." not in other]
+      raise UserError(f"{binding.place}: the macro %{name} is defined by itself; give it a value")
+    if name not in self._bindings:
+      macros = [other for other in self._bindings if "." not in other]
       raise UserError(
-        f"{setting.place}: {setting.name} uses the macro %{name}, which nothing defines; "
-        f"{_nearest(name, macros)}"
+        f"{binding.place}: {binding.name} uses the macro %{name}, which nothing defines; "
+        f"{_suggestion(name, macros)}"
       )
     self.used.add(name)
-    return self.value(self._settings[name], (*seen, name))
+    return self.value(self._bindings[name], (*seen, name))
 
 
 def _known_bindings(cls: type) -> dict[str, Any]:
-  """`Class.field` to its type, for a dataclass and its parts."""
+  """Maps `Class.field` to its type, for a dataclass and its parts."""
   known = {}
   for name, hint in typing.get_type_hints(cls, include_extras=True).items():
     if dataclasses.is_dataclass(hint):
@@ -288,23 +290,23 @@ def _build(cls: Any, values: Mapping[str, Any]) -> Any:
   return cls(**arguments)
 
 
-def _checked(name: str, hint: Any, value: Any, place: str) -> Any:
-  """The value if it is of the type, or UserError; a whole number passes for a float."""
-  problem, converted = _match(hint, value)
+def _validated(name: str, hint: Any, value: Any, place: str) -> Any:
+  """Returns the value, converted, or raises UserError; an int is accepted for a float."""
+  problem, converted = _convert(hint, value)
   if problem:
     raise UserError(f"{place}: {name} = {value!r} must be {problem}")
   return converted
 
 
-def _match(hint: Any, value: Any) -> tuple[str | None, Any]:
-  """(what the value must be instead or None, the value converted)."""
+def _convert(hint: Any, value: Any) -> tuple[str | None, Any]:
+  """Returns (what the value must be, or None if it is right; the converted value)."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
-    tries = [_match(argument, value) for argument in arguments]
-    good = [converted for problem, converted in tries if problem is None]
-    return (None, good[0]) if good else (" or ".join(str(problem) for problem, _ in tries), value)
+    results = [_convert(argument, value) for argument in arguments]
+    valid = [converted for problem, converted in results if problem is None]
+    return (None, valid[0]) if valid else (" or ".join(str(p) for p, _ in results), value)
   if origin is Annotated:
-    problem, converted = _match(arguments[0], value)
+    problem, converted = _convert(arguments[0], value)
     bounds = arguments[1]
     if isinstance(bounds, NotEmpty):
       return problem or (None if converted else f"a tuple of {bounds}"), converted
@@ -317,16 +319,21 @@ def _match(hint: Any, value: Any) -> tuple[str | None, Any]:
   if origin is Literal:
     return (None if value in arguments else f"one of {', '.join(map(repr, arguments))}", value)
   if origin is tuple and isinstance(value, (list, tuple)):
-    matches = [_match(arguments[0], item) for item in value]
+    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+      return f"a tuple of {len(arguments)}", value
+    matches = [_convert(arguments[0], item) for item in value]
     problem = next((f"a tuple, each {p}" for p, _ in matches if p), None)
     return problem, tuple(converted for _, converted in matches)
   if origin is list and isinstance(value, list):
     return None, value
   if origin in (dict, Mapping) and isinstance(value, dict):
     for part, hint_of_part in ((value.keys(), arguments[0]), (value.values(), arguments[1])):
-      problem = next((p for p, _ in (_match(hint_of_part, item) for item in part) if p), None)
+      problem = next((p for p, _ in (_convert(hint_of_part, item) for item in part) if p), None)
       if problem:
-        return f"a dictionary of {_name(arguments[0])} to {_name(arguments[1])} ({problem})", value
+        return (
+          f"a dictionary of {_type_name(arguments[0])} to {_type_name(arguments[1])} ({problem})",
+          value,
+        )
     needed = typing.get_args(arguments[0])
     missing = [key for key in needed if key not in value]
     return (f"a dictionary with the key {missing[0]!r} too" if missing else None, value)
@@ -339,11 +346,11 @@ def _match(hint: Any, value: Any) -> tuple[str | None, Any]:
       number = math.inf
     return (None if math.isfinite(number) else "a finite number"), number
   plain = hint if origin is None else origin
-  right = isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
-  return (None if right else _name(plain), value)
+  is_valid = isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
+  return (None if is_valid else _type_name(plain), value)
 
 
-def _name(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
   names = {
     int: "a whole number",
     float: "a number",
@@ -358,7 +365,7 @@ def _name(hint: Any) -> str:
   return names.get(hint, "None" if hint is type(None) else f"a {getattr(hint, '__name__', hint)}")
 
 
-def _nearest(name: str, allowed: Iterable[str]) -> str:
-  """A closing clause that suggests the likeliest names."""
+def _suggestion(name: str, allowed: Iterable[str]) -> str:
+  """Returns a closing clause with the most similar names."""
   close = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.5)
   return f"did you mean {' or '.join(close)}?" if close else "check its spelling"

@@ -10,7 +10,7 @@ from dss_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-  """The least and the largest value of a number; None is unbounded."""
+  """The smallest and the largest value of a number; None is unbounded."""
 
   low: float | None = None
   high: float | None = None
@@ -24,7 +24,7 @@ class Bounds:
 
 
 class NotEmpty:
-  """Marks a tuple that must hold something."""
+  """Marks a tuple that needs at least one item."""
 
   def __str__(self) -> str:
     return "at least one"
@@ -35,11 +35,18 @@ TARGET_KINDS = ("label", "rationale")
 LABEL, RATIONALE = range(len(TARGET_KINDS))
 
 Count = Annotated[int, Bounds(1)]
+# Tokens of a sequence: one beside its end-of-sequence token.
+Length = Annotated[int, Bounds(2)]
 NonNegativeInt = Annotated[int, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 NonNegative = Annotated[float, Bounds(0)]
-# Random keys have 32 bits of seed; a larger one would be the same as a smaller one.
+# Random keys keep 32 bits of a seed: a larger one would repeat a smaller one.
 Seed = Annotated[int, Bounds(0, 2**32 - 1)]
+# Reasons to distrust a rationale: annotation/filters.py explains each.
+Concern = Literal["agreement", "gold", "length", "unmentioned", "cut-off", "echo"]
+
+# The student of a run that names neither a student nor an initial checkpoint.
+DEFAULT_STUDENT = "small"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,25 +72,26 @@ class T5Config:
   shared_relpos_bias: bool = True
   dropout_rate: Annotated[float, Bounds(0, 0.99)] = 0.1
   dtype: Literal["float32", "bfloat16"] = "float32"
-  # One loop over the layers of each stack: compiling takes as long as for one of them.
+  # Runs the layers of a stack as one loop, so that compile time does not grow with their number.
   scan_layers: bool = False
-  # What the backward pass computes again, to hold less memory: nothing; what is no product of
-  # activations and weights; or everything within a layer. T5X's names.
+  # What the backward pass recomputes to save memory: "none"; "minimal", all but the products of
+  # activations and weights; "full", everything within a layer. T5X's names.
   remat: Literal["none", "minimal", "full"] = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-  """Where the rows come from and how long their tokens may be."""
+  """The rows of a run and the longest sequences, in tokens."""
 
-  # One of the two: a JSONL file, or a task (shipped name or path) with the folder of its files.
+  # Either a JSONL file, or a task (shipped name or path) with the folder of its files.
   dataset: str | None = None
   task: str | None = None
   data_dir: str | None = None
-  labels: Literal["gold", "teacher"] = "gold"
+  # Whose labels a task trains on: its own, or the teacher's recorded ones.
+  label_source: Literal["gold", "teacher"] = "gold"
   eval_dataset: str | None = None
   vocabulary: str | None = None
-  feature_lengths: Mapping[Literal["inputs", "targets"], Count] = dataclasses.field(
+  feature_lengths: Mapping[Literal["inputs", "targets"], Length] = dataclasses.field(
     default_factory=lambda: {"inputs": 7168, "targets": 1024}
   )
 
@@ -98,23 +106,32 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-  """Who is asked for the labels and rationales that the data set lacks, before training."""
+  """The teacher that adds missing labels and rationales before training."""
 
-  # openai:MODEL, recorded:FILE or t5:MODEL_DIR; None asks nobody.
+  # openai:MODEL, recorded:FILE or t5:MODEL; None for no teacher.
   name: str | None = None
   url: str | None = None
-  # The environment variable that holds the key; the key itself is written nowhere.
+  # The environment variable with the API key; the key itself is never written.
   key_env: str = "OPENAI_API_KEY"
+  # Which of OpenAI's APIs: chat messages, or a plain text to continue.
+  api: Literal["chat", "completion"] = "chat"
   prompt: str | None = None
+  # Which rows get the teacher's label: none, those without a label, or all.
   labels: Literal["keep", "missing", "teacher"] = "missing"
-  # Whether the teacher is shown a label that is kept, to explain it.
+  # Whether the prompt shows the teacher a row's own label, to explain it.
   show_labels: bool = True
-  samples: Count = 1
+  # Answers per row, and how many different rationales of theirs the row keeps at most.
+  samples: Annotated[int, Bounds(1, 1000)] = 1
   temperature: Annotated[float, Bounds(0, 2)] = 0.0
-  rationales_per_row: Count = 1
-  # Concerns that cost a row its rationale: agreement, gold, length, unmentioned, cut-off, echo.
-  filters: tuple[str, ...] | None = None
-  max_requests_in_flight: Count = 32
+  rationales_per_row: Annotated[int, Bounds(1, 1000)] = 1
+  # Concerns that drop a row's rationale, and their limits.
+  filters: tuple[Concern, ...] = ()
+  min_agreement: Share = 0.5
+  rationale_words: tuple[NonNegativeInt, NonNegativeInt] = (3, 300)
+  max_requests_in_flight: Annotated[int, Bounds(1, 4096)] = 32
+  # Of one attempt of a request, and attempts of a request before its row is given up.
+  timeout_seconds: Annotated[float, Bounds(0.001)] = 120.0
+  attempts: Annotated[int, Bounds(1, 100)] = 6
   budget_tokens: Count | None = None
 
 
@@ -139,16 +156,17 @@ class OptimizerConfig:
   schedule: Literal["constant", "linear"] = "constant"
   warmup_steps: NonNegativeInt = 0
   weight_decay: NonNegative = 0.0
-  # The whole gradient is scaled down to this Euclidean norm; None leaves it as it is.
+  # The gradient's global norm is clipped to this value; None turns clipping off.
   clip_norm: Annotated[float, Bounds(1e-9)] | None = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-  """When to evaluate, when to stop early, and which checkpoint to hand on.
+  """When to evaluate, when to stop early, and which checkpoint becomes the student.
 
-  Early stopping ends the run when the label task's accuracy has not grown by more than
-  `min_improvement` over its best in `patience` evaluations in a row.
+  Early stopping ends the run after `patience` evaluations in a row in which the accuracy on
+  labels did not exceed its best by more than `min_improvement`. Checkpoint selection takes the
+  best checkpoint instead of the last.
   """
 
   interval_steps: Count = 20
@@ -160,13 +178,13 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """Devices along the two mesh axes; data None takes as many as the batch divides over."""
+  """Devices along the two mesh axes; data None uses as many as the batch size divides by."""
 
   data: Count | None = None
   model: Count = 1
-  # Whether weights are split over 'data', too; None does so for students that need it.
+  # Whether weights are sharded over 'data', too; None does so for large students.
   weights_over_data: bool | None = None
-  # The kind of device that the mesh is meant for; None takes what is there.
+  # The kind of device that the mesh is made for; None uses any.
   platform: Literal["cpu", "gpu", "tpu"] | None = None
 
 
@@ -184,14 +202,14 @@ class RunConfig:
   evaluation: EvaluationConfig = EvaluationConfig()
   mesh: MeshConfig = MeshConfig()
   train_steps: Count = 300
-  # Examples a step, each seen in both tasks, whatever the packing.
+  # Examples per step, each with its label and its rationale, whatever the packing.
   batch_size: Count = 24
-  # The batch's rows are gone through in this many parts, for the same gradient in less memory.
+  # Number of microbatches: the same gradient in less memory.
   accumulation_steps: Count = 1
-  # None: as often as the run evaluates.
+  # None: EvaluationConfig.interval_steps.
   checkpoint_interval_steps: Count | None = None
   initial_checkpoint: str | None = None
-  # Whether Adafactor goes on from the moments that T5X's trainer left in the checkpoint.
+  # Whether Adafactor starts from the moments in a T5X checkpoint.
   initial_optimizer_state: bool = False
   seed: Seed = 0
 
@@ -203,9 +221,28 @@ class SweepConfig:
   grid: Mapping[str, list[Any]]
 
 
-# Resuming with another value of these is the same run: where it lies, on which devices and in
-# how much of their memory, and how its teacher is reached.
-FREE_ON_RESUME = (
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+  """How a process joins the others of its run.
+
+  Attributes:
+    coordinator, num_processes, process_id: HOST:PORT of process 0, the number of processes and
+      this one's number; JAX detects those that are None (on TPU pods, under Slurm, Open MPI and
+      Kubernetes).
+    start_timeout_seconds: how long to wait for the others at the start.
+    heartbeat_timeout_seconds: a process that is silent for longer counts as lost.
+  """
+
+  coordinator: str | None = None
+  num_processes: Count | None = None
+  process_id: NonNegativeInt | None = None
+  start_timeout_seconds: Count = 300
+  heartbeat_timeout_seconds: Annotated[int, Bounds(5)] = 60
+
+
+# Fields that may change when a run resumes: the folder's path, the devices and their memory, and
+# how the teacher is reached.
+MUTABLE_ON_RESUME = (
   "RunConfig.model_dir",
   "MeshConfig.data",
   "MeshConfig.model",
@@ -215,11 +252,13 @@ FREE_ON_RESUME = (
   "TeacherConfig.url",
   "TeacherConfig.key_env",
   "TeacherConfig.max_requests_in_flight",
+  "TeacherConfig.timeout_seconds",
+  "TeacherConfig.attempts",
 )
 
 
 def flatten(config: Any) -> dict[str, Any]:
-  """Every field of a configuration and its parts as `Class.field` to value."""
+  """Returns every field of a configuration and its parts as `Class.field` to value."""
   flat = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -231,19 +270,19 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def shipped_folder(name: Literal["tasks", "gin_configs"]) -> pathlib.Path:
-  """The folder as a checkout or a wheel carries it."""
+  """Returns the folder in a checkout or an installed wheel."""
   package = pathlib.Path(__file__).parent.parent
   inside = package / name
   return inside if inside.is_dir() else package.parent / name
 
 
 def student_names() -> list[str]:
-  """The sizes that `--student` takes: the files of gin_configs/models."""
+  """Returns the sizes that `--student` accepts: the files of gin_configs/models."""
   return sorted(path.stem for path in (shipped_folder("gin_configs") / "models").glob("*.gin"))
 
 
 def student_file(name: str, place: str) -> str:
-  """The gin file of a student; raises UserError, beginning with `place`, for an unknown one."""
+  """Returns the gin file of a student; raises UserError, beginning with `place`, if unknown."""
   if name not in student_names():
     raise UserError(
       f"{place}: there is no student {name!r}; choose one of {', '.join(student_names())}"

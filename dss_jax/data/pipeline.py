@@ -66,9 +66,9 @@ def check_data(config: DataConfig) -> None:
     return
   if config.data_dir is not None:
     raise UserError("--data-dir belongs to --task; leave it out with --dataset")
-  if config.labels != "gold":
+  if config.label_source != "gold":
     raise UserError(
-      "--labels teacher belongs to --task; the rows of --dataset have their own labels"
+      "--label-source teacher belongs to --task; the rows of --dataset have their own labels"
     )
 
 
@@ -77,7 +77,7 @@ def _task_sources(
 ) -> tuple[RowSource, RowSource | None]:
   assert config.data_dir is not None
   if annotated is None:
-    train = source_from_task(task, "train", config.data_dir, config.labels)
+    train = source_from_task(task, "train", config.data_dir, config.label_source)
   else:
     train = dataclasses.replace(
       training_source_from_file(annotated), name=f"{task.name}_train", metric=task.metric

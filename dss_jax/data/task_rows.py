@@ -128,7 +128,7 @@ def _split_rows(
   if from_teacher and chosen.answers is None:
     raise UserError(
       f"task {task.name} has no recorded teacher outputs for its {split} split;"
-      " give --labels gold, or name an answers file in the task's Split"
+      " give --label-source gold, or name an answers file in the task's Split"
     )
   rows_path = _data_file(data_dir, chosen.rows, task)
   published = list(_read_objects(rows_path))

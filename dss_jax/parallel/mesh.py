@@ -1,4 +1,4 @@
-"""The mesh of a run: which devices, along which axes."""
+"""The device mesh of a run."""
 
 import math
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from dss_jax.parallel import processes
 
 
 def make_mesh(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None = None) -> Mesh:
-  """The mesh ('data', 'model'); unless given, data is as large as the batch divides over.
+  """Builds the mesh ('data', 'model'); by default data is the largest divisor of the batch size.
 
   Args:
-    devices: those of this program if None; of a topology to plan for, else.
+    devices: of a topology to compile for; None uses this program's.
 
-  Raises UserError for a mesh that asks for more devices than there are or for those of another
-  platform, or whose data axis does not divide the batch.
+  Raises:
+    UserError: the mesh needs more devices than there are, or another platform, or its data axis
+      does not divide the batch size.
   """
   hosts = 1
   if devices is None:
@@ -31,7 +32,7 @@ def make_mesh(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None
       raise UserError(
         f"this machine's devices are part of a group of {hosts} machines; give `dss distill`, "
         "`tune` or `train` --distributed on all of them, or set TPU_PROCESS_BOUNDS=1,1,1 and "
-        "TPU_VISIBLE_CHIPS to use this machine's alone"
+        "TPU_VISIBLE_CHIPS to use this machine's devices alone"
       )
   platform = devices[0].platform
   if config.platform is not None and config.platform != platform:
@@ -43,12 +44,12 @@ def make_mesh(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None
   available = len(devices) // config.model
   data = config.data
   if data is None:
-    fitting = [n for n in range(1, available + 1) if n * config.model % hosts == 0]
-    data = max((n for n in fitting if batch_size % n == 0), default=0)
-    if fitting and not data:
+    candidates = [n for n in range(1, available + 1) if n * config.model % hosts == 0]
+    data = max((n for n in candidates if batch_size % n == 0), default=0)
+    if candidates and not data:
       raise UserError(
         f"--batch-size {batch_size} does not divide over {hosts} processes; choose a multiple of "
-        f"{min(fitting)}"
+        f"{min(candidates)}"
       )
   if data == 0 or data * config.model > len(devices):
     raise UserError(
@@ -66,16 +67,16 @@ def make_mesh(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None
       f"numbers whose product is a multiple of {hosts}"
     )
   return Mesh(
-    _arranged(devices, (data, config.model), hosts),
+    _device_array(devices, (data, config.model), hosts),
     ("data", "model"),
     axis_types=(AxisType.Auto, AxisType.Auto),
   )
 
 
-def _arranged(devices: Sequence[Any], shape: tuple[int, int], hosts: int) -> np.ndarray:
-  """The devices as an array of the shape; a TPU's so that neighbours are linked.
+def _device_array(devices: Sequence[Any], shape: tuple[int, int], hosts: int) -> np.ndarray:
+  """Arranges the devices in an array of the shape; on TPU, linked devices are neighbours.
 
-  As many are taken of each host, one host after the other: a row lies on few of them.
+  Takes the same number of devices from each host, host by host, so that a row spans few hosts.
   """
   count = math.prod(shape)
   if devices[0].platform == "tpu" and count == len(devices):

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves at the next step instead of dying."""
+"""Signals that ask a run to stop: it saves after the current step and exits."""
 
 import signal
 import threading
@@ -15,10 +15,10 @@ __all__ = ["Preempted", "StopSignal", "StopVote"]
 
 
 class StopSignal:
-  """While entered, SIGTERM and SIGINT are remembered instead of ending the program.
+  """A context that records SIGTERM and SIGINT instead of ending the program.
 
-  A second SIGINT interrupts at once. Only the main thread can listen to signals; elsewhere
-  this never asks to stop.
+  A second SIGINT raises KeyboardInterrupt. Only the main thread can handle signals; in another
+  thread nothing is recorded.
   """
 
   def __init__(self):
@@ -28,45 +28,45 @@ class StopSignal:
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._remember)
+        self._previous[number] = signal.signal(number, self._record)
     return self
 
   def __exit__(self, *exception):
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
-  def _remember(self, number, frame):
+  def _record(self, number, frame):
     if self.number == number == signal.SIGINT:
       raise KeyboardInterrupt
     self.number = number
 
 
 class StopVote:
-  """Whether a process was asked to stop, as all processes know it at the same step.
+  """Lets all processes stop after the same step when any of them receives a signal.
 
-  Each step sends off the largest signal number of all devices after itself and reads that of
-  the step before, which is there by then: nobody waits, and nobody stops alone.
+  Each step starts a reduction, the largest signal number over all devices, and reads the result
+  of the step before, which is ready by then: no process waits, and none stops alone.
   """
 
   def __init__(self, mesh: Mesh):
-    self._is_alone = len({device.process_index for device in mesh.devices.flat}) == 1
+    self._is_single_process = len({device.process_index for device in mesh.devices.flat}) == 1
     self._size = mesh.size
     self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._ballots: dict[int, jax.Array] = {}
-    self._sent: jax.Array | None = None
+    self._pending: jax.Array | None = None
 
   def cast(self, number: int | None) -> int:
-    """The signal to stop for after this step, 0 for none; called once a step.
+    """Returns the signal to stop for after this step, or 0; call it once per step.
 
     Args:
-      number: the signal that this process was sent, if any.
+      number: the signal that this process received, if any.
     """
-    if self._is_alone:
+    if self._is_single_process:
       return number or 0
-    before = self._sent
-    self._sent = self._largest(self._ballot(number or 0))
-    return 0 if before is None else int(before)
+    previous = self._pending
+    self._pending = self._largest(self._ballot(number or 0))
+    return 0 if previous is None else int(previous)
 
   def _ballot(self, number: int) -> jax.Array:
     if number not in self._ballots:

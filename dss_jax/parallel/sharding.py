@@ -1,10 +1,10 @@
-"""How weights and activations are split over the mesh, and the shardings of a state.
+"""Shardings of weights, activations and optimizer states over the mesh.
 
-Rows are split over 'data'. A weight is split over 'model' by its heads, width or words, whichever
-it has; a large student's is split over 'data' too, and put together where it is used (ZeRO,
-Rajbhandari et al. 2020). Heads that 'model' does not divide are not split: each device attends
-with all of them from its own share of the positions (as Korthikanti et al. 2022 do between the
-matrix products), which costs no permutation.
+The batch is sharded over 'data'. A weight is sharded over 'model' by heads, feed-forward width or
+vocabulary; a large student's also over 'data', and gathered where it is used (ZeRO, Rajbhandari
+et al. 2020). Heads that 'model' does not divide are not sharded: each device attends with all
+heads from its own share of the positions (sequence parallelism, Korthikanti et al. 2022), which
+costs no permutation.
 """
 
 import functools
@@ -21,19 +21,18 @@ from dss_jax.model.t5 import init_params
 
 Rules = tuple[tuple[str, str | None], ...]
 
-
-# A student whose float32 weights take more than this on a device is split over 'data' too.
-MOST_WEIGHT_BYTES = 320 * 2**20
+# A student with more bytes of float32 weights on a device is sharded over 'data', too.
+MAX_WEIGHT_BYTES = 320 * 2**20
 
 
 def logical_rules(config: T5Config, mesh: Mesh, *, split_length: bool = False) -> Rules:
-  """From T5X's logical axis names to mesh axes, for activations; the first that applies wins.
+  """Maps T5X's logical axis names to mesh axes, for activations; the first match wins.
 
-  A dimension that the model axis does not divide stays whole on every device.
+  A dimension that the model axis does not divide is not sharded.
 
   Args:
-    split_length: where heads do not divide, activations without width or words to split are
-      split over 'model' by position. For training: decoding has one position at a time.
+    split_length: whether to shard activations by position over 'model' if the heads cannot be
+      sharded. For training only, since decoding has one position at a time.
   """
   model = mesh.shape["model"]
 
@@ -53,16 +52,16 @@ def logical_rules(config: T5Config, mesh: Mesh, *, split_length: bool = False) -
 
 
 def param_shardings(boxed_params: Any, mesh: Mesh, weights_over_data: bool | None = None) -> Any:
-  """A NamedSharding for each leaf of a parameter tree boxed with its logical axes.
+  """Returns a NamedSharding for each leaf of a parameter tree boxed with its logical axes.
 
   Args:
-    weights_over_data: whether to split weights over 'data' too; None does so where a device
-      would hold more than MOST_WEIGHT_BYTES of them.
+    weights_over_data: whether to shard weights over 'data', too; None does so if a device would
+      otherwise store more than MAX_WEIGHT_BYTES of them.
   """
   if weights_over_data is None:
     leaves = jax.tree.leaves(nn.meta.unbox(boxed_params))
     weight_bytes = 4 * sum(leaf.size for leaf in leaves) / mesh.shape["model"]
-    weights_over_data = weight_bytes > MOST_WEIGHT_BYTES
+    weights_over_data = weight_bytes > MAX_WEIGHT_BYTES
   specs = jax.tree.map(
     lambda leaf: _weight_spec(leaf.names, leaf.value.shape, mesh, weights_over_data),
     boxed_params,
@@ -74,10 +73,10 @@ def param_shardings(boxed_params: Any, mesh: Mesh, weights_over_data: bool | Non
 def _weight_spec(
   names: Sequence[str], shape: Sequence[int], mesh: Mesh, over_data: bool
 ) -> PartitionSpec:
-  """How a weight is split: one dimension over 'model', and one over 'data' where asked for.
+  """Shards one dimension of a weight over 'model', and with `over_data` one over 'data'.
 
-  Of the table of embeddings, 'model' splits the width: a lookup then needs no word from another
-  device. The scales of norms lie as the activations do that they scale.
+  The embedding table is sharded by width over 'model', so that a lookup needs no other device.
+  The scales of norms are sharded like the activations that they scale.
   """
   spec: list[str | tuple[str, ...] | None] = [None] * len(shape)
   model, data = mesh.shape["model"], mesh.shape["data"]
@@ -93,9 +92,9 @@ def _weight_spec(
     if shape[dimension] % model == 0:
       spec[dimension] = "model"
       break
-  # What counts heads alone are the tables of relative positions, which are small.
+  # A weight with an axis "heads" is a table of relative positions, which is small.
   if over_data and "heads" not in names:
-    # Another dimension than the one that is split already, if it divides.
+    # Prefers a dimension that is not sharded yet.
     for dimension in sorted(dimensions, key=lambda d: spec[d] is not None):
       if spec[dimension] is None and shape[dimension] % data == 0:
         spec[dimension] = "data"
@@ -107,7 +106,7 @@ def _weight_spec(
 
 
 def params_shape(config: T5Config, mesh: Mesh, weights_over_data: bool | None = None) -> Any:
-  """The shapes and dtypes of a student's weights with their shardings on the mesh."""
+  """Returns the shapes and dtypes of a student's weights with their shardings on the mesh."""
   boxed = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -117,11 +116,11 @@ def params_shape(config: T5Config, mesh: Mesh, weights_over_data: bool | None = 
 
 
 def shardings_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-  """Shardings for a tree that holds parameter-shaped subtrees, such as an optimizer's state.
+  """Returns shardings for a tree with parameter-shaped subtrees, such as an optimizer state.
 
-  A leaf whose path ends in a parameter's path is laid out as the parameter where it has its
-  shape, and so are Adafactor's factored moments, in the dimensions that they have of it;
-  anything else (counters) is replicated.
+  A leaf whose path ends in a parameter's path and that has its shape is sharded like it.
+  Adafactor's factored moments take the parameter's sharding in the dimensions that they keep.
+  Everything else (counters) is replicated.
   """
   known = {
     jax.tree_util.keystr(path): (leaf.shape, sharding)
@@ -148,10 +147,10 @@ def shardings_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
 
 
 def _dropped_dimension(path: Sequence[Any], shape: Sequence[int]) -> int | None:
-  """The dimension that optax's factored moment of this path has averaged away.
+  """Returns the dimension that optax's factored moment at this path averages over.
 
-  Its `v_row` lacks the longest dimension of the parameter and its `v_col` the second longest,
-  the later one first where two are as long (optax.scale_by_factored_rms).
+  `v_row` averages over the parameter's longest dimension and `v_col` over the second longest; of
+  two equal ones the later counts as longer (optax.scale_by_factored_rms).
   """
   if len(shape) < 2:
     return None
@@ -163,5 +162,5 @@ def _dropped_dimension(path: Sequence[Any], shape: Sequence[int]) -> int | None:
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-  """Batch arrays are split by rows over the data axis."""
+  """Returns the sharding of batch arrays: rows over the data axis."""
   return NamedSharding(mesh, PartitionSpec("data"))

@@ -5,11 +5,9 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from dss_jax.annotation.annotate_file import TeacherOptions, annotate_rows
-from dss_jax.annotation.filters import CONCERNS
-from dss_jax.annotation.outcome import AnnotationConfig
-from dss_jax.annotation.run import RequestConfig
-from dss_jax.config.schema import FREE_ON_RESUME, RunConfig, flatten
+from dss_jax.annotation.annotate_file import annotate_rows
+from dss_jax.annotation.teacher_settings import annotation_settings
+from dss_jax.config.schema import MUTABLE_ON_RESUME, RunConfig, flatten
 from dss_jax.data.pipeline import check_data
 from dss_jax.data.records import Row
 from dss_jax.data.sources import FileRows, summarise
@@ -55,11 +53,6 @@ def annotated_rows(config: RunConfig) -> tuple[str | None, dict[str, Any] | None
   if teacher.name is None:
     return None, None
   asked = _asked(config)
-  unknown = sorted(set(teacher.filters or ()) - set(CONCERNS))
-  if unknown:
-    raise UserError(
-      f"TeacherConfig.filters: {unknown[0]!r} is no concern; choose from {', '.join(CONCERNS)}"
-    )
   # A mistake in what comes after the teacher must not cost an annotation first.
   load_vocabulary(T5_VOCABULARY if config.data.vocabulary is None else config.data.vocabulary)
   if config.data.eval_dataset is not None:
@@ -98,29 +91,20 @@ def _asked(config: RunConfig) -> _Asked:
   assert data.task is not None
   assert data.data_dir is not None
   task = load_task(data.task)
-  numbered = rows_to_annotate(task, data.data_dir, data.labels)
+  numbered = rows_to_annotate(task, data.data_dir, data.label_source)
   numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
   return _Asked(f"{data.data_dir} for task {task.name}", rows, task, numbers)
 
 
 def _annotate(config: RunConfig, asked: _Asked, output: pathlib.Path) -> dict[str, Any]:
   teacher = config.teacher
-  assert teacher.name is not None
+  options, choices, settings = annotation_settings(teacher)
   return annotate_rows(
     lambda: asked.rows,
     output,
-    TeacherOptions(teacher=teacher.name, url=teacher.url, key_env=teacher.key_env),
-    AnnotationConfig(
-      labels=teacher.labels,
-      show_labels=teacher.show_labels,
-      samples=teacher.samples,
-      temperature=teacher.temperature,
-      rationales_per_row=teacher.rationales_per_row,
-      filters=frozenset(teacher.filters or ()),
-    ),
-    RequestConfig(
-      max_requests_in_flight=teacher.max_requests_in_flight, budget_tokens=teacher.budget_tokens
-    ),
+    options,
+    choices,
+    settings,
     task=asked.task,
     prompt=teacher.prompt,
     numbers=asked.numbers,
@@ -130,7 +114,7 @@ def _annotate(config: RunConfig, asked: _Asked, output: pathlib.Path) -> dict[st
 def _what_shapes_answers(config: RunConfig) -> dict[str, Any]:
   """The settings of the teacher by which a finished annotation is known again, as JSON has them."""
   fields = flatten(config.teacher)
-  kept = {name: value for name, value in fields.items() if name not in FREE_ON_RESUME}
+  kept = {name: value for name, value in fields.items() if name not in MUTABLE_ON_RESUME}
   return json.loads(json.dumps(kept))
 
 

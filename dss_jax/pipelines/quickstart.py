@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import MeshConfig, RunConfig
 from dss_jax.data.records import Row, write_rows
 from dss_jax.parallel.mesh import make_mesh
@@ -40,7 +40,7 @@ VARIANTS = (
 )
 
 
-def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str, Any]:
+def run(directory: str, seed: int, settings: Sequence[Binding] = ()) -> dict[str, Any]:
   """Makes the rows, trains both students, and evaluates them on held-out rows.
 
   When started again, students that are already trained are not trained again.
@@ -64,12 +64,12 @@ def run(directory: str, seed: int, settings: Sequence[Setting] = ()) -> dict[str
       RunConfig,
       ["runs/quickstart.gin"],
       [
-        Setting("MODEL_DIR", str(folder / variant.folder), "--model-dir"),
-        Setting("DATASET", str(data / "train.jsonl"), "quickstart"),
-        Setting("EVAL_DATASET", str(data / "eval.jsonl"), "quickstart"),
-        Setting("VOCABULARY", str(data / "vocabulary.model"), "quickstart"),
-        Setting("ALPHA", variant.alpha, "quickstart"),
-        Setting("SEED", seed, "--seed"),
+        Binding("MODEL_DIR", str(folder / variant.folder), "--model-dir"),
+        Binding("DATASET", str(data / "train.jsonl"), "quickstart"),
+        Binding("EVAL_DATASET", str(data / "eval.jsonl"), "quickstart"),
+        Binding("VOCABULARY", str(data / "vocabulary.model"), "quickstart"),
+        Binding("ALPHA", variant.alpha, "quickstart"),
+        Binding("SEED", seed, "--seed"),
         *settings,
       ],
     )

@@ -30,7 +30,7 @@ from dss_jax.checkpoints.orbax import (
   read_t5x_orbax_moments,
 )
 from dss_jax.checkpoints.t5x_read import INDEX, newest_step, read_t5x, read_t5x_moments
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import RunConfig, T5Config, student_names
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
@@ -309,7 +309,7 @@ def matching_student(model: T5Config) -> str | None:
     run = load_config(
       RunConfig,
       ["runs/distill.gin", f"models/{name}.gin"],
-      [Setting("MODEL_DIR", "-", "--initial-checkpoint")],
+      [Binding("MODEL_DIR", "-", "--initial-checkpoint")],
     )
     if _sizes(run.model) == _sizes(model):
       rows_differ = _published_rows(run.data.vocabulary) != model.vocab_size

@@ -16,7 +16,7 @@ from typing import Any
 
 from dss_jax import __version__
 from dss_jax.config.gin_loader import load_config, to_gin
-from dss_jax.config.schema import FREE_ON_RESUME, RunConfig, flatten
+from dss_jax.config.schema import MUTABLE_ON_RESUME, RunConfig, flatten
 from dss_jax.data.pipeline import PreparedData
 from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX
 from dss_jax.data.vocabularies import Vocabulary
@@ -84,7 +84,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
   Longer training of a run whose learning rate does not depend on its length is the same run.
   A vocabulary size that is still open (see with_vocab_size) differs from none.
   """
-  free = set(FREE_ON_RESUME)
+  free = set(MUTABLE_ON_RESUME)
   if new.model.vocab_size is None:
     free.add("T5Config.vocab_size")
   if new.initial_checkpoint is not None:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from dss_jax.errors import UserError
 
-KINDS = ("openai:MODEL", "recorded:FILE", "t5:MODEL_DIR")
+KINDS = ("openai:MODEL", "recorded:FILE", "t5:MODEL")
 
 
 @dataclasses.dataclass(frozen=True)

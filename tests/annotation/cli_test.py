@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+import typing
 
 import pytest
 
+from dss_jax.annotation.annotate_file import TeacherOptions
 from dss_jax.annotation.filters import CONCERNS
-from dss_jax.cli.annotate import CONCERN_NAMES
+from dss_jax.annotation.outcome import AnnotationConfig
+from dss_jax.annotation.run import RequestConfig
+from dss_jax.annotation.teacher_settings import annotation_settings
+from dss_jax.config.schema import Concern, TeacherConfig
 from dss_jax.data.records import read_rows, write_rows
 
 MAIN = "import sys; from dss_jax.cli.main import main; sys.argv[0] = 'dss'; main()"
@@ -52,7 +57,7 @@ def test_annotate_report_and_page(dss, server, numbered, tmp_path, monkeypatch):
   assert code == 0
   assert "failed: HTTP 400 no (line 4)" in out
   assert page.read_text().startswith("<!doctype html>")
-  code, again, _ = dss("annotate-report", output, "--json")
+  code, again, _ = dss("annotate", "report", output, "--json")
   assert json.loads(again)["statuses"] == figures["statuses"]
 
 
@@ -62,8 +67,8 @@ def test_flags_reach_the_run(dss, server, numbered, tmp_path, monkeypatch):
   code, out, err = dss(
     "annotate", tmp_path / "in.jsonl", "--teacher", "openai:served", "--teacher-url", server.url,
     "--teacher-key-env", "MY_KEY", "--output", tmp_path / "o.jsonl", "--prompt", "svamp",
-    "--labels", "teacher", "--samples", 3, "--temperature", 0.7, "--rationales-per-row", 2,
-    "--form", "completion", "--filter", "gold", "--filter", "echo", "--min-agreement", 0.9,
+    "--teacher-labels", "teacher", "--samples", 3, "--temperature", 0.7, "--rationales-per-row", 2,
+    "--api", "completion", "--filter", "gold", "--filter", "echo", "--min-agreement", 0.9,
     "--rationale-words", 5, 50, "--timeout-seconds", 20, "--attempts", 2,
   )  # fmt: skip
   assert code == 0, err
@@ -109,8 +114,16 @@ def test_mistakes(arguments, message, dss, numbered, tmp_path, monkeypatch):
   assert "Traceback" not in err
 
 
-def test_names_of_concerns():
-  assert tuple(CONCERNS) == CONCERN_NAMES
+def test_the_schema_names_every_concern():
+  assert typing.get_args(Concern) == tuple(CONCERNS)
+
+
+def test_the_schema_s_defaults_are_the_library_s():
+  assert annotation_settings(TeacherConfig(name="openai:m")) == (
+    TeacherOptions(teacher="openai:m"),
+    AnnotationConfig(),
+    RequestConfig(),
+  )
 
 
 def test_help_imports_nothing_heavy():

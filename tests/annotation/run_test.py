@@ -263,7 +263,7 @@ def test_dry_run(numbered, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"teacher": "gpt"}, "is none of openai:MODEL, recorded:FILE, t5:MODEL_DIR"),
+    ({"teacher": "gpt"}, "is none of openai:MODEL, recorded:FILE, t5:MODEL"),
     ({"teacher": "openai:"}, "is none of"),
     ({"teacher": "recorded:nowhere.jsonl"}, "nowhere.jsonl: no such file"),
     ({"teacher": "recorded:in.jsonl"}, "in.jsonl:1: not a recorded answer"),

@@ -1,4 +1,4 @@
-"""The strict gin door: what gin passes in silence is one sentence with the binding's name."""
+"""The strict gin loader: what gin accepts silently is one sentence with the binding's name."""
 
 import dataclasses
 import math
@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dss_jax.cli import main as cli
-from dss_jax.config.gin_loader import Setting, load_config, parse_setting, to_gin
+from dss_jax.config.gin_loader import Binding, load_config, parse_binding, to_gin
 from dss_jax.config.schema import (
+  DEFAULT_STUDENT,
   DataConfig,
   EvaluationConfig,
   LossConfig,
@@ -26,13 +27,13 @@ from dss_jax.config.schema import (
 from dss_jax.errors import UserError
 
 GIN = shipped_folder("gin_configs")
-# Those of t5x/ are for T5X's door (tests/t5x/gin_files_test.py).
+# Those of t5x/ are for T5X's own loader (tests/t5x/gin_files_test.py).
 SHIPPED = sorted(path for path in GIN.rglob("*.gin") if path.parent.name != "t5x")
 
 
 @pytest.fixture
 def load(tmp_path):
-  """Loads the shipped run with more gin text after it; the text's place is mine.gin."""
+  """Returns a function that loads runs/distill.gin and then mine.gin, which has the text."""
 
   def load(text="", overrides=(), model_dir="MODEL_DIR = 'runs/x'\n"):
     (tmp_path / "mine.gin").write_text(model_dir + text, encoding="utf-8")
@@ -43,7 +44,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def refused(load):
-  """The sentence with which some gin text is refused, its place checked and cut off."""
+  """Returns a function from gin text to its error message, without the place, which it checks."""
 
   def refused(text, line=2, **more):
     with pytest.raises(UserError) as caught:
@@ -57,7 +58,7 @@ def refused(load):
   return refused
 
 
-def test_values_arrive_in_their_fields(load):
+def test_values_are_set_in_their_fields(load):
   config = load("TRAIN_STEPS = 7\nMeshConfig.model = 2\nOptimizerConfig.clip_norm = None\n")
   assert config.train_steps == 7
   assert config.mesh == MeshConfig(data=None, model=2)
@@ -66,7 +67,7 @@ def test_values_arrive_in_their_fields(load):
   assert config.model.mlp_dim == 1024
 
 
-def test_an_unknown_binding_is_refused_with_its_likeliest_name(refused):
+def test_an_unknown_binding_is_refused_with_a_suggestion(refused):
   assert refused("RunConfig.trian_steps = 3\n").startswith(
     "nothing is named 'RunConfig.trian_steps'; did you mean RunConfig.train_steps"
   )
@@ -94,13 +95,13 @@ def test_a_macro_of_itself_is_refused(refused):
   assert "defined by itself" in refused("SEED = %OTHER\nOTHER = %SEED\n", line=3)
 
 
-def test_an_open_required_is_refused(load, tmp_path):
+def test_an_unset_required_is_refused(load, tmp_path):
   with pytest.raises(UserError, match=r"MODEL_DIR is required; set it with --gin.MODEL_DIR=VALUE"):
     load(model_dir="")
   with pytest.raises(UserError, match=r"mine\.gin:2: RunConfig\.seed is required"):
     load("RunConfig.seed = %gin.REQUIRED\n")
   with pytest.raises(UserError, match=r"RunConfig\.student is not set; set it with --gin\.Run"):
-    load_config(RunConfig, [], [Setting("RunConfig.model_dir", "x", "here")])
+    load_config(RunConfig, [], [Binding("RunConfig.model_dir", "x", "here")])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_an_open_required_is_refused(load, tmp_path):
     ("EvaluationConfig.early_stopping = 1", "True or False"),
     ("EvaluationConfig.early_stopping = 'False'", "True or False"),
     ("DataConfig.dataset = ['a.jsonl']", "a text in quotes or None"),
-    ("DataConfig.labels = 'silver'", "one of 'gold', 'teacher'"),
+    ("DataConfig.label_source = 'silver'", "one of 'gold', 'teacher'"),
     ("OptimizerConfig.name = 'sgd'", "one of 'adafactor', 'adamw'"),
     ("OptimizerConfig.clip_norm = 'no'", "a number or None"),
     ("T5Config.mlp_activations = ('swish',)", "each one of 'gelu', 'relu', 'linear'"),
@@ -125,7 +126,10 @@ def test_an_open_required_is_refused(load, tmp_path):
     ("TASK_FEATURE_LENGTHS = {'inputs': 10}", "the key 'targets' too"),
     ("TASK_FEATURE_LENGTHS = {'inputs': 10, 'targets': 'all'}", "a whole number"),
     ("TASK_FEATURE_LENGTHS = {'inputs': 10, 'outputs': 10}", "one of 'inputs', 'targets'"),
-    ("TASK_FEATURE_LENGTHS = {'inputs': 0, 'targets': 10}", "at least 1"),
+    ("TASK_FEATURE_LENGTHS = {'inputs': 1, 'targets': 10}", "at least 2"),
+    ("TeacherConfig.filters = ('shape',)", "each one of 'agreement', 'gold'"),
+    ("TeacherConfig.rationale_words = (3,)", "a tuple of 2"),
+    ("TeacherConfig.rationale_words = (3, -1)", "each at least 0"),
     ("TASK_FEATURE_LENGTHS = 512", "a dictionary"),
   ],
 )
@@ -163,26 +167,26 @@ def test_the_bounds_themselves_are_allowed(load):
   assert config.seed == 2**32 - 1
 
 
-def test_nan_is_no_number(load):
-  setting = Setting("ALPHA", math.nan, "--alpha")
+def test_nan_is_refused(load):
+  binding = Binding("ALPHA", math.nan, "--alpha")
   with pytest.raises(UserError, match=r"^--alpha: LossConfig.alpha = nan must be a finite number"):
-    load(overrides=[setting])
+    load(overrides=[binding])
 
 
-def test_the_place_of_a_value_behind_macros_is_where_it_was_written(load):
+def test_an_error_names_the_place_of_the_literal_behind_a_macro(load):
   with pytest.raises(UserError, match=r"^--batch-size: RunConfig.batch_size = 0 must be at least"):
-    load(overrides=[Setting("BATCH_SIZE", 0, "--batch-size")])
+    load(overrides=[Binding("BATCH_SIZE", 0, "--batch-size")])
 
 
-def test_later_settings_win(load):
+def test_later_bindings_win(load):
   assert load("SEED = 1\nSEED = 2\n").seed == 2
-  assert load("SEED = 1\n", overrides=[Setting("SEED", 3, "a"), Setting("SEED", 4, "b")]).seed == 4
+  assert load("SEED = 1\n", overrides=[Binding("SEED", 3, "a"), Binding("SEED", 4, "b")]).seed == 4
 
 
 def test_a_field_wins_over_the_macro_of_a_file_before_it(load):
-  """The shipped run binds the field to a macro, which is then no mistake of the user's."""
+  """The shipped file binds the field to a macro, which is then unused, but not by mistake."""
   assert load("RunConfig.seed = 5\n").seed == 5
-  assert load("SEED = %OTHER\nOTHER = 3\n", [Setting("SEED", 6, "a")]).seed == 6
+  assert load("SEED = %OTHER\nOTHER = 3\n", [Binding("SEED", 6, "a")]).seed == 6
 
 
 def test_an_include_and_what_follows_it(tmp_path):
@@ -209,7 +213,7 @@ def test_a_file_that_includes_itself_is_refused(tmp_path, refused_file):
 
 @pytest.fixture
 def refused_file(tmp_path):
-  """The sentence with which a gin file is refused when loaded by itself."""
+  """Returns a function from a gin file's content to its error message."""
 
   def refused_file(content):
     path = tmp_path / "mine.gin"
@@ -242,7 +246,7 @@ def refused_file(tmp_path):
     (b"RunConfig.model_dir = '\xff'\n", "cannot be read as UTF-8 text"),
   ],
 )
-def test_what_is_no_plain_setting_is_refused(refused_file, text, words):
+def test_a_file_of_anything_but_literal_bindings_is_refused(refused_file, text, words):
   if isinstance(text, str) and text.startswith("TASK"):
     text = f"include 'runs/distill.gin'\nMODEL_DIR = 'x'\n{text}"
   assert words in refused_file(text)
@@ -252,14 +256,14 @@ def test_what_is_no_plain_setting_is_refused(refused_file, text, words):
   "text",
   ["", "SEED", "SEED=", "=3", "SEED=1\nSEED=2", "import os", "a/SEED=1", "SEED=x", "SEED=(1"],
 )
-def test_a_flag_that_is_no_setting_is_refused(text):
+def test_a_flag_that_is_not_one_binding_is_refused(text):
   with pytest.raises(UserError, match=r"^--gin: [^\n]*$"):
-    parse_setting(text, "--gin")
+    parse_binding(text, "--gin")
 
 
 def test_a_flag_cannot_include_a_file():
   with pytest.raises(UserError, match=r"^--gin: includes a file, which a flag cannot"):
-    parse_setting("include 'gin_configs/runs/tune.gin'", "--gin")
+    parse_binding("include 'gin_configs/runs/tune.gin'", "--gin")
 
 
 @pytest.mark.parametrize(
@@ -271,12 +275,12 @@ def test_a_flag_cannot_include_a_file():
     ("T5Config.mlp_activations=('relu',)", "T5Config.mlp_activations", ("relu",)),
   ],
 )
-def test_a_flag_as_a_setting(text, name, value):
-  assert parse_setting(text, "--gin") == Setting(name, value, "--gin")
+def test_a_flag_is_parsed_as_a_binding(text, name, value):
+  assert parse_binding(text, "--gin") == Binding(name, value, "--gin")
 
 
 text_values = st.text(min_size=0, max_size=20)
-lengths = st.fixed_dictionaries({"inputs": st.integers(1, 9999), "targets": st.integers(1, 9999)})
+lengths = st.fixed_dictionaries({"inputs": st.integers(2, 9999), "targets": st.integers(2, 9999)})
 finite = st.floats(0, 1e6, allow_nan=False)
 
 
@@ -309,13 +313,13 @@ finite = st.floats(0, 1e6, allow_nan=False)
     seed=st.integers(0, 2**32 - 1),
   )
 )
-def test_config_gin_gives_the_same_configuration_back(tmp_path_factory, config):
+def test_to_gin_round_trips(tmp_path_factory, config):
   path = tmp_path_factory.getbasetemp() / "config.gin"
   path.write_text(to_gin(config), encoding="utf-8")
   assert load_config(RunConfig, [str(path)]) == config
 
 
-def test_config_gin_names_every_field(load):
+def test_to_gin_names_every_field(load):
   text = to_gin(load())
   assert [line.split(" = ")[0] for line in text.splitlines()] == sorted(flatten(load()))
 
@@ -327,11 +331,11 @@ class TestShippedFile:
     if kind == "sweeps":
       for name, values in load_config(SweepConfig, [str(path)]).grid.items():
         for value in values:
-          overrides = [Setting("MODEL_DIR", "x", "test"), Setting(name, value, "test")]
+          overrides = [Binding("MODEL_DIR", "x", "test"), Binding(name, value, "test")]
           load_config(RunConfig, ["runs/distill.gin"], overrides)
       return
     files = [str(path)] if kind == "runs" else ["runs/distill.gin", str(path)]
-    config = load_config(RunConfig, files, [Setting("MODEL_DIR", "x", "test")])
+    config = load_config(RunConfig, files, [Binding("MODEL_DIR", "x", "test")])
     if kind == "models":
       assert config.student == path.stem
 
@@ -340,7 +344,7 @@ class TestShippedFile:
     opening = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
     text = "\n".join(line.removeprefix("#").strip() for line in opening)
     command = re.search(r"^dss .*(?:\\\n.*)*", text, re.MULTILINE)
-    assert command, "its opening comment holds no `dss` command"
+    assert command, "its opening comment contains no `dss` command"
     name, *words = command.group().replace("\\\n", " ").split()[1:]
     flags = [word.split("=")[0] for word in words if word.startswith("--")]
     options = cli.dss.get_command(click.Context(cli.dss), name).params
@@ -359,9 +363,18 @@ def test_there_are_shipped_files():
   assert len(SHIPPED) >= 9
 
 
+def test_the_shipped_run_has_the_schema_s_defaults():
+  """distill.gin repeats defaults, to define the macros; here they are held equal."""
+  config = load_config(RunConfig, ["runs/distill.gin"], [Binding("MODEL_DIR", "x", "test")])
+  assert config.student == DEFAULT_STUDENT
+  sizes = [field for field in dataclasses.fields(T5Config) if field.default is dataclasses.MISSING]
+  model = T5Config(**{field.name: getattr(config.model, field.name) for field in sizes})
+  assert config == RunConfig(model_dir="x", student=DEFAULT_STUDENT, model=model, data=DataConfig())
+
+
 def test_tune_is_distill_with_the_label_alone():
-  settings = [Setting("MODEL_DIR", "x", "test")]
-  tune = load_config(RunConfig, ["runs/tune.gin"], settings)
-  distill = load_config(RunConfig, ["runs/distill.gin"], settings)
+  bindings = [Binding("MODEL_DIR", "x", "test")]
+  tune = load_config(RunConfig, ["runs/tune.gin"], bindings)
+  distill = load_config(RunConfig, ["runs/distill.gin"], bindings)
   assert tune.loss.alpha == 1.0
   assert dataclasses.replace(tune, loss=distill.loss) == distill

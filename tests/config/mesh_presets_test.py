@@ -1,8 +1,8 @@
-"""What --mesh may name: axes, shipped meshes and TPU slices by Cloud TPU's names."""
+"""--mesh: axes, shipped meshes and TPU slices by Cloud TPU's names."""
 
 import pytest
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.mesh_presets import (
   LAYOUTS,
   Slice,
@@ -15,10 +15,10 @@ from dss_jax.config.schema import MeshConfig, RunConfig, shipped_folder
 from dss_jax.errors import UserError
 
 
-def load(choice, *settings):
-  axes = [Setting(f"MeshConfig.{axis}", size, "--mesh") for axis, size in choice.axes.items()]
+def load(choice, *bindings):
+  axes = [Binding(f"MeshConfig.{axis}", size, "--mesh") for axis, size in choice.axes.items()]
   files = ["runs/distill.gin", "models/base.gin", *choice.files]
-  return load_config(RunConfig, files, [Setting("MODEL_DIR", "x", "test"), *axes, *settings])
+  return load_config(RunConfig, files, [Binding("MODEL_DIR", "x", "test"), *axes, *bindings])
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_axes(text, axes):
     ("v5e", Slice("v5e-64", "v5e", "8x8", 64, 64)),
   ],
 )
-def test_slices_have_cloud_s_names(text, want):
+def test_slices_have_cloud_tpu_s_names(text, want):
   assert mesh_choice(text).slice == want
 
 
 @pytest.mark.parametrize("generation", LAYOUTS)
-def test_a_slice_s_axes_take_all_of_its_devices(generation):
+def test_a_slice_s_axes_use_all_of_its_devices(generation):
   for size in LAYOUTS[generation]:
     choice = mesh_choice(f"{generation}-{size}")
     config = load(choice)
@@ -70,10 +70,10 @@ def test_v3_64_is_eight_by_eight():
   assert (config.mesh.data, config.mesh.model, config.batch_size) == (8, 8, 24)
 
 
-def test_gpu_8_takes_an_example_a_device():
+def test_gpu_8_has_one_example_per_device():
   config = load(mesh_choice("gpu-8"))
   assert (config.mesh.data, config.mesh.model, config.batch_size) == (8, 1, 8)
-  flag = load(mesh_choice("gpu-8"), Setting("BATCH_SIZE", 16, "--batch-size"))
+  flag = load(mesh_choice("gpu-8"), Binding("BATCH_SIZE", 16, "--batch-size"))
   assert flag.batch_size == 16
 
 
@@ -85,7 +85,7 @@ def test_meshes_are_shipped(name):
   assert config.platform == {"c": "cpu", "g": "gpu", "v": "tpu"}[name[0]]
 
 
-def test_a_shipped_file_s_axes_are_its_slice_s_devices():
+def test_a_shipped_file_s_axes_use_all_devices_of_its_slice():
   for name in mesh_names():
     choice = mesh_choice(name)
     if choice.slice is not None:
@@ -106,13 +106,13 @@ def test_a_shipped_file_s_axes_are_its_slice_s_devices():
     ("v5e-512", ["--mesh v5e-512", "v5e-256"]),
   ],
 )
-def test_what_names_no_mesh_is_refused(text, words):
+def test_an_unknown_mesh_is_refused(text, words):
   with pytest.raises(UserError) as caught:
     mesh_choice(text)
   assert all(word in str(caught.value) for word in words), caught.value
   assert "\n" not in str(caught.value)
 
 
-def test_a_size_that_is_none():
+def test_an_unknown_slice_size_is_refused():
   with pytest.raises(UserError, match="v4-256"):
     tpu_slice("v4", 4)

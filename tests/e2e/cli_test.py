@@ -1,24 +1,37 @@
-"""The command line itself: light to start, told by its own help, the same from a wheel."""
+"""The command line itself: quick to start, complete help, the same from a wheel."""
 
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from dss_jax.config.schema import (
+  DataConfig,
+  DistributedConfig,
+  EvaluationConfig,
+  LossConfig,
+  RunConfig,
+  TeacherConfig,
+)
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = {
-  "distill": ["--model-dir", "--dataset", "--task", "--alpha", "--labels", "--gin-file", "300"],
-  "tune": ["--model-dir", "--dataset", "--task", "--gin-file", "300"],
+  "distill": ["--model-dir", "--dataset", "--task", "--alpha", "--label-source", "--gin-file"],
+  "tune": ["--model-dir", "--dataset", "--task", "--gin-file"],
   "train": ["--gin_file", "--gin.NAME=VALUE"],
   "sweep": ["SWEEP.gin", "--model-dir", "--gin-file"],
   "quickstart": ["--model-dir", "--seed", "--gin"],
   "predict": ["--model", "--output", "--explain", "--max-output-tokens"],
   "evaluate": ["--model", "--dataset", "--split", "test"],
-  "validate": ["FILE", "--eval-dataset", "--vocabulary", "7168", "1024", "--json"],
+  "validate": ["FILE", "--eval-dataset", "--vocabulary", "--max-input-tokens", "--json"],
+  "export": ["--model", "--format", "--output"],
+  "annotate": ["--teacher", "--teacher-labels", "--api", "--prompt", "--samples", "--output"],
+  "plan": ["--student", "--mesh", "--input-tokens", "--json"],
 }
 
 
@@ -41,6 +54,50 @@ def test_without_a_command_the_help_is_shown(dss):
   assert outcome.err.startswith("Usage: dss ")
 
 
+DEFAULTS = {
+  "--train-steps": RunConfig.train_steps,
+  "--batch-size": RunConfig.batch_size,
+  "--evaluation-interval": EvaluationConfig.interval_steps,
+  "--alpha": LossConfig.alpha,
+  "--max-input-tokens": DataConfig().max_input_tokens,
+  "--max-output-tokens": DataConfig().max_output_tokens,
+  "--teacher-key-env": TeacherConfig.key_env,
+  "--start-timeout-seconds": DistributedConfig.start_timeout_seconds,
+}
+
+
+@pytest.mark.parametrize(("flag", "default"), DEFAULTS.items())
+def test_help_shows_the_schema_s_default(dss, flag, default):
+  text = " ".join(dss("distill", "--help").out.split())
+  help_text = re.search(rf" {flag} .*?\[default: ([^;\]]*)", text)
+  assert help_text, text
+  assert help_text[1] == str(default)
+
+
+def test_a_flag_that_is_not_given_leaves_the_field_to_gin(dss, monkeypatch):
+  from dss_jax.pipelines import distill
+
+  configs = []
+
+  def run(config):
+    configs.append(config)
+    return dict.fromkeys(("student", "steps", "best_step", "stopped_early", "metrics"))
+
+  monkeypatch.setattr(distill, "run", run)
+  (dss.folder / "mine.gin").write_text(
+    "EvaluationConfig.early_stopping = False\nTeacherConfig.samples = 3\nTRAIN_STEPS = 7\n"
+  )
+  flags = ("--model-dir", "new", "--gin-file", "mine.gin")
+  assert dss("distill", *flags).code == 0
+  assert (
+    dss("distill", *flags, "--early-stopping", "--samples", "1", "--train-steps", "9").code == 0
+  )
+  assert [(c.evaluation.early_stopping, c.teacher.samples, c.train_steps) for c in configs] == [
+    (False, 3, 7),
+    (True, 1, 9),
+  ]
+
+
 def test_the_version(dss):
   from dss_jax import __version__
 
@@ -51,7 +108,7 @@ def test_the_version(dss):
   "arguments",
   [["--help"], ["distill", "--help"], ["validate", "train.jsonl", "--vocabulary", "bytes"]],
 )
-def test_what_is_light_imports_neither_jax_nor_tensorflow(dss, arguments):
+def test_help_and_validate_import_neither_jax_nor_tensorflow(dss, arguments):
   code = """
 import sys
 from dss_jax.cli.main import main
@@ -90,7 +147,10 @@ def test_a_flag_for_one_length_leaves_the_other_to_the_gin_file(dss, monkeypatch
   flags = ("--model-dir", "new", "--gin-file", "mine.gin", "--max-input-tokens", "50")
   assert dss("distill", *flags).code == 0
   assert dss("distill", *flags[:2], "--max-output-tokens", "50").code == 0
-  assert lengths == [{"inputs": 50, "targets": 33}, {"inputs": 7168, "targets": 50}]
+  assert lengths == [
+    {"inputs": 50, "targets": 33},
+    {"inputs": DataConfig().max_input_tokens, "targets": 50},
+  ]
 
 
 def test_a_wheel_carries_all_it_needs(dss, tmp_path):

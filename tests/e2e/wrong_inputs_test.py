@@ -10,10 +10,10 @@ import pytest
 
 FLAGS = {
   "a student of no size": (["--student", "giant"], ["--student", "'giant'", "tiny", "xxl"]),
-  "no steps": (["--train-steps", "0"], ["--train-steps", "0", "at least 1"]),
+  "no steps": (["--train-steps", "0"], ["--train-steps", "0", "x>=1"]),
   "half a step": (["--train-steps", "1.5"], ["--train-steps", "'1.5'", "integer", "--help"]),
-  "a negative batch": (["--batch-size", "-1"], ["--batch-size", "-1", "at least 1"]),
-  "alpha above 1": (["--alpha", "2"], ["--alpha", "2.0", "from 0 to 1"]),
+  "a negative batch": (["--batch-size", "-1"], ["--batch-size", "-1", "x>=1"]),
+  "alpha above 1": (["--alpha", "2"], ["--alpha", "2.0", "0<=x<=1"]),
   "alpha no number": (["--alpha", "nan"], ["--alpha", "nan", "finite"]),
   "an endless learning rate": (
     ["--learning-rate-multiplier", "inf"],
@@ -26,8 +26,14 @@ FLAGS = {
   "more devices than there are": (["--mesh", "data=4,model=4"], ["--mesh", "16", "there are 8"]),
   "a data axis that does not divide": (["--mesh", "data=3"], ["data=3", "4 examples", "divisor"]),
   "an unknown flag": (["--epochs", "3"], ["--epochs", "dss distill --help"]),
-  "unknown labels": (["--labels", "silver"], ["--labels", "'silver'", "'gold', 'teacher'"]),
-  "a task's labels of a file": (["--labels", "teacher"], ["--labels teacher", "--task"]),
+  "unknown labels": (
+    ["--label-source", "silver"],
+    ["--label-source", "'silver'", "'gold', 'teacher'"],
+  ),
+  "a task's labels of a file": (
+    ["--label-source", "teacher"],
+    ["--label-source teacher", "--task"],
+  ),
   "a task's folder beside a file": (["--data-dir", "."], ["--data-dir", "--task"]),
   "a file and a task": (
     ["--task", "svamp", "--data-dir", "."],

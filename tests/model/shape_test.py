@@ -5,7 +5,7 @@ import functools
 import jax
 import pytest
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import RunConfig, shipped_folder, student_names
 from dss_jax.model.flops import forward_flops
 from dss_jax.model.t5 import Transformer, init_params
@@ -35,8 +35,8 @@ MULTILINGUAL = {
 
 def model_of(student, vocab_size):
   settings = [
-    Setting("MODEL_DIR", "x", "test"),
-    Setting("T5Config.vocab_size", vocab_size, "test"),
+    Binding("MODEL_DIR", "x", "test"),
+    Binding("T5Config.vocab_size", vocab_size, "test"),
   ]
   return load_config(RunConfig, ["runs/distill.gin", f"models/{student}.gin"], settings).model
 

@@ -1,4 +1,4 @@
-"""What JAX's own words about a lost process become, and that nothing else is taken for them."""
+"""JAX's messages about a lost process become one sentence; other aborts are left alone."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dss_jax.parallel.abort import Rendezvous, sentence_of
+from dss_jax.parallel.abort import Rendezvous, explain_abort
 
 FATAL = (
   "F1122 06:42:43.232739   13929 client.h:80] Terminating process because the JAX distributed "
@@ -19,7 +19,7 @@ STACK = (
 )
 
 
-def meeting(index, count=2):
+def rendezvous(index, count=2):
   return Rendezvous("10.0.0.1:8476", count, index, start_timeout_seconds=7)
 
 
@@ -38,7 +38,7 @@ def meeting(index, count=2):
       "RegisterTask",
       0,
       2,
-      ["dss: not all 2 processes came to 10.0.0.1:8476 within 7 seconds", "--num-processes"],
+      ["dss: not all 2 processes connected to 10.0.0.1:8476 within 7 seconds", "--num-processes"],
     ),
     (
       "INVALID_ARGUMENT: Unexpected task registered with task=3\n\nRPC: /xla.coordination."
@@ -73,29 +73,31 @@ def meeting(index, count=2):
       "preempted",
       1,
       1,
-      ["process 0 of 2, where the others meet, no longer answers", "newest checkpoint"],
+      ["process 0 of 2, the coordinator, no longer answers", "newest checkpoint"],
     ),
     ("INTERNAL: of a new kind\nmore", 1, 1, ["lost each other (INTERNAL: of a new kind)"]),
   ],
 )
-def test_a_sentence_for_each_end(status, index, code, says):
+def test_each_kind_of_abort_is_explained(status, index, code, says):
   log = f"something before\n{FATAL}{status}{STACK}"
-  sentence, exit_code = sentence_of(log, meeting(index))
+  sentence, exit_code = explain_abort(log, rendezvous(index))
   assert exit_code == code
   assert "\n" not in sentence
   for part in says:
     assert part in f"dss: {sentence}"
 
 
-def test_other_words_are_left_alone():
-  assert sentence_of("F1122 cuda.cc:7] Check failed: out of memory" + STACK, meeting(0)) is None
+def test_another_message_is_not_explained():
+  assert (
+    explain_abort("F1122 cuda.cc:7] Check failed: out of memory" + STACK, rendezvous(0)) is None
+  )
 
 
 PROGRAM = """
 import os, sys
-from dss_jax.parallel.abort import LowLevelOutput, Rendezvous
-output = LowLevelOutput()
-output.meeting = Rendezvous("h:1", 2, 0, 7)
+from dss_jax.parallel.abort import CapturedOutput, Rendezvous
+output = CapturedOutput()
+output.rendezvous = Rendezvous("h:1", 2, 0, 7)
 output.exit_code = int(sys.argv[2]) if len(sys.argv) > 2 else None
 print("on standard output")
 print("on standard error", file=sys.stderr)
@@ -108,30 +110,32 @@ os.abort()
 """
 
 
-def end_of(*words):
+def run_and_abort(*arguments):
   return subprocess.run(
-    [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, check=False
+    [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False
   )
 
 
 def test_the_abort_becomes_a_sentence():
-  end = end_of(FATAL + "UNAVAILABLE: (stopped sending heartbeats):\n1\nThe tasks" + STACK)
-  assert end.returncode == 1
-  assert end.stdout == "on standard output\n"
-  lines = end.stderr.splitlines()
+  result = run_and_abort(FATAL + "UNAVAILABLE: (stopped sending heartbeats):\n1\nThe tasks" + STACK)
+  assert result.returncode == 1
+  assert result.stdout == "on standard output\n"
+  lines = result.stderr.splitlines()
   assert lines[:2] == ["on standard error", "a warning of a library"]
   assert lines[2].startswith("dss: process 1 of 2 no longer answers")
   assert len(lines) == 3
 
 
-def test_a_program_that_ends_already_ends_as_it_would():
-  end = end_of(FATAL + "UNAVAILABLE: Failed to send RPC to coordination service" + STACK, "2")
-  assert end.returncode == 2
-  assert "dss:" not in end.stderr
+def test_a_process_that_is_already_exiting_keeps_its_exit_code():
+  result = run_and_abort(
+    FATAL + "UNAVAILABLE: Failed to send RPC to coordination service" + STACK, "2"
+  )
+  assert result.returncode == 2
+  assert "dss:" not in result.stderr
 
 
-def test_another_abort_is_told_whole():
-  end = end_of("Check failed: something else" + STACK)
-  assert end.returncode == -signal.SIGABRT
-  assert "Check failed: something else" + STACK in end.stderr
-  assert os.linesep + "dss:" not in end.stderr
+def test_another_abort_is_printed_unchanged():
+  result = run_and_abort("Check failed: something else" + STACK)
+  assert result.returncode == -signal.SIGABRT
+  assert "Check failed: something else" + STACK in result.stderr
+  assert os.linesep + "dss:" not in result.stderr

@@ -1,4 +1,4 @@
-"""A mesh over the devices of several processes: all take part, and a row lies on few of them."""
+"""A mesh over the devices of several processes: it uses all of them, and a row spans few."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from dss_jax.parallel.mesh import make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """As much of a device as a mesh looks at."""
+  """The attributes of a device that a mesh reads."""
 
   process_index: int
   id: int
@@ -22,10 +22,10 @@ class Device:
 
 @pytest.fixture
 def hosts_of(monkeypatch):
-  """The process of each device of the mesh, [data, model]."""
+  """Returns the process of each device of the mesh, [data, model]."""
 
   def hosts_of(hosts, each, config, batch_size):
-    # Processes take turns in the list, as hosts of a torus may.
+    # The processes alternate in the list, as hosts of a torus may.
     devices = [Device(host, id) for id in range(each) for host in range(hosts)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     monkeypatch.setattr(jax, "process_count", lambda: hosts)
@@ -45,15 +45,15 @@ def hosts_of(monkeypatch):
   [
     (2, 4, MeshConfig(), 24, [[0]] * 4 + [[1]] * 4),
     (2, 4, MeshConfig(model=4), 24, [[0] * 4, [1] * 4]),
-    # A row wider than a process lies on two of them.
+    # A row wider than a process spans two of them.
     (4, 2, MeshConfig(model=4), 24, [[0, 0, 1, 1], [2, 2, 3, 3]]),
-    # Fewer devices than there are: as many of each process.
+    # Fewer devices than available: the same number from each process.
     (2, 4, MeshConfig(), 4, [[0]] * 2 + [[1]] * 2),
     (2, 4, MeshConfig(data=2), 24, [[0], [1]]),
     (3, 2, MeshConfig(), 24, [[0], [0], [1], [1], [2], [2]]),
   ],
 )
-def test_every_process_takes_part(hosts_of, hosts, each, config, batch_size, wanted):
+def test_a_mesh_uses_devices_of_every_process(hosts_of, hosts, each, config, batch_size, wanted):
   assert hosts_of(hosts, each, config, batch_size) == wanted
 
 
@@ -65,12 +65,12 @@ def test_every_process_takes_part(hosts_of, hosts, each, config, batch_size, wan
     (4, MeshConfig(data=2), 24, "a multiple of 4"),
   ],
 )
-def test_nobody_is_left_out(hosts_of, hosts, config, batch_size, says):
+def test_a_mesh_that_leaves_a_process_out_is_refused(hosts_of, hosts, config, batch_size, says):
   with pytest.raises(UserError, match=says):
     hosts_of(hosts, 4, config, batch_size)
 
 
-def test_one_machine_of_a_group_does_not_run_alone(monkeypatch):
+def test_one_machine_of_a_slice_is_refused_without_the_others(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 8)
   with pytest.raises(UserError, match=r"a group of 8 machines; give .* --distributed"):
     make_mesh(MeshConfig(), 24)

@@ -1,4 +1,4 @@
-"""Meshes, the rules from logical axes to mesh axes, and the shardings of a whole state."""
+"""Meshes, rules from logical axes to mesh axes, and shardings of a train state."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from dss_jax.config.schema import MeshConfig, OptimizerConfig
 from dss_jax.errors import UserError
 from dss_jax.model.t5 import init_params
-from dss_jax.parallel import mesh as meshes
+from dss_jax.parallel import sharding as shardings_module
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.parallel.sharding import logical_rules, param_shardings, rows_sharding, shardings_like
 from dss_jax.train.optimizer import make_optimizer
@@ -33,7 +33,7 @@ from dss_jax.train.optimizer import make_optimizer
     (MeshConfig(data=2, model=4), 24, (2, 4)),
   ],
 )
-def test_the_mesh_takes_as_many_devices_as_the_batch_divides_over(config, batch_size, shape):
+def test_the_data_axis_is_the_largest_divisor_of_the_batch_size(config, batch_size, shape):
   mesh = make_mesh(config, batch_size)
   assert mesh.axis_names == ("data", "model")
   assert (mesh.shape["data"], mesh.shape["model"]) == shape
@@ -48,14 +48,14 @@ def test_the_mesh_takes_as_many_devices_as_the_batch_divides_over(config, batch_
     (MeshConfig(data=5), 24, "--mesh data=5 does not divide the batch of 24 examples"),
   ],
 )
-def test_a_mesh_that_cannot_be_is_refused(config, batch_size, words):
+def test_an_impossible_mesh_is_refused(config, batch_size, words):
   with pytest.raises(UserError, match=words) as caught:
     make_mesh(config, batch_size)
   assert "\n" not in str(caught.value)
   assert "choose" in str(caught.value)
 
 
-def test_rules_split_what_divides(make_config, mesh_of):
+def test_rules_shard_the_axes_that_divide(make_config, mesh_of):
   model = make_config().model
   rules = dict(logical_rules(model, mesh_of(2, 4)))
   assert rules["batch"] == "data"
@@ -74,13 +74,13 @@ def test_rules_split_what_divides(make_config, mesh_of):
     (("batch", "length", "embed"), 4, ("data", None, None)),
     (("batch", "length", "mlp"), 4, ("data", None, "model")),
     (("batch", "length", "heads", "kv"), 4, ("data", None, "model", None)),
-    # Heads that do not divide: each device attends from its own positions.
+    # Heads that do not divide: activations are sharded by position.
     (("batch", "length", "embed"), 6, ("data", "model", None)),
     (("batch", "length", "mlp"), 6, ("data", None, "model")),
     (("batch", "length", "heads", "kv"), 6, ("data", "model", None, None)),
   ],
 )
-def test_positions_are_split_where_heads_are_not(make_config, mesh_of, names, heads, spec):
+def test_positions_are_sharded_where_heads_are_not(make_config, mesh_of, names, heads, spec):
   model = dataclasses.replace(make_config().model, num_heads=heads)
   rules = logical_rules(model, mesh_of(2, 4), split_length=True)
   got = tuple(nn.logical_to_mesh_axes(names, rules))
@@ -93,14 +93,14 @@ def boxed(make_config):
 
 
 @pytest.fixture
-def laid_out(boxed, make_config, mesh_of):
-  """(mesh, parameter shapes, their shardings) on 2 x 4 devices."""
+def sharded_params(boxed, make_config, mesh_of):
+  """Returns (mesh, parameter shapes, their shardings) on 2 x 4 devices."""
   mesh = mesh_of(2, 4)
   return mesh, nn.meta.unbox(boxed), param_shardings(boxed, mesh)
 
 
 def specs_of(shardings):
-  """The specs of one weight of each kind, filled up to two dimensions."""
+  """Returns the specs of one weight of each kind, padded to two dimensions."""
   encoder = shardings["encoder"]["layers_0"]
   specs = {
     "embedding": shardings["token_embedder"]["embedding"].spec,
@@ -138,28 +138,28 @@ OVER_BOTH = {
 }
 
 
-def test_weights_are_split_over_the_model_axis(laid_out):
-  _, _, shardings = laid_out
+def test_weights_are_sharded_over_the_model_axis(sharded_params):
+  _, _, shardings = sharded_params
   assert specs_of(shardings) == OVER_MODEL
 
 
-def test_weights_are_split_over_both_axes_where_asked(boxed, mesh_of):
+def test_weights_are_sharded_over_both_axes_on_request(boxed, mesh_of):
   mesh = mesh_of(2, 4)
   assert specs_of(param_shardings(boxed, mesh, True)) == OVER_BOTH
   assert specs_of(param_shardings(boxed, mesh, False)) == OVER_MODEL
 
 
-def test_weights_are_split_over_both_axes_where_they_are_large(boxed, mesh_of, monkeypatch):
+def test_large_weights_are_sharded_over_both_axes(boxed, mesh_of, monkeypatch):
   mesh = mesh_of(2, 4)
   size = sum(leaf.size for leaf in jax.tree.leaves(nn.meta.unbox(boxed)))
-  # Float32 weights on a device, once 'model' has split them four ways.
-  monkeypatch.setattr(meshes, "MOST_WEIGHT_BYTES", size)
+  # Bytes of float32 weights on a device, sharded four ways over 'model'.
+  monkeypatch.setattr(shardings_module, "MAX_WEIGHT_BYTES", size)
   assert specs_of(param_shardings(boxed, mesh)) == OVER_MODEL
-  monkeypatch.setattr(meshes, "MOST_WEIGHT_BYTES", size - 1)
+  monkeypatch.setattr(shardings_module, "MAX_WEIGHT_BYTES", size - 1)
   assert specs_of(param_shardings(boxed, mesh)) == OVER_BOTH
 
 
-def test_the_data_axis_splits_what_it_can(make_config, mesh_of):
+def test_the_data_axis_shards_a_dimension_that_divides(make_config, mesh_of):
   """A width of 18 divides by 2 and not by 4; one of 6 heads of 3 by 2 in the other dimension."""
   model = dataclasses.replace(make_config().model, emb_dim=18, num_heads=6, head_dim=3, mlp_dim=33)
   boxed = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
@@ -171,8 +171,8 @@ def test_the_data_axis_splits_what_it_can(make_config, mesh_of):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "chain"])
-def test_the_optimizer_s_state_lies_as_the_weights_do(laid_out, name):
-  mesh, params, shardings = laid_out
+def test_the_optimizer_state_is_sharded_like_the_weights(sharded_params, name):
+  mesh, params, shardings = sharded_params
   optimizer = {
     "adamw": optax.adamw(1e-3),
     "adafactor": optax.adafactor(1e-3),
@@ -195,7 +195,7 @@ def test_the_optimizer_s_state_lies_as_the_weights_do(laid_out, name):
     else:
       assert sharding.is_fully_replicated, path
   assert moments >= len(leaves)
-  # And jit accepts it all.
+  # And jit accepts them.
   placed = jax.jit(
     lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state), out_shardings=got
   )()
@@ -203,8 +203,10 @@ def test_the_optimizer_s_state_lies_as_the_weights_do(laid_out, name):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_adafactor_s_factored_moments_lie_as_the_weights_do(make_config, mesh_of, scan_layers):
-  """A matrix of [256, 512], split over both: its rows' moments by data, its columns' by model."""
+def test_adafactor_s_factored_moments_are_sharded_like_the_weights(
+  make_config, mesh_of, scan_layers
+):
+  """A [256, 512] matrix sharded over both axes: row moments by data, column moments by model."""
   model = make_config(
     model={"emb_dim": 256, "mlp_dim": 512, "num_encoder_layers": 3, "scan_layers": scan_layers}
   ).model
@@ -228,7 +230,7 @@ def test_adafactor_s_factored_moments_lie_as_the_weights_do(make_config, mesh_of
   assert found == set(wanted)
 
 
-def test_rows_are_split_over_the_data_axis(mesh_of):
+def test_batch_rows_are_sharded_over_the_data_axis(mesh_of):
   sharding = rows_sharding(mesh_of(2, 4))
   assert sharding.spec == PartitionSpec("data")
   array = jax.device_put(np.arange(12).reshape(4, 3), sharding)

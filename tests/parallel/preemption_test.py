@@ -1,4 +1,4 @@
-"""Signals are remembered, not died of; a second SIGINT interrupts; processes stop together."""
+"""Signals are recorded; a second SIGINT interrupts; all processes stop after the same step."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from dss_jax.parallel.preemption import StopSignal, StopVote
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_remembered(number):
+def test_a_signal_is_recorded(number):
   with StopSignal() as stop:
     assert stop.number is None
     os.kill(os.getpid(), number)
     assert stop.number == number
 
 
-def test_a_second_interrupt_interrupts():
+def test_a_second_sigint_interrupts():
   with StopSignal() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.number == signal.SIGINT
@@ -28,21 +28,21 @@ def test_a_second_interrupt_interrupts():
       os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_second_sigterm_does_not():
+def test_a_second_sigterm_does_not_interrupt():
   with StopSignal() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.number == signal.SIGTERM
 
 
-def test_the_handlers_before_come_back():
+def test_the_previous_handlers_are_restored():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with StopSignal():
     assert signal.getsignal(signal.SIGTERM) != before[0]
   assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_outside_the_main_thread_it_never_asks():
+def test_another_thread_records_nothing():
   seen = []
 
   def enter():
@@ -62,25 +62,25 @@ def test_the_exit_code_and_the_sentence():
   assert "the same command goes on" in str(error)
 
 
-def test_alone_a_process_stops_at_once(mesh_of):
+def test_a_single_process_stops_at_once(mesh_of):
   vote = StopVote(mesh_of(2, 4))
   assert vote.cast(None) == 0
   assert vote.cast(signal.SIGTERM) == signal.SIGTERM
 
 
-def test_several_stop_a_step_later_for_the_same_signal(mesh_of, monkeypatch):
+def test_several_processes_stop_one_step_later(mesh_of, monkeypatch):
   vote = StopVote(mesh_of(2, 4))
-  monkeypatch.setattr(vote, "_is_alone", False)
+  monkeypatch.setattr(vote, "_is_single_process", False)
   ballots = [None, signal.SIGTERM, signal.SIGINT, None, None]
   assert [vote.cast(ballot) for ballot in ballots] == [0, 0, signal.SIGTERM, signal.SIGINT, 0]
 
 
-def test_one_device_s_vote_is_everyone_s(mesh_of, monkeypatch):
-  """As where another process was asked: its devices alone vote to stop."""
+def test_a_signal_to_one_process_stops_all(mesh_of, monkeypatch):
+  """Only one device votes to stop, as if another process had received a signal."""
   vote = StopVote(mesh_of(2, 4))
-  monkeypatch.setattr(vote, "_is_alone", False)
+  monkeypatch.setattr(vote, "_is_single_process", False)
   sharding = vote._ballot(0).sharding
-  one_of_them = np.array([0, 0, 0, 0, 0, signal.SIGTERM, 0, 0], np.int32)
-  monkeypatch.setattr(vote, "_ballot", lambda number: jax.device_put(one_of_them, sharding))
+  ballots = np.array([0, 0, 0, 0, 0, signal.SIGTERM, 0, 0], np.int32)
+  monkeypatch.setattr(vote, "_ballot", lambda number: jax.device_put(ballots, sharding))
   vote.cast(None)
   assert vote.cast(None) == signal.SIGTERM

@@ -1,15 +1,16 @@
-"""What the processes of a run tell each other, with the store that they talk through in memory."""
+"""Agreement, broadcast and exit notices between processes, with an in-memory store."""
 
 import json
 
 import pytest
 
+from dss_jax.config.schema import DistributedConfig
 from dss_jax.errors import UserError
 from dss_jax.parallel import processes as subject
 
 
 class Store:
-  """A key-value store in which others have spoken already."""
+  """JAX's key-value store, in memory; reading a missing key raises instead of waiting."""
 
   def __init__(self):
     self.values = {}
@@ -38,17 +39,17 @@ class Output:
 
 @pytest.fixture
 def as_process(monkeypatch):
-  """Makes this one of two processes, which has called nothing yet."""
+  """Makes this process one of two that has made no call yet."""
 
   def as_process(index, store):
-    group = subject._Group(store, 2, index, subject.DistributedConfig(), Output())
+    group = subject._Group(store, 2, index, DistributedConfig(), Output())
     monkeypatch.setattr(subject, "_group", group)
     return group
 
   return as_process
 
 
-def test_one_process_talks_to_nobody():
+def test_a_single_process_does_not_communicate():
   assert (subject.count(), subject.is_first()) == (1, True)
   subject.agree("they differ", {"a": "1"}, "mend it")
   assert subject.broadcast("topic", lambda: (1, 2)) == (1, 2)
@@ -57,7 +58,7 @@ def test_one_process_talks_to_nobody():
   subject.shutdown()
 
 
-def test_the_first_decides(as_process):
+def test_process_0_broadcasts_to_the_others(as_process):
   store = Store()
   as_process(0, store)
   assert subject.is_first()
@@ -65,15 +66,17 @@ def test_the_first_decides(as_process):
   assert subject.broadcast("answer", lambda: 2) == 2
   as_process(1, store)
   assert not subject.is_first()
-  assert subject.broadcast("answer", lambda: pytest.fail("was asked")) == ["yes", None]
-  assert subject.broadcast("answer", lambda: pytest.fail("was asked")) == 2
+  assert subject.broadcast("answer", lambda: pytest.fail("was called")) == ["yes", None]
+  assert subject.broadcast("answer", lambda: pytest.fail("was called")) == 2
 
 
-def test_in_turn_the_first_is_done_before_the_others_begin(as_process):
+def test_process_0_finishes_before_the_others_begin(as_process):
   store = Store()
   as_process(1, store)
   with pytest.raises(KeyError):  # would wait
-    subject.first_process_first("tokens", lambda: pytest.fail("was made before"))
+    subject.first_process_first(
+      "tokens", lambda: pytest.fail("was called before process 0 was done")
+    )
   as_process(0, store)
   assert subject.first_process_first("tokens", lambda: len(store.values)) == 0
   as_process(1, store)
@@ -89,7 +92,7 @@ def test_equal_values_agree(as_process):
     assert len(store.barriers) == 1
 
 
-def test_differences_are_named_and_nobody_goes_on(as_process):
+def test_differences_are_named_and_no_process_goes_on(as_process):
   store = Store()
   as_process(0, store)
   subject.agree("they differ", {"seed": "1", "task": "None", "old": "x"}, "mend it")
@@ -114,7 +117,7 @@ def test_many_differences_are_counted(as_process):
 
 
 class Ended(Exception):
-  """In place of os._exit."""
+  """Raised in place of os._exit."""
 
 
 @pytest.fixture
@@ -123,14 +126,14 @@ def ends(monkeypatch):
     raise Ended(code)
 
   monkeypatch.setattr(subject.os, "_exit", end)
-  monkeypatch.setattr(subject, "_WATCH_SECONDS", 0.0)
+  monkeypatch.setattr(subject, "_POLL_SECONDS", 0.0)
 
 
-def test_the_others_end_as_the_one_that_failed(as_process, ends, capsys):
+def test_the_others_exit_with_the_code_of_the_one_that_failed(as_process, ends, capsys):
   store = Store()
   as_process(1, store)
   with pytest.raises(Ended, match="2"):
-    subject.exit_process(2, "its disk is full", alike=False)
+    subject.exit_process(2, "its disk is full", all_exit=False)
   assert not store.barriers
   first = as_process(0, store)
   with pytest.raises(Ended, match="2"):
@@ -139,41 +142,43 @@ def test_the_others_end_as_the_one_that_failed(as_process, ends, capsys):
   assert first.output.exit_code == 2
 
 
-def test_an_end_for_all_is_told_to_nobody(as_process, ends):
+def test_no_notice_is_given_when_all_exit(as_process, ends):
   store = Store()
   first = as_process(0, store)
   with pytest.raises(Ended, match="143"):
-    subject.exit_process(143, "stopped", alike=True)
+    subject.exit_process(143, "stopped", all_exit=True)
   assert not store.values
   assert len(store.barriers) == 1
   assert first.output.exit_code == 143
 
 
-def test_a_process_does_not_end_over_its_own_news(as_process):
+def test_a_process_ignores_its_own_notice(as_process):
   store = Store()
   group = as_process(1, store)
-  store.key_value_set(f"{subject._ENDED}1", json.dumps({"code": 2, "sentence": "mine"}))
+  store.key_value_set(f"{subject._EXIT_NOTICES}1", json.dumps({"code": 2, "sentence": "mine"}))
 
   def forward():
-    group.is_over.set()
+    group.is_done.set()
 
   group.output.forward = forward
   subject._watch(group)
 
 
-def test_what_a_lost_process_looks_like(as_process):
+def test_errors_that_a_lost_peer_causes(as_process):
   broken = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
-  assert not subject.is_loss(broken)
+  assert not subject.is_lost_peer(broken)
   as_process(0, Store())
-  assert subject.is_loss(broken)
-  assert not subject.is_loss(RuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+  assert subject.is_lost_peer(broken)
+  assert not subject.is_lost_peer(RuntimeError("RESOURCE_EXHAUSTED: out of memory"))
 
 
-def test_a_port_that_is_taken():
+def test_a_port_in_use_is_refused():
   with subject.socket.socket() as taken:
     taken.bind(("", 0))
     taken.listen()
     port = taken.getsockname()[1]
-    with pytest.raises(UserError, match=f"--coordinator h:{port}: port {port} .* in use"):
+    with pytest.raises(
+      UserError, match=f"--coordinator h:{port}: process 0 cannot listen on port {port} .* in use"
+    ):
       subject._check_port(f"h:{port}")
   subject._check_port(f"h:{port}")

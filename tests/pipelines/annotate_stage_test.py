@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import RunConfig
 from dss_jax.data.pipeline import sources
 from dss_jax.data.records import read_rows, write_rows
@@ -35,7 +35,7 @@ def config(tmp_path):
       "TeacherConfig.prompt": "svamp",
       **changes,
     }
-    settings = [Setting(name, value, "test") for name, value in values.items()]
+    settings = [Binding(name, value, "test") for name, value in values.items()]
     return load_config(RunConfig, ["runs/distill.gin"], settings)
 
   return make
@@ -91,7 +91,10 @@ def test_other_rows_than_the_run_began_with(config, tmp_path):
   [
     ({"VOCABULARY": "nowhere.model"}, "nowhere.model"),
     ({"EVAL_DATASET": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
-    ({"TeacherConfig.filters": ("shape",)}, "'shape' is no concern; choose from agreement"),
+    (
+      {"TeacherConfig.filters": ("shape",)},
+      r"\('shape',\) must be a tuple, each one of 'agreement', 'gold'",
+    ),
     ({"DATASET": None}, "neither of --dataset and --task given"),
     ({"MIXTURE_OR_TASK_NAME": "svamp"}, "both of --dataset and --task given"),
     ({"DATASET": None, "MIXTURE_OR_TASK_NAME": "svamp"}, "--task svamp needs --data-dir"),

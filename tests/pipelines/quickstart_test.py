@@ -2,7 +2,7 @@
 
 import json
 
-from dss_jax.config.gin_loader import Setting
+from dss_jax.config.gin_loader import Binding
 from dss_jax.data.records import read_rows
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.pipelines import quickstart, quickstart_data
@@ -50,12 +50,12 @@ def test_baselines_equal_a_hand_calculation():
 
 def test_both_students_are_evaluated_on_held_out_rows(tmp_path, capsys):
   settings = [
-    Setting("TRAIN_STEPS", 2, "test"),
-    Setting("T5Config.emb_dim", 16, "test"),
-    Setting("T5Config.mlp_dim", 16, "test"),
-    Setting("T5Config.num_encoder_layers", 1, "test"),
-    Setting("T5Config.num_decoder_layers", 1, "test"),
-    Setting("MeshConfig.data", 1, "test"),
+    Binding("TRAIN_STEPS", 2, "test"),
+    Binding("T5Config.emb_dim", 16, "test"),
+    Binding("T5Config.mlp_dim", 16, "test"),
+    Binding("T5Config.num_encoder_layers", 1, "test"),
+    Binding("T5Config.num_decoder_layers", 1, "test"),
+    Binding("MeshConfig.data", 1, "test"),
   ]
   results = quickstart.run(str(tmp_path), 5, settings)
   assert list(results["exact_match_percent"]) == [

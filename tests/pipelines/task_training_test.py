@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import RunConfig
 from dss_jax.data.pipeline import sources
 from dss_jax.data.records import read_rows
@@ -50,7 +50,7 @@ def config(tmp_path, data_dir):
       "VOCABULARY": "bytes",
       **changes,
     }
-    settings = [Setting(name, value, "test") for name, value in values.items()]
+    settings = [Binding(name, value, "test") for name, value in values.items()]
     return load_config(RunConfig, ["runs/distill.gin"], settings)
 
   return make

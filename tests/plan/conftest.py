@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.mesh_presets import mesh_choice
 from dss_jax.config.schema import RunConfig
 from dss_jax.data.packing import RowShape
@@ -23,7 +23,7 @@ MEMORY = {
 def v3_64():
   """The configuration of a base student on v3-64."""
   files = ["runs/distill.gin", "models/base.gin", *mesh_choice("v3-64").files]
-  return load_config(RunConfig, files, [Setting("MODEL_DIR", "x", "test")])
+  return load_config(RunConfig, files, [Binding("MODEL_DIR", "x", "test")])
 
 
 @pytest.fixture

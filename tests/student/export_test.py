@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from dss_jax.checkpoints.arrays import BFLOAT16, in_memory
 from dss_jax.cli import main as cli
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import LABEL, RATIONALE, RunConfig
 from dss_jax.data.pipeline import prepare
 from dss_jax.data.vocabularies import load_vocabulary
@@ -57,9 +57,9 @@ def model(tmp_path_factory):
   row = {"input_text": "Add 2.", "output_text": "three", "rationale": "One more."}
   (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
   settings = [
-    Setting("MODEL_DIR", str(folder / "model"), "test"),
-    Setting("DATASET", str(folder / "train.jsonl"), "test"),
-    Setting("VOCABULARY", "bytes", "test"),
+    Binding("MODEL_DIR", str(folder / "model"), "test"),
+    Binding("DATASET", str(folder / "train.jsonl"), "test"),
+    Binding("VOCABULARY", "bytes", "test"),
   ]
   config = load_config(RunConfig, ["runs/distill.gin", "models/tiny.gin"], settings)
   data = prepare(config.data, (LABEL, RATIONALE))

@@ -16,7 +16,7 @@ from dss_jax.checkpoints.hf_write import write_hf
 from dss_jax.checkpoints.t5x_read import read_t5x, read_t5x_moments
 from dss_jax.checkpoints.t5x_write import write_t5x, write_t5x_orbax
 from dss_jax.cli import main as cli
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import MeshConfig, RunConfig, T5Config, student_names
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
@@ -39,9 +39,9 @@ BYTES = load_vocabulary("bytes")
 
 def config_of(path, student="tiny", **model):
   settings = [
-    Setting("MODEL_DIR", "unused", "test"),
-    Setting("INITIAL_CHECKPOINT_PATH", str(path), "test"),
-    *(Setting(f"T5Config.{name}", value, "test") for name, value in model.items()),
+    Binding("MODEL_DIR", "unused", "test"),
+    Binding("INITIAL_CHECKPOINT_PATH", str(path), "test"),
+    *(Binding(f"T5Config.{name}", value, "test") for name, value in model.items()),
   ]
   return load_config(RunConfig, ["runs/distill.gin", f"models/{student}.gin"], settings)
 

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from dss_jax.checkpoints.t5x_read import read_t5x
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import LABEL, RATIONALE, MeshConfig, RunConfig
 from dss_jax.data.pipeline import prepare
 from dss_jax.data.sources import source_from_file
@@ -41,10 +41,10 @@ def quickly(compile_quickly):
 
 def config_of(folder, **model):
   settings = [
-    Setting("MODEL_DIR", str(folder / "model"), "test"),
-    Setting("DATASET", str(folder / "train.jsonl"), "test"),
-    Setting("VOCABULARY", "bytes", "test"),
-    *(Setting(f"T5Config.{name}", value, "test") for name, value in model.items()),
+    Binding("MODEL_DIR", str(folder / "model"), "test"),
+    Binding("DATASET", str(folder / "train.jsonl"), "test"),
+    Binding("VOCABULARY", "bytes", "test"),
+    *(Binding(f"T5Config.{name}", value, "test") for name, value in model.items()),
   ]
   return load_config(RunConfig, ["runs/distill.gin", "models/tiny.gin"], settings)
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dss_jax.config.gin_loader import Setting, load_config
+from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import RunConfig, shipped_folder
 
 WHY = "T5X is not installed (docs/t5x.md)"
@@ -65,7 +65,7 @@ def test_a_size_is_the_students_of_that_name(parsed, size):
   gin = parsed(size)
   theirs = gin.get_configurable("network.T5Config")()
   files = ["runs/distill.gin", f"models/{size}.gin"]
-  ours = load_config(RunConfig, files, [Setting("MODEL_DIR", "x", "test")])
+  ours = load_config(RunConfig, files, [Binding("MODEL_DIR", "x", "test")])
   for name in ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers"):
     assert getattr(theirs, name) == getattr(ours.model, name), name
   assert theirs.num_decoder_layers == ours.model.num_decoder_layers

@@ -1,0 +1,38 @@
+"""From a run's TeacherConfig to the settings of an annotation."""
+
+from dss_jax.annotation.annotate_file import TeacherOptions
+from dss_jax.annotation.filters import Limits
+from dss_jax.annotation.outcome import AnnotationConfig
+from dss_jax.annotation.run import RequestConfig
+from dss_jax.annotation.usage import Prices
+from dss_jax.config.schema import TeacherConfig
+
+
+def annotation_settings(
+  teacher: TeacherConfig, prices: Prices | None = None
+) -> tuple[TeacherOptions, AnnotationConfig, RequestConfig]:
+  """Returns which teacher to ask, what to ask and keep, and how to send the requests."""
+  assert teacher.name is not None
+  options = TeacherOptions(
+    teacher=teacher.name,
+    url=teacher.url,
+    key_env=teacher.key_env,
+    timeout_seconds=teacher.timeout_seconds,
+    attempts=teacher.attempts,
+  )
+  choices = AnnotationConfig(
+    labels=teacher.labels,
+    show_labels=teacher.show_labels,
+    samples=teacher.samples,
+    temperature=teacher.temperature,
+    rationales_per_row=teacher.rationales_per_row,
+    filters=frozenset(teacher.filters),
+    limits=Limits(min_agreement=teacher.min_agreement, rationale_words=teacher.rationale_words),
+  )
+  requests = RequestConfig(
+    form=teacher.api,
+    max_requests_in_flight=teacher.max_requests_in_flight,
+    budget_tokens=teacher.budget_tokens,
+    prices=prices or Prices(),
+  )
+  return options, choices, requests

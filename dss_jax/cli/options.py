@@ -1,0 +1,273 @@
+"""The options that several commands share, and options bound to a field of the schema.
+
+A flag has one declaration and one meaning in all commands. Imports nothing heavy.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import click
+
+from dss_jax.config import schema
+
+
+class Option(click.Option):
+  """An option; one that is bound to a field takes its type, bounds and shown default from it.
+
+  Its value is None unless the flag is given, so that gin files may set the field.
+
+  Attributes:
+    field: `Class.field` of the schema; None for an option that is not bound.
+    key: the entry that the option sets, where the field is a mapping.
+    binding: the macro or field that gin sets for the flag.
+    default_text: the default in the help, where it is not the field's.
+  """
+
+  def __init__(
+    self,
+    declarations: list[str],
+    *,
+    field: str | None = None,
+    key: str | None = None,
+    macro: str | None = None,
+    default_text: str | None = None,
+    use_default: bool = False,
+    **attributes: Any,
+  ):
+    """Args: macro, of the field in runs/distill.gin; use_default, for commands without gin."""
+    self.field, self.key, self.binding = field, key, macro or field
+    self.default_text = default_text
+    if field is not None:
+      hint, default = _field_of(field, key)
+      attributes = {**_click_type(hint), **attributes}
+      if use_default:
+        attributes.update(default=default, show_default=True)
+      elif default_text is None and default not in (None, ()):
+        self.default_text = _shown(default, declarations)
+    super().__init__(declarations, **attributes)
+
+  def get_help_extra(self, ctx: click.Context) -> Any:
+    extra = super().get_help_extra(ctx)
+    if self.default_text is not None:
+      extra["default"] = self.default_text
+    return extra
+
+  @property
+  def flag(self) -> str:
+    return self.opts[0]
+
+
+def _field_of(name: str, key: str | None) -> tuple[Any, Any]:
+  """Returns the type and the default of a field, or of an entry of a mapping."""
+  class_name, field_name = name.split(".")
+  fields = {field.name: field for field in dataclasses.fields(getattr(schema, class_name))}
+  field = fields[field_name]
+  default: Any = None
+  if field.default_factory is not dataclasses.MISSING:
+    default = field.default_factory()
+  elif field.default is not dataclasses.MISSING:
+    default = field.default
+  if key is None:
+    return field.type, default
+  return typing.get_args(field.type)[1], default[key]
+
+
+def _click_type(hint: Any) -> dict[str, Any]:
+  """Returns click's type for a field's type, and the name of its value in the help."""
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    hint = next(part for part in typing.get_args(hint) if part is not type(None))
+  if typing.get_origin(hint) is tuple:
+    return _click_type(typing.get_args(hint)[0])
+  if typing.get_origin(hint) is Annotated:
+    number, bounds = typing.get_args(hint)
+    if number is int:
+      return {"type": click.IntRange(bounds.low, bounds.high), "metavar": "N"}
+    return {"type": click.FloatRange(bounds.low, bounds.high), "metavar": "X"}
+  if typing.get_origin(hint) is Literal:
+    return {"type": click.Choice(typing.get_args(hint))}
+  # Without a default of its own an on/off flag would be False, not None, unless given.
+  return {"default": None} if hint is bool else {"type": hint}
+
+
+def _shown(default: Any, declarations: list[str]) -> str:
+  """Returns a default as the help shows it: that of an on/off flag is the flag's name."""
+  if isinstance(default, bool):
+    on, _, off = next(text for text in declarations if "/" in text).partition("/")
+    return (on if default else off).removeprefix("--")
+  return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+Decorator = Callable[[Any], Any]
+
+
+def option(*names: str, **attributes: Any) -> Decorator:
+  return click.option(*names, cls=Option, **attributes)
+
+
+def options(*decorators: Decorator) -> Decorator:
+  """Returns several options as one decorator, in their order in the help."""
+
+  def decorate(function):
+    for decorator in reversed(decorators):
+      function = decorator(function)
+    return function
+
+  return decorate
+
+
+def given_options(flags: Mapping[str, Any]) -> Iterator[tuple[Option, Any]]:
+  """Yields the options that set a field of RunConfig and that the user gave, and their values."""
+  for parameter in click.get_current_context().command.params:
+    if isinstance(parameter, Option) and parameter.field is not None:
+      value = flags[str(parameter.name)]
+      is_of_run = not parameter.field.startswith("DistributedConfig.")
+      if is_of_run and value not in (None, ()):
+        yield parameter, value
+
+
+def gin_bindings(flags: Mapping[str, Any]) -> list[Any]:
+  """Returns the options that the user gave as gin bindings, except entries of mappings."""
+  from dss_jax.config.gin_loader import Binding
+
+  return [
+    Binding(str(found.binding), value, found.flag)
+    for found, value in given_options(flags)
+    if found.key is None
+  ]
+
+
+# Rows.
+
+
+def dataset(help_text: str, **attributes: Any) -> Decorator:
+  return option("--dataset", field="DataConfig.dataset", macro="DATASET", metavar="FILE",
+                help=help_text, **attributes)  # fmt: skip
+
+
+TASK_NAME = option(
+  "--task",
+  field="DataConfig.task",
+  macro="MIXTURE_OR_TASK_NAME",
+  metavar="NAME|FILE.py",
+  help="A shipped task, or your own task file.",
+)
+TASK = options(
+  TASK_NAME,
+  option("--data-dir", field="DataConfig.data_dir", macro="DATA_DIR", metavar="DIR",
+         help="The folder of the task's files."),
+)  # fmt: skip
+
+
+def eval_dataset(default_text: str | None = None) -> Decorator:
+  return option("--eval-dataset", field="DataConfig.eval_dataset", macro="EVAL_DATASET",
+                metavar="FILE", help="JSONL rows for evaluation.",
+                default_text=default_text)  # fmt: skip
+
+
+def vocabulary(default_text: str) -> Decorator:
+  return option("--vocabulary", field="DataConfig.vocabulary", macro="VOCABULARY",
+                metavar="bytes|FILE", help="bytes, or a SentencePiece model.",
+                default_text=default_text)  # fmt: skip
+
+
+def lengths(*, use_default: bool = False) -> Decorator:
+  return options(
+    option("--max-input-tokens", field="DataConfig.feature_lengths", key="inputs",
+           use_default=use_default, help="Longer inputs are truncated."),
+    option("--max-output-tokens", field="DataConfig.feature_lengths", key="targets",
+           use_default=use_default, help="Longer labels and rationales are truncated."),
+  )  # fmt: skip
+
+
+# Models.
+
+MODEL = option("--model", required=True, metavar="DIR", help="A trained student.")
+
+
+def model_dir(**attributes: Any) -> Decorator:
+  return option("--model-dir", field="RunConfig.model_dir", macro="MODEL_DIR", metavar="DIR",
+                **{"help": "The run's folder, for the student and all else it writes.",
+                   **attributes})  # fmt: skip
+
+
+def student(default_text: str = schema.DEFAULT_STUDENT) -> Decorator:
+  return option("--student", metavar="SIZE", default_text=default_text,
+                help="tiny, mini, small, base, large, xl, xxl, or another file of "
+                "gin_configs/models.")  # fmt: skip
+
+
+# Runs.
+
+MESH_NAMES = "data=N,model=M|NAME"
+
+
+def mesh(**attributes: Any) -> Decorator:
+  return option("--mesh", metavar=MESH_NAMES,
+                help="Devices along each axis, or a file of gin_configs/meshes, or a TPU slice "
+                "such as v5e-16.", **attributes)  # fmt: skip
+
+
+MESH = mesh(default_text="data alone, as many as the batch size divides by")
+TRAIN_STEPS = option("--train-steps", field="RunConfig.train_steps", macro="TRAIN_STEPS",
+                     help="Steps in all, those before a resume included.")  # fmt: skip
+
+
+def batch_size(default_text: str | None = None) -> Decorator:
+  return option("--batch-size", field="RunConfig.batch_size", macro="BATCH_SIZE",
+                help="Examples per step.", default_text=default_text)  # fmt: skip
+
+
+def seed(help_text: str, **attributes: Any) -> Decorator:
+  return option("--seed", field="RunConfig.seed", macro="SEED", help=help_text, **attributes)
+
+
+GIN = option("--gin", "gin", multiple=True, metavar="NAME=VALUE",
+             help="A gin binding, of a field or a macro; wins over all else; may be "
+             "repeated.")  # fmt: skip
+GIN_FILE = option("--gin-file", "--gin_file", "gin_files", multiple=True, metavar="FILE",
+                  help="A gin file, read after the shipped ones; may be repeated.")  # fmt: skip
+
+
+# Teachers.
+
+
+def teacher(help_text: str, **attributes: Any) -> Decorator:
+  """Returns the options that `dss distill` and `dss annotate` share."""
+  return options(
+    option("--teacher", field="TeacherConfig.name", metavar="openai:MODEL|recorded:FILE|t5:MODEL",
+           help=help_text, **attributes),
+    option("--teacher-url", field="TeacherConfig.url", metavar="URL", default_text="OpenAI's",
+           help="The server of openai:MODEL, such as http://HOST:PORT/v1."),
+    option("--teacher-key-env", field="TeacherConfig.key_env", metavar="NAME",
+           help="The environment variable with the server's API key."),
+    option("--teacher-labels", field="TeacherConfig.labels",
+           help="Which rows get the teacher's label: none (keep), those without a label "
+           "(missing), or all (teacher)."),
+    option("--prompt", field="TeacherConfig.prompt", metavar="NAME|FILE.yaml",
+           help="A shipped prompt, or your own.",
+           default_text="the task's, else one made from the rows"),
+    option("--samples", field="TeacherConfig.samples",
+           help="Answers per row; the label of the majority wins."),
+    option("--temperature", field="TeacherConfig.temperature",
+           help="Of the teacher's sampling; 0 takes the most likely answer."),
+    option("--rationales-per-row", field="TeacherConfig.rationales_per_row",
+           help="The most rationales that a row keeps; all are trained on."),
+    option("--api", field="TeacherConfig.api",
+           help="Which API of openai:MODEL: chat messages, or a plain text to continue."),
+    option("--budget-tokens", field="TeacherConfig.budget_tokens", default_text="no limit",
+           help="Send no more requests once so many tokens are spent, by earlier runs, too."),
+  )  # fmt: skip
+
+
+# Output.
+
+
+def json_output(what: str) -> Decorator:
+  return option("--json", "as_json", is_flag=True, help=f"Print the {what} as JSON.")
+
+
+def output(help_text: str, *, metavar: str = "FILE", required: bool = True) -> Decorator:
+  return option("--output", metavar=metavar, required=required, help=help_text)

@@ -1,0 +1,94 @@
+"""The commands that use a trained student: `dss predict`, `evaluate` and `export`."""
+
+import json
+from typing import Any
+
+import click
+
+from dss_jax.cli import options
+from dss_jax.cli.options import option
+
+
+@click.command()
+@options.MODEL
+@options.dataset("JSONL rows to answer.", required=True)
+@options.output("Where the answered rows go.")
+@option("--explain", is_flag=True, help="Write the student's rationale, too.")
+@options.batch_size("the student's in training")
+@option("--max-output-tokens", type=click.IntRange(min=1), metavar="N",
+        help="The longest answer.",
+        default_text="the longest target that the student was trained on")  # fmt: skip
+@options.MESH
+def predict(
+  model: str,
+  dataset: str,
+  output: str,
+  explain: bool,
+  batch_size: int | None,
+  max_output_tokens: int | None,
+  mesh: str | None,
+) -> None:
+  """Answer rows with a student."""
+  from dss_jax.data.records import check_rows
+
+  check_rows(dataset)
+  from dss_jax.config.mesh_presets import mesh_config
+  from dss_jax.parallel.mesh import make_mesh
+  from dss_jax.storage.cache import keep_compiled_programs
+  from dss_jax.student.predictor import Predictor, predict_file
+  from dss_jax.student.student import Student
+
+  keep_compiled_programs()
+  student = Student.open(model)
+  batch_size = batch_size or student.config.batch_size
+  predictor = Predictor(student, make_mesh(mesh_config(mesh), batch_size), batch_size=batch_size)
+  rows = predict_file(
+    predictor, dataset, output, explain=explain, max_output_tokens=max_output_tokens
+  )
+  click.echo(json.dumps({"output": output, "rows": rows}))
+
+
+@click.command()
+@options.MODEL
+@options.dataset("JSONL rows to evaluate on.")
+@options.TASK
+@option("--split", type=click.Choice(["train", "validation", "test"]), default_text="test",
+        help="Which rows of the task.")  # fmt: skip
+@options.MESH
+def evaluate(
+  model: str,
+  dataset: str | None,
+  task: str | None,
+  data_dir: str | None,
+  split: str | None,
+  mesh: str | None,
+) -> None:
+  """Evaluate a student on labelled rows; prints JSON."""
+  from dss_jax.config.mesh_presets import mesh_config
+  from dss_jax.evaluation.evaluate import evaluate_student, source_for
+  from dss_jax.storage.cache import keep_compiled_programs
+  from dss_jax.student.student import Student
+
+  keep_compiled_programs()
+  student = Student.open(model)
+  source = source_for(student, dataset, task, data_dir, split)
+  click.echo(json.dumps(evaluate_student(student, source, mesh_config(mesh)), indent=2))
+
+
+@click.command(short_help="Write a student for other programs.")
+@options.MODEL
+@option(
+  "--format",
+  "kind",
+  required=True,
+  type=click.Choice(["t5x", "t5x-orbax", "hf"]),
+  help="T5X's native checkpoint, T5X's Orbax checkpoint, or a Hugging Face folder.",
+)
+@options.output("A new or empty folder.", metavar="DIR")
+@option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32",
+        show_default=True, help="Of the weights in the files.")  # fmt: skip
+def export(model: str, kind: Any, output: str, dtype: Any) -> None:
+  """Write a student's best weights for T5X or Hugging Face transformers."""
+  from dss_jax.student.export import export_student
+
+  click.echo(json.dumps(export_student(model, output, kind, dtype=dtype)))

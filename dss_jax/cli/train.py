@@ -1,0 +1,176 @@
+"""The commands that train: `dss distill`, `tune`, `train` and `sweep`. Imports nothing heavy."""
+
+import json
+from typing import Any
+
+import click
+
+from dss_jax.cli import options
+from dss_jax.cli.distributed import in_processes, process_options
+from dss_jax.cli.options import option
+from dss_jax.config.mesh_presets import mesh_choice
+from dss_jax.config.schema import DEFAULT_STUDENT, EvaluationConfig, student_file
+from dss_jax.errors import UserError
+
+_TRAINING = options.options(
+  options.model_dir(required=True),
+  options.dataset("JSONL rows to train on."),
+  options.TASK,
+  option("--label-source", field="DataConfig.label_source", macro="LABEL_SOURCE",
+         help="Whose labels a task trains on: its own, or the teacher's recorded ones."),
+  options.eval_dataset("a task's validation rows, else none"),
+  options.student(f"the initial checkpoint's, else {DEFAULT_STUDENT}"),
+  options.vocabulary("T5's published one"),
+  option("--initial-checkpoint", field="RunConfig.initial_checkpoint",
+         macro="INITIAL_CHECKPOINT_PATH", metavar="PATH", default_text="random weights",
+         help="Weights to start from: a trained student, or a T5X or Hugging Face T5 checkpoint."),
+  option("--initial-optimizer-state/--no-initial-optimizer-state",
+         field="RunConfig.initial_optimizer_state",
+         help="Start Adafactor from the moments in a T5X checkpoint."),
+  options.lengths(),
+  options.TRAIN_STEPS,
+  options.batch_size(),
+  option("--learning-rate-multiplier", field="OptimizerConfig.learning_rate_multiplier",
+         macro="LEARNING_RATE_MULTIPLIER", help="Times the base rate, which is printed."),
+  option("--evaluation-interval", field="EvaluationConfig.interval_steps", macro="EVAL_PERIOD",
+         help="Steps between evaluations, and between checkpoints."),
+  option("--early-stopping/--no-early-stopping", field="EvaluationConfig.early_stopping",
+         help=f"Stop after {EvaluationConfig.patience} evaluations in a row without a better "
+         "accuracy."),
+  option("--checkpoint-selection/--no-checkpoint-selection",
+         field="EvaluationConfig.checkpoint_selection",
+         help="Take the best checkpoint as the student, not the last."),
+  options.MESH,
+  options.seed("Of the weights, the order of rows and dropout."),
+  options.GIN_FILE,
+  options.GIN,
+)  # fmt: skip
+_ALPHA = option("--alpha", field="LossConfig.alpha", macro="ALPHA",
+                help="Weight of the label's loss; the rationale's is the rest.")  # fmt: skip
+
+
+@click.command()
+@_TRAINING
+@_ALPHA
+@options.teacher("Add missing labels and rationales by this teacher before training, as "
+                 "dss annotate does; its answers are kept in --model-dir.",
+                 default_text="none")  # fmt: skip
+@process_options
+def distill(**flags: Any) -> None:
+  """Train a student on labels and rationales, step by step."""
+  _train(["runs/distill.gin"], flags)
+
+
+@click.command(short_help="Train a student on labels alone.")
+@_TRAINING
+@process_options
+def tune(**flags: Any) -> None:
+  """Train a student on labels alone (plain supervised tuning)."""
+  _train(["runs/tune.gin"], flags)
+
+
+@click.command(
+  context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+  short_help="Train as gin files say, as T5X does.",
+)
+@options.GIN_FILE
+@options.GIN
+@process_options
+@click.pass_context
+def train(
+  context: click.Context, gin_files: tuple[str, ...], gin: tuple[str, ...], **flags: Any
+) -> None:
+  """Train with T5X's command line: --gin_file=FILE ... --gin.NAME=VALUE ..."""
+  from dss_jax.config.gin_loader import parse_binding
+
+  if not gin_files:
+    raise UserError("dss train: give --gin_file=gin_configs/runs/distill.gin, or a file of yours")
+  bindings = [parse_binding(text, f"--gin {text}") for text in gin]
+  for argument in context.args:
+    if not argument.startswith("--gin.") or "=" not in argument:
+      raise UserError(f"dss train: {argument!r} is not an option; write --gin.NAME=VALUE")
+    name = argument.split("=", 1)[0]
+    bindings.append(parse_binding(argument.removeprefix("--gin."), name))
+  with in_processes(flags):
+    _run(list(gin_files), bindings)
+
+
+@click.command(short_help="Train every point of a grid.")
+@click.argument("file", metavar="SWEEP.gin")
+@_TRAINING
+@_ALPHA
+def sweep(file: str, **flags: Any) -> None:
+  """Train every point of a grid, each in its own folder under --model-dir; resumable."""
+  from dss_jax.config.gin_loader import Binding, load_config
+  from dss_jax.config.schema import RunConfig
+
+  files, bindings = _files_and_bindings(["runs/distill.gin"], flags)
+  from dss_jax.pipelines import sweep as sweeping
+
+  def config_of(point, model_dir):
+    values = [Binding(name, value, file) for name, value in point.items() if name != "STUDENT"]
+    values.append(Binding("MODEL_DIR", model_dir, "--model-dir"))
+    # A student is a gin file, not a value.
+    student = [student_file(point["STUDENT"], file)] if "STUDENT" in point else []
+    return load_config(RunConfig, [*files, *student], bindings + values)
+
+  from dss_jax.storage.cache import keep_compiled_programs
+
+  keep_compiled_programs()
+  results = sweeping.run(sweeping.load_grid(file), flags["model_dir"], config_of)
+  sweeping.print_table(results)
+
+
+def _train(files: list[str], flags: dict[str, Any]) -> None:
+  with in_processes(flags):
+    _run(*_files_and_bindings(files, flags))
+
+
+def _files_and_bindings(files: list[str], flags: dict[str, Any]) -> tuple[list[str], list[Any]]:
+  """Returns the gin files and bindings of a command line, as `dss train` takes them."""
+  from dss_jax.config.gin_loader import Binding, parse_binding, value_in
+
+  student = flags["student"]
+  if student is None and flags["initial_checkpoint"] is not None and not flags["gin_files"]:
+    from dss_jax.student.initialise import student_of
+
+    student = student_of(flags["initial_checkpoint"], flags["model_dir"])
+  if student is not None:
+    files = [*files, student_file(student, "--student")]
+  mesh = mesh_choice(flags["mesh"])
+  files = [*files, *mesh.files, *flags["gin_files"]]
+  if student is not None and (named := value_in(files, "RunConfig.student")) != student:
+    raise UserError(
+      f"--student {student}: has no effect, since a --gin-file chooses {named!r}; leave out one "
+      "of the two"
+    )
+  bindings = options.gin_bindings(flags)
+  lengths = {
+    found.key: value for found, value in options.given_options(flags) if found.key is not None
+  }
+  if lengths:
+    # One flag leaves the other length as the gin files have it.
+    all_lengths = {**value_in(files, "TASK_FEATURE_LENGTHS"), **lengths}
+    bindings.append(
+      Binding("TASK_FEATURE_LENGTHS", all_lengths, "--max-input-tokens, --max-output-tokens")
+    )
+  for axis, size in mesh.axes.items():
+    bindings.append(Binding(f"MeshConfig.{axis}", size, "--mesh"))
+  return files, bindings + [parse_binding(text, f"--gin {text}") for text in flags["gin"]]
+
+
+def _run(files: list[str], bindings: list[Any]) -> None:
+  from dss_jax.config.gin_loader import load_config
+  from dss_jax.config.schema import RunConfig
+
+  config = load_config(RunConfig, files, bindings)
+  from dss_jax.parallel import processes
+  from dss_jax.pipelines import distill as distilling
+  from dss_jax.storage.cache import keep_compiled_programs
+
+  keep_compiled_programs()
+  card = distilling.run(config)
+  if not processes.is_first():
+    return
+  summary = {key: card[key] for key in ("student", "steps", "best_step", "stopped_early")}
+  click.echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))
