@@ -41,6 +41,7 @@ NonNegativeInt = Annotated[int, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 NonNegative = Annotated[float, Bounds(0)]
 # Random keys keep 32 bits of a seed: a larger one would repeat a smaller one.
+TermWeight = Annotated[float, Bounds(-1000, 1000)]
 Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 # Reasons to distrust a rationale: annotation/filters.py explains each.
 Concern = Literal["agreement", "gold", "length", "unmentioned", "cut-off", "echo"]
@@ -141,7 +142,7 @@ class LossConfig:
 
   alpha: Share = 0.5
   # Further terms by name, with their weights: {"entropy": -0.01} rewards unsure predictions.
-  extra_terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  extra_terms: Mapping[str, TermWeight] = dataclasses.field(default_factory=dict)
   label_smoothing: Annotated[float, Bounds(0, 0.99)] = 0.0
   z_loss: NonNegative = 0.0
 
