@@ -43,7 +43,7 @@ def test_a_folder_is_listed_and_its_files_are_read(folder):
   assert files.read_bytes(join(folder, "below", "b.txt")) == b"below/b.txt"
 
 
-def test_files_and_folders_are_told_apart(folder):
+def test_a_file_is_no_folder_and_a_folder_no_file(folder):
   answers = {
     name: (files.exists(path), files.is_file(path), files.is_dir(path))
     for name in ("a.txt", "below", "absent")
