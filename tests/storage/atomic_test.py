@@ -36,7 +36,11 @@ def _fill(part: pathlib.Path, text: bytes = b"whole") -> None:
 
 
 def _is_whole(folder: pathlib.Path) -> bool:
-  return (folder / "a").is_file() and (folder / "a").read_bytes() == b"whole"
+  # Another thread may move the folder away at any time.
+  try:
+    return (folder / "a").read_bytes() == b"whole"
+  except (FileNotFoundError, NotADirectoryError):
+    return False
 
 
 def _publish(folder: pathlib.Path, build=_fill) -> None:
