@@ -59,7 +59,11 @@ setup(
     "teacher": ["aiohttp>=3.14"],
     "tensorboard": ["tensorboard>=2.18"],
     # The compiler for `dss plan`, 200 MB; its version must match the installed JAX.
-    "tpu": ["libtpu==0.0.42.*"],
+    # JAX 0.10 on Python 3.11, JAX 0.12 on newer ones, as constraints.txt pins them.
+    "tpu": [
+      "libtpu==0.0.42.* ; python_version < '3.12'",
+      "libtpu==0.0.50.* ; python_version >= '3.12'",
+    ],
     # The t5x of the registry is an empty package. Install it by requirements-t5x.txt, since its own
     # requirements name newer versions than it works with.
     "t5x": [
@@ -73,6 +77,8 @@ setup(
       "hypothesis>=6.100",
       "mypy>=1.11",
       "pytest>=8.2",
+      "pytest-timeout>=2.3",
+      "pytest-xdist>=3.6",
       "ruff>=0.6",
       "setuptools>=77",
       "tensorboard>=2.18",

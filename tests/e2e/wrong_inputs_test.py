@@ -98,7 +98,9 @@ def test_training_data(dss, refuses, content, says):
   refuses("distill", *dss.flags("new", "--dataset", "rows.jsonl"), says=["rows.jsonl", *says])
 
 
-@pytest.mark.parametrize("content", [b"plain text", gzip.compress(LABELLED * 99)[:-20]])
+@pytest.mark.parametrize(
+  "content", [b"plain text", gzip.compress(LABELLED * 99)[:-20]], ids=["not gzip", "cut off"]
+)
 def test_a_damaged_archive(dss, refuses, content):
   (dss.folder / "rows.jsonl.gz").write_bytes(content)
   flags = dss.flags("new", "--dataset", "rows.jsonl.gz")
