@@ -33,6 +33,7 @@ _ACTIVATIONS: dict[str, tuple[Any, ...]] = {
   "gated-gelu_new": ("gelu", "linear"),
   "relu": ("relu",),
   "gated-relu": ("relu", "linear"),
+  "gated-silu": ("silu", "linear"),
   "gelu_new": ("gelu",),
 }
 # What is fixed in the network here; another value would be another function of the weights.
@@ -64,8 +65,10 @@ def read_hf(path: str | os.PathLike[str]) -> tuple[T5Config, StoredArrays]:
       "path here"
     )
   folder = pathlib.Path(path)
-  config = _config(folder)
+  config, may_have_head = _config(folder)
   theirs = _open_all(folder)
+  if may_have_head and LM_HEAD in theirs:
+    config = dataclasses.replace(config, logits_via_embedding=False, scale_tied_logits=True)
   names = hf_names(config)
   theirs = _without_copies(theirs, set(names.values()), folder)
   for ours, name in names.items():
@@ -87,7 +90,8 @@ def read_hf(path: str | os.PathLike[str]) -> tuple[T5Config, StoredArrays]:
   return config, arrays
 
 
-def _config(folder: pathlib.Path) -> T5Config:
+def _config(folder: pathlib.Path) -> tuple[T5Config, bool]:
+  """The architecture, and whether an lm_head beside tied logits is one of its own."""
   fields = _json(folder / CONFIG)
   place = folder / CONFIG
   family = fields.get("model_type")
@@ -106,9 +110,12 @@ def _config(folder: pathlib.Path) -> T5Config:
     raise UserError(
       f"{place}: feed_forward_proj is {projection!r}; give one of {', '.join(_ACTIVATIONS)}"
     )
+  is_tied, is_scaled = _logits(fields, family)
+  # transformers 5 writes tie_word_embeddings true even where the two tables differ.
+  may_have_head = family != "t5" or not is_scaled
   try:
     decoder = "num_layers" if fields.get("num_decoder_layers") is None else "num_decoder_layers"
-    return T5Config(
+    config = T5Config(
       emb_dim=_count(fields, "d_model"),
       num_heads=_count(fields, "num_heads"),
       head_dim=_count(fields, "d_kv"),
@@ -116,9 +123,11 @@ def _config(folder: pathlib.Path) -> T5Config:
       num_encoder_layers=_count(fields, "num_layers"),
       num_decoder_layers=_count(fields, decoder),
       mlp_activations=_ACTIVATIONS[projection],
-      logits_via_embedding=_is_tied(fields, family),
+      logits_via_embedding=is_tied,
+      scale_tied_logits=is_scaled if is_tied else True,
       shared_relpos_bias=family != "umt5",
     )
+    return config, may_have_head
   except (KeyError, TypeError) as error:
     raise UserError(
       f"{place}: the model's sizes are not all there ({reason(error)}); give the {CONFIG} that the "
@@ -134,14 +143,15 @@ def _count(fields: Mapping[str, Any], name: str) -> int:
   return value
 
 
-def _is_tied(fields: Mapping[str, Any], family: Any) -> bool:
-  """Whether the logits are the embedding's, scaled.
+def _logits(fields: Mapping[str, Any], family: Any) -> tuple[bool, bool]:
+  """Returns whether the logits are the embedding's, and whether tied logits are scaled.
 
-  transformers 5 says so by scale_decoder_outputs and always writes tie_word_embeddings true.
+  transformers 5 has a field for the scale of t5, scale_decoder_outputs. Without it they are
+  scaled, but for mt5, whose public checkpoints are not tied and which transformers 5 ties unscaled.
   """
-  if "scale_decoder_outputs" in fields:
-    return bool(fields["scale_decoder_outputs"])
-  return bool(fields.get("tie_word_embeddings", family == "t5"))
+  is_tied = bool(fields.get("tie_word_embeddings", family == "t5"))
+  is_scaled = bool(fields.get("scale_decoder_outputs", family != "mt5"))
+  return is_tied or (is_scaled and "scale_decoder_outputs" in fields), is_scaled
 
 
 def _open_all(folder: pathlib.Path) -> dict[str, StoredArray]:

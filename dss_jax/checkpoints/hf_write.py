@@ -21,6 +21,7 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _PROJECTIONS = {
   ("gelu", "linear"): ("gated-gelu", "gelu_new"),
   ("relu", "linear"): ("gated-relu", "relu"),
+  ("silu", "linear"): ("gated-silu", "silu"),
   ("relu",): ("relu", "relu"),
   ("gelu",): ("gelu_new", "gelu_new"),
 }
@@ -53,18 +54,22 @@ def write_hf(
       f"--format hf: T5Config.mlp_activations = {config.mlp_activations} has no counterpart in "
       "Hugging Face's T5; export it as t5x"
     )
-  if not config.shared_relpos_bias:
-    raise UserError(
-      "--format hf: Hugging Face's T5 shares one relative position bias among the layers, and this "
-      "student has one in each (T5Config.shared_relpos_bias = False); export it as t5x"
-    )
   projection, activation = _PROJECTIONS[config.mlp_activations]
+  # umT5 is the T5 whose layers each have a relative position bias of their own.
+  family, architecture = ("t5", "T5ForConditionalGeneration")
+  if not config.shared_relpos_bias:
+    family, architecture = ("umt5", "UMT5ForConditionalGeneration")
+    if config.logits_via_embedding and not config.scale_tied_logits:
+      raise UserError(
+        "--format hf: Hugging Face's umT5 scales tied logits, and this student does not "
+        "(T5Config.scale_tied_logits = False); no format can express it"
+      )
   theirs = {name: transposed(ours, arrays[ours]) for ours, name in hf_names(config).items()}
   _write_weights(folder, theirs, dtype, shard_bytes)
   start = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
   fields = {
-    "architectures": ["T5ForConditionalGeneration"],
-    "model_type": "t5",
+    "architectures": [architecture],
+    "model_type": family,
     "is_encoder_decoder": True,
     "d_model": config.emb_dim,
     "d_kv": config.head_dim,
@@ -77,6 +82,7 @@ def write_hf(
     "dense_act_fn": activation,
     "is_gated_act": projection.startswith("gated-"),
     "tie_word_embeddings": config.logits_via_embedding,
+    "scale_decoder_outputs": config.logits_via_embedding and config.scale_tied_logits,
     "dropout_rate": config.dropout_rate,
     "layer_norm_epsilon": 1e-6,
     "relative_attention_num_buckets": 32,

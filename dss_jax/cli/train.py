@@ -131,20 +131,22 @@ def _files_and_bindings(files: list[str], flags: dict[str, Any]) -> tuple[list[s
   from dss_jax.config.gin_loader import Binding, parse_binding, value_in
 
   student = flags["student"]
+  architecture: list[Binding] = []
   if student is None and flags["initial_checkpoint"] is not None and not flags["gin_files"]:
     from dss_jax.student.initialise import student_of
 
-    student = student_of(flags["initial_checkpoint"], flags["model_dir"])
-  if student is not None:
+    student, architecture = student_of(flags["initial_checkpoint"], flags["model_dir"])
+  if student is not None and not architecture:
     files = [*files, student_file(student, "--student")]
   mesh = mesh_choice(flags["mesh"])
   files = [*files, *mesh.files, *flags["gin_files"]]
-  if student is not None and (named := value_in(files, "RunConfig.student")) != student:
+  named = value_in(files, "RunConfig.student")
+  if student is not None and not architecture and named != student:
     raise UserError(
       f"--student {student}: has no effect, since a --gin-file chooses {named!r}; leave out one "
       "of the two"
     )
-  bindings = options.gin_bindings(flags)
+  bindings = architecture + options.gin_bindings(flags)
   lengths = {
     found.key: value for found, value in options.given_options(flags) if found.key is not None
   }

@@ -62,14 +62,16 @@ class T5Config:
   num_decoder_layers: Count
   # None: the vocabulary's size, rounded up to a multiple of 128 as the public checkpoints are.
   vocab_size: Count | None = None
-  # ("gelu", "linear") is T5 1.1's gated unit, ("relu",) is T5 1.0's.
-  mlp_activations: Annotated[tuple[Literal["gelu", "relu", "linear"], ...], NotEmpty()] = (
+  # ("gelu", "linear") is T5 1.1's gated unit, ("silu", "linear") UL2's, ("relu",) is T5 1.0's.
+  mlp_activations: Annotated[tuple[Literal["gelu", "relu", "silu", "linear"], ...], NotEmpty()] = (
     "gelu",
     "linear",
   )
-  # True ties the logits to the embedding, scaled by 1/sqrt(emb_dim), as T5 1.0 does.
+  # True ties the logits to the embedding, as T5 1.0 does.
   logits_via_embedding: bool = False
-  # False gives each layer its own relative position bias, as T5X's scanned models have it.
+  # Whether tied logits are scaled by 1/sqrt(emb_dim), as T5 1.0's are.
+  scale_tied_logits: bool = True
+  # False gives each layer its own relative position bias, as umT5 and T5X's scanned models do.
   shared_relpos_bias: bool = True
   dropout_rate: Annotated[float, Bounds(0, 0.99)] = 0.1
   dtype: Literal["float32", "bfloat16"] = "float32"

@@ -100,6 +100,7 @@ class TokenEmbedder(nn.Module):
 
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "silu": jax.nn.silu,
   "gelu": jax.nn.gelu,  # the tanh approximation, as T5X and Hugging Face's gelu_new
   "relu": jax.nn.relu,
   "linear": lambda x: x,

@@ -349,7 +349,7 @@ class Transformer(nn.Module):
     return self.logits(self._scaled(hidden))[:, 0], caches
 
   def _scaled(self, hidden_BMD: jax.Array) -> jax.Array:
-    if self.config.logits_via_embedding:
+    if self.config.logits_via_embedding and self.config.scale_tied_logits:
       return hidden_BMD / jnp.sqrt(self.config.emb_dim).astype(hidden_BMD.dtype)
     return hidden_BMD
 

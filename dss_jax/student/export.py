@@ -18,6 +18,7 @@ from dss_jax.checkpoints.folder import CheckpointFolder
 from dss_jax.checkpoints.hf_write import write_hf
 from dss_jax.checkpoints.orbax import read_arrays
 from dss_jax.checkpoints.t5x_write import write_t5x, write_t5x_orbax
+from dss_jax.config.schema import T5Config
 from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import unstacked
 from dss_jax.storage.atomic import publishing, writing
@@ -73,6 +74,7 @@ def export_student(
       write_tokenizer(student.vocabulary, part)
       write_model_card(student, part, step=step, dtype=dtype)
     else:
+      _check_t5x(student.config.model)
       write = write_t5x if format == "t5x" else write_t5x_orbax
       loadable = join(target, write(arrays, part, step=step, dtype=kind).name)
       student.vocabulary.save_copy(part)
@@ -84,6 +86,14 @@ def export_student(
     "step": step,
     "weights": weights,
   }
+
+
+def _check_t5x(model: T5Config) -> None:
+  if model.logits_via_embedding and not model.scale_tied_logits:
+    raise UserError(
+      "--format t5x: T5X scales tied logits by 1/sqrt(emb_dim), and this student does not "
+      "(T5Config.scale_tied_logits = False); export it as hf"
+    )
 
 
 def best_weights(student: Student) -> tuple[int, StoredArrays]:

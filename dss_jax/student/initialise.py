@@ -39,6 +39,19 @@ from dss_jax.student.model_dir import CONFIG
 from dss_jax.student.student import Student
 from dss_jax.train.step import Trainer, TrainState
 
+# The name of a student whose architecture is a checkpoint's and none of the shipped ones.
+FROM_CHECKPOINT = "from-checkpoint"
+_ARCHITECTURE = (
+  "emb_dim",
+  "num_heads",
+  "head_dim",
+  "mlp_dim",
+  "num_encoder_layers",
+  "num_decoder_layers",
+  "mlp_activations",
+  "logits_via_embedding",
+  "scale_tied_logits",
+)
 _EMBEDDING = "token_embedder.embedding"
 # Public checkpoints round the rows up to a multiple of 128, some to one of 1,024.
 _MOST_PADDING_ROWS = 1024
@@ -54,7 +67,8 @@ class Weights:
 
   Attributes:
     format: in words, such as "T5X native".
-    model: the architecture that its arrays (and config.json) tell.
+    model: the architecture, from the arrays' shapes and, of a Hugging Face folder, config.json.
+    names_activations: whether `model.mlp_activations` is known, and not only T5's usual one.
     arrays: the weights by our names.
     moments: opens the optimizer's, too; None for a format that has none.
   """
@@ -64,6 +78,7 @@ class Weights:
   model: T5Config
   arrays: StoredArrays
   moments: Callable[[], StoredMoments] | None = None
+  names_activations: bool = False
 
 
 class InitialCheckpoint:
@@ -98,11 +113,17 @@ class InitialCheckpoint:
     difference = first_difference(shapes, model_shapes(self.config.model))
     if difference:
       raise UserError(self._mismatch(difference, theirs))
-    if theirs.mlp_activations != self.config.model.mlp_activations:
+    names_activations = isinstance(opened, Student) or opened.names_activations
+    if names_activations and theirs.mlp_activations != self.config.model.mlp_activations:
       raise UserError(
         f"--initial-checkpoint {self._path}: its feed-forward layers are "
         f"{theirs.mlp_activations}, but --student {config.student} has "
         f"{self.config.model.mlp_activations}; set T5Config.mlp_activations to the checkpoint's"
+      )
+    if not names_activations and config.student == FROM_CHECKPOINT:
+      self.notes.append(
+        f"its activations are taken to be {theirs.mlp_activations}, T5's usual ones, which its "
+        "arrays do not say; set T5Config.mlp_activations if they are others"
       )
     self._moments = self._opened_moments() if config.initial_optimizer_state else None
 
@@ -190,7 +211,7 @@ class InitialCheckpoint:
   def _mismatch(self, difference: tuple[str, str, str], theirs: T5Config) -> str:
     name, shape, needed = difference
     size = matching_student(theirs)
-    mend = "choose the student that the checkpoint was trained as"
+    mend = "leave out --student to have the student built as the checkpoint is"
     if size is not None and size != self.config.student:
       mend = f"it has the sizes of --student {size}"
     return (
@@ -266,7 +287,7 @@ def _open_folder(local: pathlib.Path, path: str) -> Student | Weights:
   pickles = any(name.endswith(PICKLES) for name in names)
   if names & {HF_CONFIG, WEIGHTS, WEIGHTS_INDEX} or pickles:
     model, arrays = read_hf(path)
-    return Weights("Hugging Face", path, model, arrays)
+    return Weights("Hugging Face", path, model, arrays, names_activations=True)
   newest = newest_step(local)
   if newest is not None:
     return open_checkpoint(os.fspath(newest))
@@ -283,11 +304,15 @@ def _weights(
   return Weights(kind, path, architecture(shapes_of(arrays), path), arrays, moments)
 
 
-def student_of(path: str, model_dir: str | None = None) -> str | None:
-  """The shipped student whose size the checkpoint has; None where it has none of them.
+def student_of(path: str, model_dir: str | None = None) -> tuple[str, list[Binding]]:
+  """Returns the student that a checkpoint was trained as, by name, and the bindings it needs.
 
-  Where model_dir holds a run already, it is that run's, and the checkpoint is not looked at.
-  Raises UserError as open_checkpoint does.
+  A shipped student needs none. Any other architecture is called FROM_CHECKPOINT, and the bindings
+  are its T5Config. Where model_dir has a run already, its student is returned, and the
+  checkpoint is not opened.
+
+  Raises:
+    UserError: as open_checkpoint does.
   """
   if model_dir is not None and os.path.isfile(os.path.join(model_dir, CONFIG)):
     opened: Student | Weights = Student.open(model_dir)
@@ -295,8 +320,20 @@ def student_of(path: str, model_dir: str | None = None) -> str | None:
     with _named():
       opened = open_checkpoint(path)
   if isinstance(opened, Student):
-    return opened.config.student if opened.config.student in student_names() else None
-  return matching_student(opened.model)
+    if opened.config.student in student_names():
+      return opened.config.student, []
+    return FROM_CHECKPOINT, _bindings(opened.config.model)
+  shipped = matching_student(opened.model)
+  if shipped is not None:
+    return shipped, []
+  return FROM_CHECKPOINT, _bindings(opened.model)
+
+
+def _bindings(model: T5Config) -> list[Binding]:
+  """The bindings of an architecture; what InitialCheckpoint takes over anyway is left out."""
+  values = {f"T5Config.{name}": getattr(model, name) for name in _ARCHITECTURE}
+  values["RunConfig.student"] = FROM_CHECKPOINT
+  return [Binding(name, value, "--initial-checkpoint") for name, value in values.items()]
 
 
 def matching_student(model: T5Config) -> str | None:
@@ -318,16 +355,7 @@ def matching_student(model: T5Config) -> str | None:
 
 
 def _sizes(model: T5Config) -> tuple[Any, ...]:
-  return (
-    model.emb_dim,
-    model.num_heads,
-    model.head_dim,
-    model.mlp_dim,
-    model.num_encoder_layers,
-    model.num_decoder_layers,
-    model.mlp_activations,
-    model.logits_via_embedding,
-  )
+  return tuple(getattr(model, name) for name in _ARCHITECTURE)
 
 
 def _published_rows(vocabulary: str | None) -> int:

@@ -1,5 +1,6 @@
 """Hugging Face's folders in and out: its own numbers, bit-identical round trips, refusals."""
 
+import dataclasses
 import functools
 import json
 import pickle
@@ -189,6 +190,13 @@ def test_tied_logits_are_known_by_either_setting(tmp_path):
   written(GATED, tmp_path)
   change(tmp_path, tie_word_embeddings=True, scale_decoder_outputs=False)
   assert not read_hf(tmp_path)[0].logits_via_embedding
+  # A fresh gated model: neither a head of its own nor a scale.
+  without_head = tmp_path / "tied"
+  written(dataclasses.replace(GATED, logits_via_embedding=True), without_head)
+  change(without_head, tie_word_embeddings=True, scale_decoder_outputs=False)
+  config = read_hf(without_head)[0]
+  assert config.logits_via_embedding
+  assert not config.scale_tied_logits
   change(tmp_path, tie_word_embeddings=True, scale_decoder_outputs=True)
   assert "lm_head.weight differs from shared.weight" in refusal(tmp_path)
 
@@ -207,11 +215,25 @@ def test_umt5_has_a_bias_in_each_layer(tmp_path):
   np.testing.assert_array_equal(first + 1, second)
 
 
-def test_a_bias_in_each_layer_is_not_written(tmp_path):
-  config = T5Config(**SIZES, shared_relpos_bias=False)
-  with pytest.raises(UserError, match="one in each"):
-    write_hf(drawn(config), config, tmp_path, dtype=FLOAT32, max_new_tokens=8)
-  assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"shared_relpos_bias": False},
+    {"mlp_activations": ("silu", "linear")},
+    {"logits_via_embedding": True, "scale_tied_logits": False},
+    {"logits_via_embedding": True, "mlp_activations": ("relu",)},
+  ],
+  ids=["umT5", "UL2", "tied, not scaled", "T5 1.0"],
+)
+def test_every_public_family_is_written_and_read_back(tmp_path, changes, assert_same):
+  config = T5Config(**SIZES, **changes)
+  arrays = drawn(config)
+  write_hf(arrays, config, tmp_path, dtype=FLOAT32, max_new_tokens=8)
+  read_config, read = read_hf(tmp_path)
+  assert read_config == config
+  assert_same(read, arrays)
+  family = json.loads((tmp_path / "config.json").read_text())["model_type"]
+  assert family == ("t5" if config.shared_relpos_bias else "umt5")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +243,7 @@ def test_a_bias_in_each_layer_is_not_written(tmp_path):
     ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
     ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64"),
     ({"eos_token_id": 2}, "eos_token_id is 2"),
-    ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
+    ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'"),
     ({"d_model": "16"}, "d_model is '16'"),
     ({"num_layers": 10**12}, "num_layers is 1000000000000"),
     ({"num_decoder_layers": 10**12}, "num_decoder_layers is 1000000000000"),

@@ -24,6 +24,7 @@ from dss_jax.model.layer_stacks import unrolled
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.student import model_dir as students
 from dss_jax.student.initialise import (
+  FROM_CHECKPOINT,
   InitialCheckpoint,
   matching_student,
   open_checkpoint,
@@ -238,12 +239,30 @@ def test_a_resumed_run_keeps_what_the_checkpoint_settled(tmp_path):
   ]
 
 
+def test_an_architecture_that_is_not_shipped_becomes_bindings(tmp_path):
+  """Deep and narrow, as t5-efficient's are, in every format that tells it."""
+  own = dataclasses.replace(TINY, emb_dim=24, num_heads=3, num_encoder_layers=7)
+  for form in ("t5x", "orbax", "hf"):
+    path = write(form, tmp_path / form, drawn(own), own)
+    name, bindings = student_of(str(path))
+    assert name == FROM_CHECKPOINT
+    files = ["runs/distill.gin"]
+    values = [Binding("MODEL_DIR", "unused", "test"), *bindings]
+    values.append(Binding("INITIAL_CHECKPOINT_PATH", str(path), "test"))
+    config = load_config(RunConfig, files, values)
+    initial = InitialCheckpoint(config, BYTES)
+    assert initial.config.student == FROM_CHECKPOINT
+    assert dataclasses.replace(initial.config.model, dropout_rate=own.dropout_rate) == own
+    assert any("activations" in note for note in initial.notes) == (form != "hf")
+  assert "leave out --student" in refusal(path)
+
+
 @pytest.mark.slow
 def test_the_command_finds_the_size_and_resumes_without_the_checkpoint(tmp_path):
   """From scanned weights with many padding rows: neither is a student's own default."""
   own = dataclasses.replace(TINY, vocab_size=512, shared_relpos_bias=False)
   path = write("t5x", tmp_path / "t5x", drawn(own))
-  assert student_of(str(path)) == "tiny"
+  assert student_of(str(path)) == ("tiny", [])
   rows = [{"input_text": f"{i}", "output_text": "x", "rationale": "y"} for i in range(8)]
   dataset = tmp_path / "train.jsonl"
   dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -263,7 +282,7 @@ def test_the_command_finds_the_size_and_resumes_without_the_checkpoint(tmp_path)
   shutil.rmtree(path)
   code, err = distill(2)
   assert code == 0, err
-  assert student_of(str(model_dir)) == "tiny"
+  assert student_of(str(model_dir)) == ("tiny", [])
   initial = InitialCheckpoint(config_of(model_dir), BYTES)
   assert initial.config.model == dataclasses.replace(own, dropout_rate=0.1)
   other = load_vocabulary("bytes")
