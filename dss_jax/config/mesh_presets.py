@@ -1,10 +1,10 @@
-"""What `--mesh` may name: axes (data=8,model=8), a shipped mesh (v3-64) or a TPU slice (v5e-16).
+"""The values of `--mesh`: axes (data=8,model=8), a shipped mesh (v3-64) or a TPU slice (v5e-16).
 
 A shipped mesh is a file of gin_configs/meshes. A slice has Cloud TPU's name: its generation and
 a number that counts TensorCores on v2, v3, v4 and v5p, and chips on v5e and v6e. A program sees
-a device for each core of v2 and v3, and for each chip of the others. A slice takes its
-generation's file, with the axes that its devices give: data = 8 where there are as many, which
-divides 24 examples, and model = the rest.
+a device for each core of v2 and v3, and for each chip of the others. A slice uses its
+generation's file with axes for its devices: data = 8 (or all devices, if fewer), which divides 24
+examples, and model = the rest.
 """
 
 import functools
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from dss_jax.config.schema import MeshConfig, shipped_folder
 from dss_jax.errors import UserError
 
-# Devices along data of a slice, where it has as many.
+# Devices of a slice along the data axis, if it has as many.
 DATA_DEVICES = 8
 
-# Of each generation, the slices by the number in Cloud TPU's name: how their chips are laid out.
+# The topology of the chips of each slice, by generation and the number in Cloud TPU's name.
 _TWO_CORES_PLANE = {8: "2x2", 32: "4x4", 64: "4x8", 128: "8x8", 256: "8x16", 512: "16x16"}
 _TWO_CORES_CUBE = {
   8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8"
@@ -33,19 +33,19 @@ LAYOUTS = {
   "v5p": _TWO_CORES_CUBE,
   "v6e": _ONE_CORE_PLANE,
 }
-# The file of each generation, and the slice that a file without a number is for.
+# The file of each generation, and the size of its slice if the name has no number.
 _FILES = {"v2": "v2", "v3": "v3-64", "v4": "v4", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e"}
-_WHOLE = {"v2": 64, "v3": 64, "v4": 128, "v5e": 64, "v5p": 128, "v6e": 64}
+_DEFAULT_SIZES = {"v2": 64, "v3": 64, "v4": 128, "v5e": 64, "v5p": 128, "v6e": 64}
 
 
 class Slice(NamedTuple):
   """A TPU slice.
 
   Attributes:
-    name: as Cloud TPU has it, such as v3-64.
-    layout: how its chips are linked, such as 4x8.
-    devices: as many as a program sees.
-    chips: as many as are paid for.
+    name: Cloud TPU's, such as v3-64.
+    layout: the topology of its chips, such as 4x8.
+    devices: the number that a program sees.
+    chips: the number that is paid for.
   """
 
   name: str
@@ -56,7 +56,7 @@ class Slice(NamedTuple):
 
 
 class MeshChoice(NamedTuple):
-  """What --mesh comes to: gin files to read, and axes that win over theirs."""
+  """The gin files that --mesh adds, and axes that win over theirs."""
 
   files: list[str]
   axes: dict[str, int]
@@ -64,29 +64,29 @@ class MeshChoice(NamedTuple):
 
 
 def mesh_choice(text: str | None) -> MeshChoice:
-  """Raises UserError for a text that is none of what --mesh may name."""
+  """Parses the value of --mesh; raises UserError if it is none of the three kinds."""
   if not text:
     return MeshChoice([], {}, None)
   if "=" in text:
     return MeshChoice([], _axes(text), None)
   generation, _, size = text.partition("-")
-  found = None
+  parsed = None
   if generation in LAYOUTS and (size.isdecimal() or text == generation):
-    found = tpu_slice(generation, int(size) if size else _WHOLE[generation])
+    parsed = tpu_slice(generation, int(size) if size else _DEFAULT_SIZES[generation])
   if text in mesh_names():
-    return MeshChoice([f"meshes/{text}.gin"], {}, found)
-  if found is None:
+    return MeshChoice([f"meshes/{text}.gin"], {}, parsed)
+  if parsed is None:
     raise UserError(
-      f"--mesh {text}: {text!r} is no axis and no mesh; write data=N,model=M, from 1 up, or one of "
-      f"{', '.join(mesh_names())}, or a TPU slice such as v5e-16"
+      f"--mesh {text}: {text!r} is neither axes nor a mesh; write data=N,model=M, from 1 up, or "
+      f"one of {', '.join(mesh_names())}, or a TPU slice such as v5e-16"
     )
-  data = min(found.devices, DATA_DEVICES)
-  axes = {"data": data, "model": found.devices // data}
-  return MeshChoice([f"meshes/{_FILES[generation]}.gin"], axes, found)
+  data = min(parsed.devices, DATA_DEVICES)
+  axes = {"data": data, "model": parsed.devices // data}
+  return MeshChoice([f"meshes/{_FILES[generation]}.gin"], axes, parsed)
 
 
 def mesh_config(text: str | None) -> MeshConfig:
-  """The mesh alone of what --mesh names, for commands that train nothing."""
+  """Returns the mesh that --mesh names, without its other settings, for use without training."""
   from dss_jax.config.gin_loader import value_in
 
   choice = mesh_choice(text)
@@ -98,7 +98,7 @@ def mesh_config(text: str | None) -> MeshConfig:
 
 
 def tpu_slice(generation: str, size: int) -> Slice:
-  """Raises UserError for a size that the generation does not come in."""
+  """Returns a slice of a generation; raises UserError for a size that does not exist."""
   layouts = LAYOUTS[generation]
   if size not in layouts:
     raise UserError(
@@ -112,12 +112,12 @@ def tpu_slice(generation: str, size: int) -> Slice:
 
 @functools.cache
 def mesh_names() -> list[str]:
-  """The meshes that are shipped: the files of gin_configs/meshes."""
+  """Returns the shipped meshes: the files of gin_configs/meshes."""
   return sorted(path.stem for path in (shipped_folder("gin_configs") / "meshes").glob("*.gin"))
 
 
 def _axes(text: str) -> dict[str, int]:
-  """`data=4,model=2` as a dictionary."""
+  """Parses `data=4,model=2`."""
   axes = {}
   for part in text.split(","):
     if not part:
@@ -125,7 +125,7 @@ def _axes(text: str) -> dict[str, int]:
     name, _, size = part.partition("=")
     if name not in ("data", "model") or not size.isdecimal() or int(size) < 1:
       raise UserError(
-        f"--mesh {text}: {part!r} is no axis; write data=N,model=M, from 1 up, or one of "
+        f"--mesh {text}: {part!r} is not an axis; write data=N,model=M, from 1 up, or one of "
         f"{', '.join(mesh_names())}"
       )
     axes[name] = int(size)

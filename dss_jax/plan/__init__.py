@@ -1,1 +1,1 @@
-"""Planning a run for TPUs that are not here: what its step takes, before a chip is paid for."""
+"""Planning a run: its training step compiled for a TPU slice on a machine without TPUs."""

@@ -1,4 +1,4 @@
-"""The compiler in a process of its own, which may die without taking the command with it."""
+"""Runs the compiler in a child process, so that a crash does not end the command."""
 
 import concurrent.futures
 import multiprocessing
@@ -12,19 +12,19 @@ Result = TypeVar("Result")
 
 
 def run_in_child_process(function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-  """What the function returns, called in another process; function and values are pickled.
+  """Calls a function in a child process and returns its result; all values are pickled.
 
   Raises:
-    UserError: the other process died, as of a fault of the compiler or for lack of memory.
+    UserError: the child crashed, by a bug of the compiler or for lack of memory.
     Exception: whatever the function raises.
   """
   spawn = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, spawn) as one:
+  with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
     try:
-      return one.submit(function, *arguments, **named).result()
+      return pool.submit(function, *arguments, **named).result()
     except BrokenProcessPool:
       raise UserError(
-        "dss plan: the TPU's compiler died while it compiled this step, by a fault of its own or "
-        "because this machine's memory ran out; try another --mesh, fewer --input-tokens, or "
+        "dss plan: the TPU's compiler crashed while it compiled this step, by a bug of its own or "
+        "because this machine ran out of memory; try another --mesh, fewer --input-tokens, or "
         "--gin T5Config.scan_layers=True"
       ) from None

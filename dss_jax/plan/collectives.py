@@ -1,8 +1,8 @@
-"""What devices tell each other in a compiled program: its collectives, counted from its text.
+"""Counts the collectives of a compiled program from its HLO text.
 
-The text is XLA's (`compiled.as_text()`). An operation in the body of a loop counts as often as
-the loop turns, where the text says how often that is: in the loop's known_trip_count, or in the
-constant that its condition compares the counter with. A loop that says neither counts once.
+The text is XLA's (`compiled.as_text()`). An operation in a loop body counts once per iteration, if
+the text gives the trip count: as known_trip_count, or as the constant that the loop's condition
+compares its counter with. Otherwise the loop counts as one iteration.
 """
 
 import math
@@ -32,12 +32,12 @@ _CONSTANT = re.compile(r"constant\((\d+)\)")
 
 
 class Collective(NamedTuple):
-  """One operation of the text.
+  """One collective operation.
 
   Attributes:
-    runs: how often it runs in a run of the program.
-    result_bytes: of its result on one device, once.
-    devices: in each of the groups that exchange.
+    runs: executions per run of the program.
+    result_bytes: size of its result on one device, per execution.
+    devices: number of devices in a replica group.
   """
 
   kind: str
@@ -47,7 +47,7 @@ class Collective(NamedTuple):
 
   @property
   def sent_bytes(self) -> float:
-    """What a device sends, all runs together, in a ring of its group (Chan et al. 2007)."""
+    """Bytes that a device sends in all executions, by a ring algorithm (Chan et al. 2007)."""
     others = self.devices - 1
     per_result = {
       "all-reduce": 2 * others / self.devices,
@@ -60,7 +60,7 @@ class Collective(NamedTuple):
 
 
 class Total(NamedTuple):
-  """All collectives of a kind: runs a step, and what a device gets and sends by them, in bytes."""
+  """All collectives of a kind: executions per step, and bytes per device received and sent."""
 
   runs: int
   result_bytes: int
@@ -68,7 +68,7 @@ class Total(NamedTuple):
 
 
 def totals(text: str) -> dict[str, Total]:
-  """By kind, the kinds that occur alone."""
+  """Sums the collectives of a program by kind; kinds that do not occur are left out."""
   found = collectives(text)
   return {
     kind: Total(
@@ -82,12 +82,12 @@ def totals(text: str) -> dict[str, Total]:
 
 
 def collectives(text: str) -> list[Collective]:
-  """The collectives of a compiled program, from the computation that is its entry.
+  """Returns the collectives that the entry computation of a program executes.
 
-  Of one in two parts (all-gather-start, all-gather-done) the first counts. A TPU's compiler
-  writes a reduce-scatter as a fusion that is named so, of an all-reduce and a slice of it, and
-  one that overlaps with other work several times, with the same channel: it counts once. Groups
-  of one device exchange nothing and are left out.
+  Of an asynchronous pair (all-gather-start, all-gather-done) the start counts. The TPU compiler
+  writes a reduce-scatter as a fusion named all-reduce-scatter, of an all-reduce and a slice, and
+  repeats a collective that overlaps with computation under one channel: each counts once. Groups
+  of one device communicate nothing and are left out.
   """
   computations, entry = _computations(text)
   devices = _device_count(text)
@@ -104,8 +104,8 @@ def collectives(text: str) -> list[Collective]:
       if group > 1 and times:
         channel = re.search(r"channel_id=(\d+)", instruction.rest)
         key = (kind, channel.group(1)) if channel else len(found)
-        one = Collective(kind, times, result_bytes, group)
-        found[key] = max(one, found.get(key, one))
+        collective = Collective(kind, times, result_bytes, group)
+        found[key] = max(collective, found.get(key, collective))
   return list(found.values())
 
 
@@ -116,7 +116,7 @@ class _Instruction(NamedTuple):
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-  """The instructions of each computation of the text, and the name of the entry."""
+  """Returns the instructions of each computation, and the name of the entry computation."""
   computations: dict[str, list[_Instruction]] = {}
   entry = name = ""
   for line in text.splitlines():
@@ -130,27 +130,27 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _runs(computations: Mapping[str, list[_Instruction]], entry: str) -> dict[str, int]:
-  """How often each computation runs in a run of the entry."""
+  """Returns how often each computation runs per run of the entry computation."""
   runs = dict.fromkeys(computations, 0)
 
   def visit(name: str, times: int) -> None:
     runs[name] += times
     for instruction in computations[name]:
       if instruction.operation in ("async-update", "async-done"):
-        continue  # what was begun by async-start, and counted there
-      turns = _turns(instruction, computations) if instruction.operation == "while" else 1
+        continue  # counted at async-start
+      trips = _trip_count(instruction, computations) if instruction.operation == "while" else 1
       for called in _CALLED.findall(instruction.rest):
         for callee in re.findall(r"[\w.\-]+", called):
           if callee in computations:
-            visit(callee, times * turns)
+            visit(callee, times * trips)
 
   if entry:
     visit(entry, 1)
   return runs
 
 
-def _turns(loop: _Instruction, computations: Mapping[str, list[_Instruction]]) -> int:
-  """How often a loop turns; 1 where the text does not say."""
+def _trip_count(loop: _Instruction, computations: Mapping[str, list[_Instruction]]) -> int:
+  """Returns the trip count of a loop; 1 if the text does not give it."""
   if known := _TRIPS.search(loop.rest):
     return int(known.group(1))
   condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
@@ -167,7 +167,7 @@ def _turns(loop: _Instruction, computations: Mapping[str, list[_Instruction]]) -
 
 
 def _result_bytes(instruction: _Instruction) -> int:
-  """Of the result; that of a start holds the operands, the result and some counters."""
+  """Returns the size of the result; a start's also contains its operands and some counters."""
   sizes = [
     math.prod(map(int, filter(None, dimensions.split(",")))) * _bits(dtype) // 8
     for dtype, dimensions in _SHAPE.findall(instruction.shape)
@@ -185,7 +185,7 @@ def _bits(dtype: str) -> int:
 
 
 def _group_size(rest: str, devices: int) -> int:
-  """Devices in a group, from the three ways to write groups; all of them where none is written."""
+  """Returns the devices per replica group, in any of three notations; all if none is given."""
   if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
     axes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
     return math.prod(int(axes[name]) for name in re.findall(r"'([^']+)'", mesh.group(2)))

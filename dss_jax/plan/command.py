@@ -1,7 +1,7 @@
-"""`dss plan`: the real training step of a run, compiled for a TPU slice that is not here.
+"""`dss plan`: the real training step of a run, compiled for a TPU slice.
 
-The batch is planned as rows of so many input and target tokens, one for each example: a row has
-room for the example's two sequences together, its label's and its rationale's.
+The batch is planned as one row per example, with the given numbers of input and target tokens: a
+row has room for both sequences of the example, its label's and its rationale's.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from dss_jax.plan.slices import topology_devices
 from dss_jax.progress import say
 from dss_jax.train.step import parameter_count
 
-# The pieces of the published vocabularies, which need not be fetched to plan.
+# Sizes of the published vocabularies, so that planning does not download them.
 _PUBLISHED_SIZES = {
   None: 32_000 + SENTENCEPIECE_EXTRA_IDS,
   T5_VOCABULARY: 32_000 + SENTENCEPIECE_EXTRA_IDS,
@@ -34,18 +34,18 @@ _PUBLISHED_SIZES = {
 
 
 class Planned(NamedTuple):
-  """A mesh that was compiled for, and the least time that a step on it can take, if it fits."""
+  """The step compiled for one mesh, and a lower bound on its time, if it fits."""
 
   compiled: Compiled
   floor: Roofline | None
 
 
 class Plan(NamedTuple):
-  """What there is to say of a run on a slice.
+  """A run on a TPU slice.
 
   Attributes:
-    planned: the mesh that the run asks for.
-    others: the further meshes of the slice's devices that were compiled for.
+    planned: the step on the mesh that the run asks for.
+    others: the step on other meshes of the slice's devices.
   """
 
   config: RunConfig
@@ -58,9 +58,9 @@ class Plan(NamedTuple):
 
   @property
   def best(self) -> Planned | None:
-    """Of the meshes that fit, the one with the least floor; None where none fits."""
-    fitting = [one for one in (self.planned, *self.others) if one.floor is not None]
-    return min(fitting, key=lambda one: (one.floor or Roofline(0, 0, 0)).step, default=None)
+    """The mesh with the smallest floor of those that fit; None if none fits."""
+    fitting = [mesh for mesh in (self.planned, *self.others) if mesh.floor is not None]
+    return min(fitting, key=lambda mesh: (mesh.floor or Roofline(0, 0, 0)).step, default=None)
 
 
 def plan(
@@ -68,7 +68,7 @@ def plan(
 ) -> Plan:
   """Compiles the run's step for the slice; with `candidates` for its other meshes, too.
 
-  Raises UserError where libtpu is missing, and where the mesh is none for slice and batch.
+  Raises UserError if libtpu is missing, or if the mesh does not fit the slice or the batch size.
   """
   devices = topology_devices(tpu_slice)
   config = dataclasses.replace(
@@ -78,12 +78,12 @@ def plan(
   meshes = [config.mesh]
   if candidates:
     meshes += [mesh for mesh in candidate_meshes(config, tpu_slice.devices) if mesh != config.mesh]
-  done = []
+  results = []
   for number, mesh in enumerate(meshes, start=1):
-    of_many = f" ({number} of {len(meshes)})" if len(meshes) > 1 else ""
+    progress = f" ({number} of {len(meshes)})" if len(meshes) > 1 else ""
     say(
       f"compiling {config.student} for {tpu_slice.name}, data {mesh.data} x model {mesh.model}"
-      f"{of_many}; this takes a minute or more"
+      f"{progress}; this takes a minute or more"
     )
     run = dataclasses.replace(config, mesh=mesh)
     compiled = compile_step(run, devices, packed_shape(run, input_tokens, target_tokens))
@@ -92,20 +92,20 @@ def plan(
     floor = (
       step_roofline(compiled, flops, config.model, weights, hardware) if compiled.fits else None
     )
-    done.append(Planned(compiled, floor))
+    results.append(Planned(compiled, floor))
   return Plan(
     config=config,
     slice=tpu_slice,
     shape=packed_shape(config, input_tokens, target_tokens),
     weights=weights,
     flops=_flops(config, input_tokens, target_tokens),
-    planned=done[0],
-    others=done[1:],
+    planned=results[0],
+    others=results[1:],
   )
 
 
 def candidate_meshes(config: RunConfig, devices: int) -> list[MeshConfig]:
-  """The meshes of all devices whose data axis divides the batch and whose model axis the width."""
+  """Returns the meshes whose data axis divides the batch size and whose model axis mlp_dim."""
   return [
     dataclasses.replace(config.mesh, data=data, model=devices // data)
     for data in range(devices, 0, -1)
@@ -116,14 +116,14 @@ def candidate_meshes(config: RunConfig, devices: int) -> list[MeshConfig]:
 
 
 def packed_shape(config: RunConfig, input_tokens: int, target_tokens: int) -> RowShape:
-  """A row for each example, and as many more as the data axis and the microbatches ask for."""
+  """Returns one row per example, rounded up to a multiple of data axis times microbatches."""
   multiple = (config.mesh.data or 1) * config.accumulation_steps
   rows = math.ceil(config.batch_size / multiple) * multiple
   return RowShape(rows, input_tokens, target_tokens)
 
 
 def vocabulary_rows(config: RunConfig) -> int:
-  """Rows of the embedding table, as a run would settle them (a multiple of 128)."""
+  """Returns the rows of the embedding table, rounded up to a multiple of 128 as a run does."""
   if config.model.vocab_size is not None:
     return config.model.vocab_size
   name = config.data.vocabulary

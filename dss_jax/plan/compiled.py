@@ -1,4 +1,4 @@
-"""A training step compiled for devices that are not here, and what the compiler says of it."""
+"""Compiles a training step for a topology, and reads its memory and collectives."""
 
 import dataclasses
 import re
@@ -20,15 +20,15 @@ GIB = 2**30
 
 @dataclasses.dataclass
 class Compiled:
-  """What the compiler says of a step on one device.
+  """The compiler's figures for a step on one device.
 
   Attributes:
     data, model: devices along the axes of the mesh.
-    weights_over_data: whether weights are split over both axes.
-    memory: GiB by kind: arguments, outputs, temporaries, aliased (outputs that take the place of
-      arguments) and peak, the most that is in use at once; empty where it does not fit.
-    needed_gib: where it does not fit, how much it would take, if the compiler says.
-    collectives: by kind; none where it does not fit.
+    weights_over_data: whether weights are sharded over both axes.
+    memory: GiB by kind: arguments, outputs, temporaries, aliased (outputs that reuse the memory
+      of arguments) and peak, the most in use at once; empty if the step does not fit.
+    needed_gib: how much a step that does not fit would need, if the compiler says.
+    collectives: by kind; empty if the step does not fit.
   """
 
   data: int
@@ -45,9 +45,9 @@ class Compiled:
 
 
 def compile_step(config: RunConfig, devices: Sequence[Any], shape: RowShape) -> Compiled:
-  """The training step of a run, compiled for batches of the shape.
+  """Compiles the training step of a run for batches of the shape.
 
-  Raises UserError where the mesh is none for the devices and the batch.
+  Raises UserError if the mesh does not fit the devices or the batch size.
   """
   mesh = make_mesh(config.mesh, config.batch_size, devices)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
@@ -74,7 +74,7 @@ def compile_step(config: RunConfig, devices: Sequence[Any], shape: RowShape) -> 
 
 
 def memory_by_kind(program: jax.stages.Compiled) -> dict[str, float]:
-  """GiB that a compiled program takes on a device."""
+  """Returns the GiB that a compiled program needs on a device, by kind."""
   analysis: Any = program.memory_analysis()
   sizes = {
     "arguments": analysis.argument_size_in_bytes,
@@ -87,12 +87,12 @@ def memory_by_kind(program: jax.stages.Compiled) -> dict[str, float]:
 
 
 def is_out_of_memory(message: str) -> bool:
-  """Whether the compiler refused a program for its size."""
+  """Returns whether the compiler rejected a program for lack of device memory."""
   return "RESOURCE_EXHAUSTED" in message or "Ran out of memory" in message
 
 
 def needed_gib(message: str) -> float | None:
-  """GiB that a program refused for its size would take: `Used 17.5G of 15.48G hbm`."""
+  """Returns the GiB that a rejected program would need, from `Used 17.5G of 15.48G hbm`."""
   found = re.search(r"[Uu]sed (\d+(?:\.\d+)?)([MGT]) of \d+(?:\.\d+)?[MGT] hbm", message)
   if found is None:
     return None

@@ -1,4 +1,4 @@
-"""What TPUs can do at best, by generation, as published; and where the figures come from."""
+"""Published peak rates and memory of TPUs by generation, with their sources."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ class Hardware(NamedTuple):
   """A device as a program sees it: a core of v2 and v3, a chip of the others.
 
   Attributes:
-    flops: bfloat16 operations a second.
-    memory_bandwidth: bytes a second, between the device and its memory.
-    link_bandwidth: bytes a second that it can send over all of its links together.
-    limit_gib: GiB of memory that the compiler lets a program take.
+    flops: bfloat16 operations per second.
+    memory_bandwidth: bytes per second between the device and its memory.
+    link_bandwidth: bytes per second sent over all links together.
+    limit_gib: GiB of memory that the compiler allows a program.
   """
 
   flops: float

@@ -4,11 +4,11 @@ from typing import Any
 
 from dss_jax.plan.command import Plan, Planned
 from dss_jax.plan.hardware import HARDWARE
-from dss_jax.plan.roofline import USUAL_SHARE, Roofline
+from dss_jax.plan.roofline import USUAL_FRACTION, Roofline
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-  """Memory and collectives are of one device: a core of v2 and v3, a chip of the others."""
+  """Returns the plan as JSON types; memory and collectives are per device, as in Hardware."""
   config, model = plan.config, plan.config.model
   best = plan.best
   return {
@@ -55,13 +55,14 @@ def _mesh_json(plan: Plan, planned: Planned) -> dict[str, Any]:
 
 
 def to_text(plan: Plan) -> str:
+  """Returns the plan for a terminal."""
   config, model, compiled = plan.config, plan.config.model, plan.planned.compiled
-  spread = "over both axes" if compiled.weights_over_data else "over model"
+  axes = "over both axes" if compiled.weights_over_data else "over model"
   lines = [
     f"{config.student} ({plan.weights:,} weights) on {plan.slice.name}: {plan.slice.devices} "
-    f"devices on {plan.slice.chips} chips, {_mesh_name(plan.planned)}, weights split {spread}",
+    f"devices on {plan.slice.chips} chips, {_mesh_name(plan.planned)}, weights sharded {axes}",
     f"batch {config.batch_size}: {plan.shape.rows} rows of {plan.shape.input_tokens:,} input and "
-    f"{plan.shape.target_tokens:,} target tokens, a row for an example's two sequences together",
+    f"{plan.shape.target_tokens:,} target tokens, one row per example",
     f"{model.dtype}, remat {model.remat}, layers {'scanned' if model.scan_layers else 'unrolled'}; "
     f"compiled in {compiled.seconds:.0f} s",
     "",
@@ -70,27 +71,27 @@ def to_text(plan: Plan) -> str:
   floor = plan.planned.floor
   if floor is not None:
     kinds = ", ".join(f"{k} {v:.2f}" for k, v in compiled.memory.items() if k != "peak")
-    lines.append(f"  GiB a device by kind: {kinds}")
+    lines.append(f"  GiB per device by kind: {kinds}")
     lines += ["", *_work(plan, floor)]
   if plan.others:
     lines += ["", "meshes compiled:"]
-    for one in (plan.planned, *plan.others):
-      seconds = "" if one.floor is None else f", floor {_seconds(one.floor.step)}"
-      lines.append(f"  {_mesh_name(one)}: {_fit(plan, one)}{seconds}")
+    for mesh in (plan.planned, *plan.others):
+      seconds = "" if mesh.floor is None else f", floor {_seconds(mesh.floor.step)}"
+      lines.append(f"  {_mesh_name(mesh)}: {_fit(plan, mesh)}{seconds}")
   best = plan.best
   if best is not None:
-    among = f"of the {1 + len(plan.others)} compiled" if plan.others else "the one compiled"
+    among = f"of {1 + len(plan.others)} compiled" if plan.others else "the only one compiled"
     hint = "" if plan.others else "; --candidates compiles the others, too"
-    lines.append(f"fits best: {_mesh_name(best)} ({among}){hint}")
+    lines.append(f"best mesh: {_mesh_name(best)} ({among}){hint}")
   lines += [f"to change: {sentence}" for sentence in advice(plan)]
   return "\n".join(lines)
 
 
 def _work(plan: Plan, floor: Roofline) -> list[str]:
-  """What a step computes and sends, how long it takes at least, and what a run costs."""
+  """Returns the lines on the step's FLOPs, collectives and floor, and on the run's cost."""
   lines = [
-    f"FLOPs a step: {plan.flops.model:.3g}, and {plan.flops.recomputed:.3g} computed again",
-    "collectives a step, on a device (those in a loop counted at every turn):",
+    f"FLOPs per step: {plan.flops.model:.3g}, and {plan.flops.recomputed:.3g} recomputed",
+    "collectives per step and device (those in a loop counted at every iteration):",
   ]
   for kind, total in plan.planned.compiled.collectives.items():
     lines.append(
@@ -99,16 +100,17 @@ def _work(plan: Plan, floor: Roofline) -> list[str]:
     )
   hours = _chip_hours(plan, floor)
   lines += [
-    f"floor of a step: {_seconds(floor.step)}, the largest of compute {_seconds(floor.compute)}, "
-    f"memory {_seconds(floor.memory)}, interconnect {_seconds(floor.interconnect)}",
+    f"floor of the step time: {_seconds(floor.step)}, the largest of compute "
+    f"{_seconds(floor.compute)}, memory {_seconds(floor.memory)}, interconnect "
+    f"{_seconds(floor.interconnect)}",
     f"{plan.config.train_steps:,} steps: {hours['floor']:.3g} chip-hours at the floor, about "
-    f"{hours['expected']:.3g} at the {USUAL_SHARE:.0%} of its speed that is usual",
+    f"{hours['expected']:.3g} at the usual {USUAL_FRACTION:.0%} of that speed",
   ]
   return lines
 
 
 def advice(plan: Plan) -> list[str]:
-  """What to change where the mesh asked for does not fit, the cheapest first."""
+  """Returns what to change if the step does not fit, the cheapest change first."""
   if plan.planned.compiled.fits:
     return []
   config = plan.config
@@ -118,16 +120,12 @@ def advice(plan: Plan) -> list[str]:
     sentences.append(f"{_mesh_name(best)} fits: --gin MeshConfig.data={best.compiled.data} "
                      f"--gin MeshConfig.model={best.compiled.model}")  # fmt: skip
   if config.model.remat != "full":
-    sentences.append(
-      "compute the layers again in the backward pass: --gin T5Config.remat=\"'full'\""
-    )
+    sentences.append("recompute the layers in the backward pass: --gin T5Config.remat=\"'full'\"")
   if not plan.planned.compiled.weights_over_data:
-    sentences.append("split the weights over both axes: --gin MeshConfig.weights_over_data=True")
-  rows_a_device = plan.shape.rows // plan.planned.compiled.data
-  if rows_a_device > config.accumulation_steps:
-    sentences.append(
-      f"go through the batch in parts: --gin RunConfig.accumulation_steps={rows_a_device}"
-    )
+    sentences.append("shard the weights over both axes: --gin MeshConfig.weights_over_data=True")
+  rows_per_device = plan.shape.rows // plan.planned.compiled.data
+  if rows_per_device > config.accumulation_steps:
+    sentences.append(f"use microbatches: --gin RunConfig.accumulation_steps={rows_per_device}")
   if config.model.dtype != "bfloat16":
     sentences.append("compute in bfloat16: --gin T5Config.dtype=\"'bfloat16'\"")
   if not plan.others:
@@ -139,14 +137,14 @@ def advice(plan: Plan) -> list[str]:
 def _fit(plan: Plan, planned: Planned) -> str:
   compiled, limit = planned.compiled, _limit(plan)
   if compiled.fits:
-    return f"fits: {compiled.memory['peak']:.2f} of {limit:.2f} GiB a device"
+    return f"fits: {compiled.memory['peak']:.2f} of {limit:.2f} GiB per device"
   needed = "more than" if compiled.needed_gib is None else f"{compiled.needed_gib:.2f} of"
-  return f"does not fit: it takes {needed} {limit:.2f} GiB a device"
+  return f"does not fit: it needs {needed} {limit:.2f} GiB per device"
 
 
 def _chip_hours(plan: Plan, floor: Roofline) -> dict[str, float]:
   hours = floor.step * plan.config.train_steps * plan.slice.chips / 3600
-  return {"floor": hours, "expected": hours / USUAL_SHARE}
+  return {"floor": hours, "expected": hours / USUAL_FRACTION}
 
 
 def _limit(plan: Plan) -> float:

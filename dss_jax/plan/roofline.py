@@ -1,4 +1,4 @@
-"""The least time a step can take on a slice, and what a run of such steps costs."""
+"""A lower bound on the time of a step on a TPU slice."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,19 @@ from dss_jax.model.flops import StepFlops
 from dss_jax.plan.compiled import GIB, Compiled
 from dss_jax.plan.hardware import Hardware
 
-# What training reaches of its floor's speed: published figures for T5 and language models on
-# TPUs lie between 0.3 and 0.65 of the matrix units' peak.
-USUAL_SHARE = 0.4
+# The fraction of the floor's speed that training reaches: published figures for T5 and language
+# models on TPUs are 0.3 to 0.65 of the matrix units' peak.
+USUAL_FRACTION = 0.4
 
 
 class Roofline(NamedTuple):
-  """Seconds below which a step cannot be, were each part of a device busy without a pause.
+  """The seconds that each part of a device needs for a step at its peak rate.
 
   Attributes:
-    compute: executed FLOPs at the peak rate.
-    memory: the state read and written once, and the weights read by each pass over the layers.
-    interconnect: what a device sends in collectives, at the rate of all its links; their
-      latency is not counted.
+    compute: for the executed FLOPs.
+    memory: for reading and writing the state once, and reading the weights in each pass.
+    interconnect: for the bytes that a device sends in collectives, over all its links; without
+      latency.
   """
 
   compute: float
@@ -28,17 +28,17 @@ class Roofline(NamedTuple):
 
   @property
   def step(self) -> float:
-    """The largest of the three: at best they overlap."""
+    """The largest of the three, as if they overlapped perfectly."""
     return max(self)
 
 
 def step_roofline(
   compiled: Compiled, flops: StepFlops, config: T5Config, weights: int, hardware: Hardware
 ) -> Roofline:
-  """The floor of a compiled step.
+  """Computes the floor of a compiled step.
 
   Args:
-    weights: how many the student has. Those along the model axis share out what a pass reads.
+    weights: number of weights of the student; a pass reads 1/model of them on each device.
   """
   passes = 4 if config.remat == "full" else 3
   weight_bytes = 2 if config.dtype == "bfloat16" else 4

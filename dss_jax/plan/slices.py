@@ -1,4 +1,4 @@
-"""TPU slices as the compiler is told of them, on a machine that has none."""
+"""Descriptions of TPU slices for the compiler, on a machine without TPUs."""
 
 import importlib.util
 import os
@@ -8,33 +8,33 @@ from typing import Any
 from dss_jax.config.mesh_presets import Slice
 from dss_jax.errors import UserError
 
-# libtpu asks the machine that it runs on about its TPU unless it is told that there is none.
+# Keeps libtpu from looking for a TPU on this machine.
 _NO_TPU_HERE = {
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
-  # Unset, it complains; the slice that is compiled for is described apart from this.
+  # libtpu warns if this is unset; it does not affect the slice that is compiled for.
   "TPU_ACCELERATOR_TYPE": "v3-8",
-  # The compiler's threads have 64 KiB of stack, which programs for v5e and v6e overflow.
+  # Programs for v5e and v6e overflow the compiler threads' default stack of 64 KiB.
   "LIBTPU_INIT_ARGS": "--fibers_default_thread_stack_size=2097152",
 }
 
 
 def check_slice(tpu_slice: Slice | None, text: str) -> Slice:
-  """The slice that --mesh names; raises UserError where it names none."""
+  """Returns the slice that --mesh names; raises UserError if it names none."""
   if tpu_slice is None:
     raise UserError(
-      f"--mesh {text}: is no TPU slice, and dss plan compiles for those alone; choose v3-64, "
+      f"--mesh {text}: is not a TPU slice, and dss plan compiles for those only; choose v3-64, "
       "v5e-64 or another of docs/tpu.md"
     )
   return tpu_slice
 
 
 def prepare_compiler() -> None:
-  """Tells libtpu that there is no TPU here; call it before JAX is imported.
+  """Sets libtpu's variables for a machine without TPUs; call it before JAX is imported.
 
-  Raises UserError where libtpu is not installed.
+  Raises UserError if libtpu is not installed.
   """
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
@@ -46,14 +46,14 @@ def prepare_compiler() -> None:
 
 
 def topology_devices(tpu_slice: Slice) -> Sequence[Any]:
-  """The devices of a TPU slice, as they are described to the compiler.
+  """Returns the devices of a TPU slice, for the compiler.
 
-  Raises UserError where libtpu is missing or does not know the slice.
+  Raises UserError if libtpu is missing or does not know the slice.
   """
   prepare_compiler()
   from jax.experimental import topologies
 
-  # On v4 the two cores of a chip are one device, as the runtime has them.
+  # On v4 the two cores of a chip are one device, as in the runtime.
   options = {"chip_config_name": "megacore"} if tpu_slice.generation == "v4" else {}
   name = f"{tpu_slice.generation}:{tpu_slice.layout}"
   try:

@@ -1,4 +1,4 @@
-"""`dss plan` as a user mistypes it, on a machine without the compiler: a sentence, exit code 2."""
+"""Mistakes in `dss plan`, on a machine without the compiler: one sentence, exit code 2."""
 
 import importlib.util
 import sys
@@ -10,7 +10,7 @@ from dss_jax.cli import main as cli
 
 @pytest.fixture
 def dss(monkeypatch, capsys):
-  """Runs `dss`, as if libtpu were not installed; gives exit code, output and errors."""
+  """Returns a function that runs `dss` without libtpu: (exit code, output, errors)."""
   find_spec = importlib.util.find_spec
 
   def without_libtpu(name, *rest):
@@ -32,8 +32,8 @@ def dss(monkeypatch, capsys):
   [
     ([], ["libtpu", "pip install 'dss-jax[tpu]'"]),
     (["--mesh", "v5e-16", "--student", "large"], ["libtpu", "pip install 'dss-jax[tpu]'"]),
-    (["--mesh", "gpu-8"], ["--mesh gpu-8", "no TPU slice", "v3-64"]),
-    (["--mesh", "data=8,model=8"], ["no TPU slice", "v3-64"]),
+    (["--mesh", "gpu-8"], ["--mesh gpu-8", "not a TPU slice", "v3-64"]),
+    (["--mesh", "data=8,model=8"], ["not a TPU slice", "v3-64"]),
     (["--mesh", "v3-63"], ["--mesh v3-63", "v3-64"]),
     (["--mesh", "v9-64"], ["--mesh v9-64", "v3-64"]),
     (["--student", "giant"], ["--student", "'giant'", "xxl"]),
@@ -51,7 +51,7 @@ def test_a_mistake_is_one_sentence(dss, arguments, words):
   assert all(word in err for word in words), err
 
 
-def test_a_tpu_s_mesh_is_refused_where_there_is_none(dss, tmp_path):
+def test_a_tpu_mesh_is_refused_without_tpus(dss, tmp_path):
   data = tmp_path / "train.jsonl"
   data.write_text('{"input_text": "a", "output_text": "b", "rationale": "c"}\n')
   model_dir = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Collectives counted from a compiled program's text: kinds, loops, bytes and groups."""
+"""Collectives of a compiled program's text: kinds, loops, bytes and groups."""
 
 import functools
 
@@ -12,8 +12,8 @@ from dss_jax.config.schema import MeshConfig
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.plan.collectives import Collective, Total, collectives, totals
 
-# As libtpu writes it, cut down: two ways to say how often a loop turns, three to write groups, a
-# collective in two parts, one within a fusion, and one among devices that are alone.
+# libtpu's output, shortened: two notations of a trip count, three of replica groups, an
+# asynchronous collective, one in a fusion, and one in groups of one device.
 TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=64
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -109,18 +109,18 @@ def test_a_program_without_collectives():
   assert totals("") == {}
 
 
-def test_a_program_that_was_really_compiled():
-  """Three turns of a sum over 4 of 8 devices, and a gathering of what they hold."""
+def test_a_compiled_program():
+  """Three iterations of an all-reduce over 4 of 8 devices, then an all-gather."""
   mesh = make_mesh(MeshConfig(data=2, model=4), 2)
 
   @functools.partial(
     jax.shard_map, mesh=mesh, in_specs=P("data", "model"), out_specs=P("data"), check_vma=False
   )
   def step(x):
-    def turn(carry, _):
+    def iteration(carry, _):
       return jax.lax.psum(jnp.tanh(carry), "model"), None
 
-    x, _ = jax.lax.scan(turn, x, None, length=3)
+    x, _ = jax.lax.scan(iteration, x, None, length=3)
     return jax.lax.all_gather(x, "model", axis=1, tiled=True)
 
   text = jax.jit(step).lower(np.ones((4, 16), np.float32)).compile().as_text()

@@ -1,4 +1,4 @@
-"""Meshes to compare, the rows of a planned batch, and the sizes of published vocabularies."""
+"""Candidate meshes, the rows of a planned batch, vocabulary sizes and out-of-memory messages."""
 
 import dataclasses
 
@@ -23,18 +23,19 @@ def test_candidates_use_every_device_and_divide_batch_and_width(v3_64):
   assert axes(candidate_meshes(narrow, 64)) == [(8, 8), (4, 16)]
 
 
-def test_candidates_keep_what_else_the_mesh_says(v3_64):
+def test_candidates_keep_the_other_fields_of_the_mesh(v3_64):
   mesh = dataclasses.replace(v3_64.mesh, weights_over_data=True)
   candidates = candidate_meshes(dataclasses.replace(v3_64, mesh=mesh), 64)
   assert mesh in candidates
-  assert all(one.weights_over_data for one in candidates)
+  assert all(candidate.weights_over_data for candidate in candidates)
 
 
 @pytest.mark.parametrize(
-  ("batch_size", "parts", "rows"), [(24, 1, 24), (8, 1, 8), (24, 3, 24), (24, 2, 32), (16, 3, 24)]
+  ("batch_size", "microbatches", "rows"),
+  [(24, 1, 24), (8, 1, 8), (24, 3, 24), (24, 2, 32), (16, 3, 24)],
 )
-def test_a_row_for_each_example_and_a_multiple_of_the_devices(v3_64, batch_size, parts, rows):
-  config = dataclasses.replace(v3_64, batch_size=batch_size, accumulation_steps=parts)
+def test_rows_are_examples_rounded_up_to_a_multiple(v3_64, batch_size, microbatches, rows):
+  config = dataclasses.replace(v3_64, batch_size=batch_size, accumulation_steps=microbatches)
   assert packed_shape(config, 1024, 256) == RowShape(rows, 1024, 256)
 
 
@@ -42,11 +43,11 @@ def test_a_row_for_each_example_and_a_multiple_of_the_devices(v3_64, batch_size,
   ("name", "rows"),
   [(None, 32_128), (T5_VOCABULARY, 32_128), (MT5_VOCABULARY, 250_112), ("bytes", 384)],
 )
-def test_published_vocabularies_are_not_fetched(v3_64, name, rows):
+def test_published_vocabularies_are_not_downloaded(v3_64, name, rows):
   config = dataclasses.replace(v3_64, data=DataConfig(vocabulary=name))
   assert vocabulary_rows(config) == rows
-  settled = dataclasses.replace(config.model, vocab_size=1000)
-  assert vocabulary_rows(dataclasses.replace(config, model=settled)) == 1000
+  model = dataclasses.replace(config.model, vocab_size=1000)
+  assert vocabulary_rows(dataclasses.replace(config, model=model)) == 1000
 
 
 @pytest.mark.parametrize(
@@ -60,10 +61,10 @@ def test_published_vocabularies_are_not_fetched(v3_64, name, rows):
     ("RESOURCE_EXHAUSTED: something else", None),
   ],
 )
-def test_what_a_program_too_large_would_take(message, gib):
+def test_needed_memory_of_a_program_that_is_too_large(message, gib):
   assert is_out_of_memory(message)
   assert needed_gib(message) == gib
 
 
-def test_other_refusals_are_not_for_size():
+def test_other_errors_are_not_out_of_memory():
   assert not is_out_of_memory("INTERNAL: Mosaic failed to compile TPU kernel")

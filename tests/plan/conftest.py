@@ -1,4 +1,4 @@
-"""Plans put together by hand: nothing is compiled for them."""
+"""Plans built by hand, without compiling."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def v3_64():
 
 @pytest.fixture
 def planned():
-  """A mesh that fits with the given floor, or does not."""
+  """Returns a function that makes a mesh: one that fits with floor `step`, or None does not."""
 
   def planned(data=8, model=8, step=0.5, **changes):
     compiled = Compiled(data=data, model=model, weights_over_data=False, seconds=61.0)

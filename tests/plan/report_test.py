@@ -1,4 +1,4 @@
-"""What a plan says: figures, the mesh that fits best, and what to change where none does."""
+"""The report of a plan: figures, the best mesh, and advice if none fits."""
 
 import dataclasses
 import json
@@ -34,13 +34,13 @@ def test_text_has_the_figures(make_plan):
   for part in (
     "base (247,577,856 weights) on v3-64: 64 devices on 32 chips, data 8 x model 8",
     "batch 24: 24 rows of 1,024 input and 256 target tokens",
-    "fits: 2.50 of 15.48 GiB a device",
+    "fits: 2.50 of 15.48 GiB per device",
     "arguments 0.50, outputs 0.25, temporaries 3.00, aliased 0.12",
-    "FLOPs a step: 3e+13, and 1e+13 computed again",
+    "FLOPs per step: 3e+13, and 1e+13 recomputed",
     "all-gather           1,027  results 1.000 GiB, sent 0.500 GiB",
-    "floor of a step: 500 ms, the largest of compute 500 ms, memory 100 ms, interconnect 250 ms",
+    "floor of the step time: 500 ms, the largest of compute 500 ms, memory 100 ms, interconnect",
     "300 steps: 1.33 chip-hours at the floor",
-    "fits best: data 8 x model 8 (the one compiled); --candidates",
+    "best mesh: data 8 x model 8 (the only one compiled); --candidates",
   ):
     assert part in text, part
 
@@ -51,13 +51,13 @@ def test_the_best_mesh_is_the_fastest_of_those_that_fit(make_plan, planned):
   )
   report = to_json(plan)
   assert report["best_mesh"] == {"data": 4, "model": 16}
-  assert [one["fits"] for one in report["candidates"]] == [True, True, False]
+  assert [mesh["fits"] for mesh in report["candidates"]] == [True, True, False]
   text = to_text(plan)
-  assert "fits best: data 4 x model 16 (of the 4 compiled)" in text
-  assert "data 1 x model 64: does not fit: it takes more than 15.48 GiB" in text
+  assert "best mesh: data 4 x model 16 (of 4 compiled)" in text
+  assert "data 1 x model 64: does not fit: it needs more than 15.48 GiB" in text
 
 
-def test_what_does_not_fit_says_so_and_what_to_change(make_plan, planned, v3_64):
+def test_a_plan_that_does_not_fit_has_advice(make_plan, planned, v3_64):
   model = dataclasses.replace(v3_64.model, remat="none", dtype="float32")
   plan = make_plan(
     planned(step=None, needed_gib=17.5), config=dataclasses.replace(v3_64, model=model)
@@ -67,7 +67,7 @@ def test_what_does_not_fit_says_so_and_what_to_change(make_plan, planned, v3_64)
   assert (report["floor_seconds"], report["chip_hours"], report["best_mesh"]) == (None, None, None)
   assert report["collectives"] == {}
   text = to_text(plan)
-  assert "does not fit: it takes 17.50 of 15.48 GiB a device" in text
+  assert "does not fit: it needs 17.50 of 15.48 GiB per device" in text
   for part in (
     "T5Config.remat=\"'full'\"",
     "MeshConfig.weights_over_data=True",
@@ -79,14 +79,14 @@ def test_what_does_not_fit_says_so_and_what_to_change(make_plan, planned, v3_64)
     assert f"to change: {next(line for line in advice(plan) if part in line)}" in text
 
 
-def test_advice_names_nothing_that_is_done_already(make_plan, planned):
+def test_advice_leaves_out_what_is_already_set(make_plan, planned):
   first = planned(step=None, weights_over_data=True)
   plan = make_plan(first, [planned(4, 16)])
   sentences = advice(plan)
   assert sentences[0] == (
     "data 4 x model 16 fits: --gin MeshConfig.data=4 --gin MeshConfig.model=16"
   )
-  told = " ".join(sentences)
+  text = " ".join(sentences)
   assert not any(
-    part in told for part in ("remat", "weights_over_data", "bfloat16", "--candidates")
+    part in text for part in ("remat", "weights_over_data", "bfloat16", "--candidates")
   )

@@ -1,4 +1,4 @@
-"""The floor of a step, by hand."""
+"""The floor of a step, computed by hand."""
 
 import dataclasses
 
@@ -29,12 +29,12 @@ def test_each_part_by_hand(v3_64, remat, dtype, passes_times_bytes):
   model = dataclasses.replace(v3_64.model, remat=remat, dtype=dtype)
   floor = step_roofline(COMPILED, StepFlops(6e12, 2e12), model, 1_000_000_000, DEVICE)
   assert floor.compute == pytest.approx(8e12 / 8 / 1e12)
-  # The state in and out, and a quarter of the weights in each pass.
+  # The state read and written, and a quarter of the weights in each pass.
   assert floor.memory == pytest.approx(1.5 * 2**30 / 1e9 + passes_times_bytes * 0.25)
   assert floor.interconnect == pytest.approx(3.0)
 
 
-def test_a_step_takes_as_long_as_its_slowest_part():
+def test_the_slowest_part_is_the_step_s_floor():
   assert Roofline(1.0, 3.0, 2.0).step == 3.0
 
 

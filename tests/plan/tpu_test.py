@@ -1,4 +1,4 @@
-"""`dss plan` with the TPU's own compiler, on a machine without a TPU: a minute each."""
+"""`dss plan` with the TPU's compiler, on a machine without a TPU; about a minute each."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ pytestmark = [
 
 
 def plan(*arguments):
-  """(exit code, output, errors) of a process of its own: libtpu is loaded once in each."""
+  """Runs `dss plan` in a new process, since libtpu loads once: (exit code, output, errors)."""
   result = subprocess.run(
     [sys.executable, "-m", "dss_jax.cli.main", "plan", *arguments],
     capture_output=True,
@@ -36,7 +36,7 @@ def test_small_fits_on_64_cores():
   assert report["limit_gib_per_core"] == 15.48
   assert report["mesh"] == {"data": 8, "model": 8}
   assert report["flops_per_step"] > 0
-  # Six heads over eight devices, and hardly a permutation.
+  # Six heads over eight devices cause few permutations.
   assert report["collectives"].get("collective-permute", {"count": 0})["count"] < 52
   assert report["floor_seconds"]["step"] > 0
 
