@@ -1,6 +1,6 @@
-"""The options that several commands share, and options bound to a field of the schema.
+"""The options that several commands share, each declared once, and options bound to the schema.
 
-A flag has one declaration and one meaning in all commands. Imports nothing heavy.
+Imports nothing heavy.
 """
 
 import dataclasses
@@ -15,15 +15,16 @@ from dss_jax.config import schema
 
 
 class Option(click.Option):
-  """An option; one that is bound to a field takes its type, bounds and shown default from it.
+  """An option that may be bound to a field of the schema.
 
-  Its value is None unless the flag is given, so that gin files may set the field.
+  A bound option takes its type, its bounds and the default in its help from the field. Its value is
+  None unless the flag is given, so that gin files can set the field.
 
   Attributes:
     field: `Class.field` of the schema; None for an option that is not bound.
-    key: the entry that the option sets, where the field is a mapping.
-    binding: the macro or field that gin sets for the flag.
-    default_text: the default in the help, where it is not the field's.
+    key: the entry that the option sets, if the field is a mapping.
+    binding: what the flag sets in gin: the field, or its macro in runs/distill.gin.
+    default_text: the default in the help, if click's own does not show it.
   """
 
   def __init__(
@@ -37,7 +38,7 @@ class Option(click.Option):
     use_default: bool = False,
     **attributes: Any,
   ):
-    """Args: macro, of the field in runs/distill.gin; use_default, for commands without gin."""
+    """Makes the option; with `use_default`, for commands without gin, its value is never None."""
     self.field, self.key, self.binding = field, key, macro or field
     self.default_text = default_text
     if field is not None:

@@ -48,7 +48,7 @@ def test_the_help_of_a_command(dss, command, words):
   assert all(word in outcome.out for word in words)
 
 
-def test_without_a_command_the_help_is_shown(dss):
+def test_help_is_shown_without_a_command(dss):
   outcome = dss()
   assert outcome.code == 2
   assert outcome.err.startswith("Usage: dss ")
@@ -123,7 +123,7 @@ finally:
   assert outcome.err == ""
 
 
-def test_validate_reports(dss):
+def test_validate_prints_a_report(dss):
   outcome = dss("validate", "train.jsonl", "--eval-dataset", "eval.jsonl", "--json")
   report = outcome.json
   assert outcome.code == 0
@@ -153,8 +153,8 @@ def test_a_flag_for_one_length_leaves_the_other_to_the_gin_file(dss, monkeypatch
   ]
 
 
-def test_a_wheel_carries_all_it_needs(dss, tmp_path):
-  # Built from a copy: setuptools leaves its files beside what it builds.
+def test_a_wheel_contains_all_it_needs(dss, tmp_path):
+  # Builds a copy, since setuptools writes into the source folder.
   source = tmp_path / "source"
   source.mkdir()
   for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):

@@ -1,4 +1,4 @@
-"""A user's mistakes: one sentence on standard error, exit code 2, and nothing written."""
+"""Users' mistakes: one sentence on standard error, exit code 2, and no file written."""
 
 import fcntl
 import gzip
@@ -9,47 +9,47 @@ import urllib.request
 import pytest
 
 FLAGS = {
-  "a student of no size": (["--student", "giant"], ["--student", "'giant'", "tiny", "xxl"]),
+  "an unknown student": (["--student", "giant"], ["--student", "'giant'", "tiny", "xxl"]),
   "no steps": (["--train-steps", "0"], ["--train-steps", "0", "x>=1"]),
   "half a step": (["--train-steps", "1.5"], ["--train-steps", "'1.5'", "integer", "--help"]),
   "a negative batch": (["--batch-size", "-1"], ["--batch-size", "-1", "x>=1"]),
   "alpha above 1": (["--alpha", "2"], ["--alpha", "2.0", "0<=x<=1"]),
-  "alpha no number": (["--alpha", "nan"], ["--alpha", "nan", "finite"]),
-  "an endless learning rate": (
+  "alpha not a number": (["--alpha", "nan"], ["--alpha", "nan", "finite"]),
+  "an infinite learning rate": (
     ["--learning-rate-multiplier", "inf"],
     ["--learning-rate-multiplier", "inf", "finite"],
   ),
-  "a seed too large": (["--seed", str(2**70)], ["--seed", str(2**70), "4294967295"]),
-  "no room for a token": (["--max-output-tokens", "1"], ["--max-output-tokens", "1", "x>=2"]),
-  "a mesh of words": (["--mesh", "all"], ["--mesh", "'all'", "data=N,model=M"]),
-  "a mesh axis of another name": (["--mesh", "data=1,x=2"], ["--mesh", "'x=2'", "data=N,model=M"]),
+  "a seed too large": (["--seed", str(2**70)], ["--seed", str(2**70), "x<=4294967295"]),
+  "too few tokens": (["--max-output-tokens", "1"], ["--max-output-tokens", "1", "x>=2"]),
+  "an unknown mesh": (["--mesh", "all"], ["--mesh", "'all'", "data=N,model=M"]),
+  "an unknown mesh axis": (["--mesh", "data=1,x=2"], ["--mesh", "'x=2'", "data=N,model=M"]),
   "more devices than there are": (["--mesh", "data=4,model=4"], ["--mesh", "16", "there are 8"]),
   "a data axis that does not divide": (["--mesh", "data=3"], ["data=3", "4 examples", "divisor"]),
   "an unknown flag": (["--epochs", "3"], ["--epochs", "dss distill --help"]),
-  "unknown labels": (
+  "an unknown label source": (
     ["--label-source", "silver"],
     ["--label-source", "'silver'", "'gold', 'teacher'"],
   ),
-  "a task's labels of a file": (
+  "a label source for a file": (
     ["--label-source", "teacher"],
     ["--label-source teacher", "--task"],
   ),
-  "a task's folder beside a file": (["--data-dir", "."], ["--data-dir", "--task"]),
+  "a task's folder with a file": (["--data-dir", "."], ["--data-dir", "--task"]),
   "a file and a task": (
     ["--task", "svamp", "--data-dir", "."],
     ["both of --dataset and --task", "TRAIN.jsonl", "--data-dir"],
   ),
-  "a vocabulary that is missing": (
+  "a missing vocabulary": (
     ["--vocabulary", "no.model"],
     ["vocabulary no.model", "no such file", "--vocabulary bytes"],
   ),
   "a vocabulary that is a folder": (["--vocabulary", "."], ["vocabulary .", "a directory"]),
-  "a vocabulary that is nothing": (["--vocabulary", ""], ["vocabulary", "empty name"]),
-  "a vocabulary that is none": (
+  "a vocabulary without a name": (["--vocabulary", ""], ["vocabulary", "empty name"]),
+  "a vocabulary of another format": (
     ["--vocabulary", "train.jsonl"],
     ["vocabulary train.jsonl", "not a SentencePiece model", "--vocabulary bytes"],
   ),
-  "an initial checkpoint that is missing": (
+  "a missing initial checkpoint": (
     ["--initial-checkpoint", "nowhere"],
     ["--initial-checkpoint nowhere", "--model-dir"],
   ),
@@ -57,17 +57,17 @@ FLAGS = {
 
 
 @pytest.mark.parametrize(("flags", "says"), FLAGS.values(), ids=FLAGS)
-def test_a_flag(dss, refuses, flags, says):
+def test_wrong_flags(dss, refuses, flags, says):
   refuses("distill", *dss.flags("new", *flags), says=says)
 
 
-def test_without_data(dss, refuses):
+def test_missing_data(dss, refuses):
   refuses(
     "distill", *dss.TINY, "--model-dir", "new", says=["neither of --dataset and --task", "--task"]
   )
 
 
-def test_without_a_folder(dss, refuses):
+def test_missing_model_dir(dss, refuses):
   refuses("distill", "--dataset", "train.jsonl", says=["--model-dir", "dss distill --help"])
 
 
@@ -90,7 +90,7 @@ DATA = {
 
 
 @pytest.mark.parametrize(("content", "says"), DATA.values(), ids=DATA)
-def test_training_data(dss, refuses, content, says):
+def test_wrong_training_data(dss, refuses, content, says):
   if content == "folder":
     (dss.folder / "rows.jsonl").mkdir()
   elif content is not None:
@@ -107,7 +107,7 @@ def test_a_damaged_archive(dss, refuses, content):
   refuses("distill", *flags, says=["rows.jsonl.gz:", "gzip", "compress or copy"])
 
 
-def test_many_bad_lines_are_told_in_one_go(dss):
+def test_many_bad_lines_are_reported_together(dss):
   (dss.folder / "rows.jsonl").write_bytes(b"[]\n" * 30)
   outcome = dss("distill", *dss.flags("new", "--dataset", "rows.jsonl"))
   assert outcome.code == 2
@@ -124,13 +124,13 @@ def test_many_bad_lines_are_told_in_one_go(dss):
     ("distill", b"", ["no rows"]),
   ],
 )
-def test_evaluation_data(dss, refuses, command, content, says):
+def test_wrong_evaluation_data(dss, refuses, command, content, says):
   (dss.folder / "judge.jsonl").write_bytes(content)
   flags = dss.flags("new", "--eval-dataset", "judge.jsonl")
   refuses(command, *flags, says=["judge.jsonl", *says])
 
 
-def test_a_url_without_its_driver(dss, refuses, monkeypatch):
+def test_a_url_whose_driver_is_not_installed(dss, refuses, monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
   flags = dss.flags("new", "--dataset", "gs://bucket/rows.jsonl")
   refuses("distill", *flags, says=["gs://bucket/rows.jsonl", "pip install gcsfs"])
@@ -156,7 +156,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize(("text", "name", "says"), TASKS.values(), ids=TASKS)
-def test_a_task(dss, refuses, text, name, says):
+def test_wrong_tasks(dss, refuses, text, name, says):
   if text is not None:
     (dss.folder / "mine.py").write_text(text)
   flags = [*dss.TINY, "--model-dir", "new", "--task", name, "--data-dir", "."]
@@ -176,18 +176,18 @@ GIN = {
   "an unknown binding": ("RunConfig.sead = 1\n", ["mine.gin:1", "'RunConfig.sead'", ".seed"]),
   "an unused macro": ("\nSEEDS = 1\n", ["mine.gin:2", "'SEEDS'", "SEED?"]),
   "an undefined macro": ("RunConfig.seed = %SEEDS\n", ["mine.gin:1", "%SEEDS", "SEED?"]),
-  "an open REQUIRED": ("RunConfig.seed = %gin.REQUIRED\n", ["mine.gin:1", "required"]),
+  "an unset REQUIRED": ("RunConfig.seed = %gin.REQUIRED\n", ["mine.gin:1", "required"]),
   "another type": ("SEED = '1'\n", ["mine.gin:1", "RunConfig.seed = '1'", "a whole number"]),
   "an import": ("import os\n", ["mine.gin:1", "imports code", "remove"]),
   "a call": ("SEED = @os.getpid()\n", ["mine.gin:1", "would call code", "plain value"]),
-  "a circle": ("SEED = %A\nA = %SEED\n", ["defined by itself"]),
-  "itself included": ("include 'mine.gin'\n", ["mine.gin", "includes itself"]),
+  "a circular macro": ("SEED = %A\nA = %SEED\n", ["defined by itself"]),
+  "a file that includes itself": ("include 'mine.gin'\n", ["mine.gin", "includes itself"]),
   "another student": ("include 'models/mini.gin'\n", ["--student tiny", "no effect", "'mini'"]),
 }
 
 
 @pytest.mark.parametrize(("text", "says"), GIN.values(), ids=GIN)
-def test_a_gin_file(dss, refuses, text, says):
+def test_wrong_gin_files(dss, refuses, text, says):
   (dss.folder / "mine.gin").write_text(text)
   refuses("distill", *dss.flags("new", "--gin-file", "mine.gin"), says=says)
 
@@ -197,7 +197,7 @@ def test_a_missing_gin_file(dss, refuses):
   refuses("distill", *flags, says=["'absent.gin'", "give the path"])
 
 
-def test_a_flag_that_a_gin_file_makes_idle(dss, refuses):
+def test_a_flag_without_effect(dss, refuses):
   (dss.folder / "mine.gin").write_text("LossConfig.alpha = 0.25\n")
   flags = dss.flags("new", "--gin-file", "mine.gin", "--alpha", "0.75")
   refuses("distill", *flags, says=["--alpha", "no effect", "LossConfig.alpha", "mine.gin:1"])
@@ -212,23 +212,23 @@ def test_a_flag_that_a_gin_file_makes_idle(dss, refuses):
     (["--gin_file=runs/distill.gin", "--model-dir=new"], ["--model-dir=new", "--gin.NAME=VALUE"]),
   ],
 )
-def test_the_gin_way(refuses, arguments, says):
+def test_wrong_arguments_of_train(refuses, arguments, says):
   refuses("train", *arguments, says=says)
 
 
 FOLDERS = {
   "a file": ("train.jsonl", ["is a file", "folder"]),
   "below a file": ("train.jsonl/new", ["cannot be written", "another folder"]),
-  "a folder of something else": ("photos", ["holds 'beach.jpg'", "new or empty folder"]),
+  "a folder with other files": ("photos", ["holds 'beach.jpg'", "new or empty folder"]),
   "a URL": ("gs://bucket/new", ["is a URL", "local folder"]),
-  "nothing": ("", ["empty name"]),
-  "too long a name": ("x" * 300, ["cannot be written", "too long"]),
-  "no name at all": ("\0", ["cannot be written", "null byte"]),
+  "empty": ("", ["empty name"]),
+  "a name that is too long": ("x" * 300, ["cannot be written", "too long"]),
+  "a null byte": ("\0", ["cannot be written", "null byte"]),
 }
 
 
 @pytest.mark.parametrize(("name", "says"), FOLDERS.values(), ids=FOLDERS)
-def test_a_model_folder(dss, refuses, name, says):
+def test_wrong_model_dirs(dss, refuses, name, says):
   (dss.folder / "photos").mkdir()
   (dss.folder / "photos" / "beach.jpg").touch()
   refuses("distill", *dss.flags(name), says=[f"--model-dir {name}", *says])
@@ -251,7 +251,7 @@ def test_the_folder_of_a_run_on_other_data(with_student, refuses, file, name):
   refuses("distill", *flags, says=[f"the {name} data are not"], workshop=with_student)
 
 
-def test_the_folder_of_a_run_under_way(with_student, refuses):
+def test_the_folder_of_a_running_run(with_student, refuses):
   with (with_student.folder / "student" / ".lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     flags = with_student.flags("student", "--train-steps", "6")
@@ -262,7 +262,7 @@ SWEEPS = {
   "without a grid": ("", ["SweepConfig.grid"]),
   "an empty grid": ("SweepConfig.grid = {}\n", ["grid.gin", "no values"]),
   "a name without values": ("SweepConfig.grid = {'SEED': []}\n", ["no values for SEED"]),
-  "no list": ("SweepConfig.grid = {'SEED': 3}\n", ["grid.gin:1", "list"]),
+  "a value that is not a list": ("SweepConfig.grid = {'SEED': 3}\n", ["grid.gin:1", "list"]),
   "an unknown name": ("SweepConfig.grid = {'SEEDS': [1]}\n", ["'SEEDS'", "SEED?"]),
   "an unknown student": ("SweepConfig.grid = {'STUDENT': ['big']}\n", ["grid.gin", "'big'"]),
   "a value out of bounds": ("SweepConfig.grid = {'ALPHA': [0.5, 2.0]}\n", ["2.0", "from 0 to 1"]),
@@ -272,7 +272,7 @@ SWEEPS = {
 
 
 @pytest.mark.parametrize(("text", "says"), SWEEPS.values(), ids=SWEEPS)
-def test_a_sweep(dss, refuses, text, says):
+def test_wrong_sweeps(dss, refuses, text, says):
   (dss.folder / "grid.gin").write_text(text)
   refuses("sweep", "grid.gin", *dss.flags("new"), says=says)
 
@@ -290,7 +290,7 @@ def test_a_missing_sweep(dss, refuses):
     ([], ["FILE", "dss validate --help"]),
   ],
 )
-def test_validate(refuses, arguments, says):
+def test_wrong_arguments_of_validate(refuses, arguments, says):
   refuses("validate", *arguments, says=says)
 
 
