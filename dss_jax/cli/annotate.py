@@ -95,16 +95,16 @@ def annotate(**flags: Any) -> None:
   from dss_jax.annotation.annotate_file import annotate_file, expect_file
   from dss_jax.annotation.teacher_settings import annotation_settings
   from dss_jax.annotation.usage import Prices
+  from dss_jax.config.gin_loader import load_config
   from dss_jax.config.schema import TeacherConfig
 
   if not flags["dry_run"] and flags["output"] is None:
     raise UserError("dss annotate: give --output OUT.jsonl, or --dry-run to see what it would ask")
-  given = {
-    found.field.partition(".")[2]: value
-    for found, value in options.given_options(flags)
-    if found.field is not None and found.field.startswith("TeacherConfig.")
-  }
-  settings = annotation_settings(TeacherConfig(**given), Prices(*(flags["prices"] or ())))
+  bindings = [
+    binding for binding in options.gin_bindings(flags) if binding.name.startswith("TeacherConfig.")
+  ]
+  teacher = load_config(TeacherConfig, [], bindings)
+  settings = annotation_settings(teacher, Prices(*(flags["prices"] or ())))
   task, prompt = flags["task"], flags["prompt"]
   if not flags["dry_run"]:
     report = annotate_file(

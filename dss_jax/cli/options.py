@@ -14,6 +14,24 @@ import click
 from dss_jax.config import schema
 
 
+class _ShownIntRange(click.IntRange):
+  """Bounds for the help; the gin loader checks them.
+
+  A run of several processes must report a wrong value after they have connected: a process that
+  ends while it parses would leave the others waiting for it.
+  """
+
+  def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+    return click.INT.convert(value, param, ctx)
+
+
+class _ShownFloatRange(click.FloatRange):
+  """As _ShownIntRange."""
+
+  def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+    return click.FLOAT.convert(value, param, ctx)
+
+
 class Option(click.Option):
   """An option that may be bound to a field of the schema.
 
@@ -36,14 +54,22 @@ class Option(click.Option):
     macro: str | None = None,
     default_text: str | None = None,
     use_default: bool = False,
+    uses_gin: bool = True,
     **attributes: Any,
   ):
-    """Makes the option; with `use_default`, for commands without gin, its value is never None."""
+    """Makes the option.
+
+    Args:
+      macro: the macro of the field in runs/distill.gin.
+      use_default: whether its value is the field's default, not None, if it is not given.
+      uses_gin: whether the gin loader checks the bounds; otherwise the option does, as always
+        with use_default.
+    """
     self.field, self.key, self.binding = field, key, macro or field
     self.default_text = default_text
     if field is not None:
       hint, default = _field_of(field, key)
-      attributes = {**_click_type(hint), **attributes}
+      attributes = {**_click_type(hint, uses_gin and not use_default), **attributes}
       if use_default:
         attributes.update(default=default, show_default=True)
       elif default_text is None and default not in (None, ()):
@@ -76,17 +102,19 @@ def _field_of(name: str, key: str | None) -> tuple[Any, Any]:
   return typing.get_args(field.type)[1], default[key]
 
 
-def _click_type(hint: Any) -> dict[str, Any]:
+def _click_type(hint: Any, uses_gin: bool) -> dict[str, Any]:
   """Returns click's type for a field's type, and the name of its value in the help."""
   if typing.get_origin(hint) in (typing.Union, types.UnionType):
     hint = next(part for part in typing.get_args(hint) if part is not type(None))
   if typing.get_origin(hint) is tuple:
-    return _click_type(typing.get_args(hint)[0])
+    return _click_type(typing.get_args(hint)[0], uses_gin)
   if typing.get_origin(hint) is Annotated:
     number, bounds = typing.get_args(hint)
     if number is int:
-      return {"type": click.IntRange(bounds.low, bounds.high), "metavar": "N"}
-    return {"type": click.FloatRange(bounds.low, bounds.high), "metavar": "X"}
+      int_range = _ShownIntRange if uses_gin else click.IntRange
+      return {"type": int_range(bounds.low, bounds.high), "metavar": "N"}
+    float_range = _ShownFloatRange if uses_gin else click.FloatRange
+    return {"type": float_range(bounds.low, bounds.high), "metavar": "X"}
   if typing.get_origin(hint) is Literal:
     return {"type": click.Choice(typing.get_args(hint))}
   # Without a default of its own an on/off flag would be False, not None, unless given.
@@ -216,9 +244,9 @@ TRAIN_STEPS = option("--train-steps", field="RunConfig.train_steps", macro="TRAI
                      help="Steps in all, those before a resume included.")  # fmt: skip
 
 
-def batch_size(default_text: str | None = None) -> Decorator:
+def batch_size(**attributes: Any) -> Decorator:
   return option("--batch-size", field="RunConfig.batch_size", macro="BATCH_SIZE",
-                help="Examples per step.", default_text=default_text)  # fmt: skip
+                help="Examples per step.", **attributes)  # fmt: skip
 
 
 def seed(help_text: str, **attributes: Any) -> Decorator:

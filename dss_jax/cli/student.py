@@ -14,7 +14,7 @@ from dss_jax.cli.options import option
 @options.dataset("JSONL rows to answer.", required=True)
 @options.output("Where the answered rows go.")
 @option("--explain", is_flag=True, help="Write the student's rationale, too.")
-@options.batch_size("the student's in training")
+@options.batch_size(default_text="the student's in training", uses_gin=False)
 @option("--max-output-tokens", type=click.IntRange(min=1), metavar="N",
         help="The longest answer.",
         default_text="the longest target that the student was trained on")  # fmt: skip

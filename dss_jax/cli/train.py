@@ -147,15 +147,13 @@ def _files_and_bindings(files: list[str], flags: dict[str, Any]) -> tuple[list[s
       "of the two"
     )
   bindings = architecture + options.gin_bindings(flags)
-  lengths = {
-    found.key: value for found, value in options.given_options(flags) if found.key is not None
-  }
+  lengths = [(found, value) for found, value in options.given_options(flags) if found.key]
   if lengths:
     # One flag leaves the other length as the gin files have it.
-    all_lengths = {**value_in(files, "TASK_FEATURE_LENGTHS"), **lengths}
-    bindings.append(
-      Binding("TASK_FEATURE_LENGTHS", all_lengths, "--max-input-tokens, --max-output-tokens")
-    )
+    given = {found.key: value for found, value in lengths}
+    all_lengths = {**value_in(files, "TASK_FEATURE_LENGTHS"), **given}
+    place = ", ".join(found.flag for found, _ in lengths)
+    bindings.append(Binding("TASK_FEATURE_LENGTHS", all_lengths, place))
   for axis, size in mesh.axes.items():
     bindings.append(Binding(f"MeshConfig.{axis}", size, "--mesh"))
   return files, bindings + [parse_binding(text, f"--gin {text}") for text in flags["gin"]]

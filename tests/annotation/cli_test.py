@@ -101,6 +101,12 @@ def test_dry_run_asks_nothing(dss, server, numbered, tmp_path):
     (["--teacher", "openai:m"], "give --output OUT.jsonl, or --dry-run"),
     (["--output", "o.jsonl"], "Missing option '--teacher'"),
     (["--teacher", "openai:m", "--output", "o.jsonl", "--filter", "x"], "Invalid value"),
+    (["--teacher", "openai:m", "--output", "o.jsonl", "--samples", "0"], "from 1 to 1000"),
+    (["--teacher", "openai:m", "--output", "o.jsonl", "--timeout-seconds", "0"], "at least 0.001"),
+    (
+      ["--teacher", "openai:m", "--output", "o.jsonl", "--rationale-words", "-1", "9"],
+      "at least 0",
+    ),
     (["--teacher", "openai:m", "--output", "o.jsonl"], "OPENAI_API_KEY is not set"),
   ],
 )

@@ -53,6 +53,21 @@ def test_a_default_text_replaces_the_field_s():
   assert help_of(option) == "Batch.  [default: all; x>=1]"
 
 
+@pytest.mark.parametrize("field", ["RunConfig.train_steps", "LossConfig.alpha"])
+def test_bounds_are_the_gin_loader_s_unless_a_command_has_no_gin(field):
+  """A process that ends while it parses would leave the other processes waiting for it."""
+
+  def parse(**attributes):
+    options = [Option(["--value"], field=field, **attributes)]
+    command = click.Command("test", params=options, callback=lambda **flags: flags)
+    return command.main(["--value", "-1"], standalone_mode=False)
+
+  assert parse() == {"value": -1}
+  for attributes in ({"uses_gin": False}, {"use_default": True}):
+    with pytest.raises(click.BadParameter, match="not in the range"):
+      parse(**attributes)
+
+
 def test_an_unknown_field_is_a_fault():
   with pytest.raises(KeyError):
     Option(["--steps"], field="RunConfig.steps")

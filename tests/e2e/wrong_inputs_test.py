@@ -10,17 +10,17 @@ import pytest
 
 FLAGS = {
   "an unknown student": (["--student", "giant"], ["--student", "'giant'", "tiny", "xxl"]),
-  "no steps": (["--train-steps", "0"], ["--train-steps", "0", "x>=1"]),
+  "no steps": (["--train-steps", "0"], ["--train-steps", "0", "at least 1"]),
   "half a step": (["--train-steps", "1.5"], ["--train-steps", "'1.5'", "integer", "--help"]),
-  "a negative batch": (["--batch-size", "-1"], ["--batch-size", "-1", "x>=1"]),
-  "alpha above 1": (["--alpha", "2"], ["--alpha", "2.0", "0<=x<=1"]),
+  "a negative batch": (["--batch-size", "-1"], ["--batch-size", "-1", "at least 1"]),
+  "alpha above 1": (["--alpha", "2"], ["--alpha", "2.0", "from 0 to 1"]),
   "alpha not a number": (["--alpha", "nan"], ["--alpha", "nan", "finite"]),
   "an infinite learning rate": (
     ["--learning-rate-multiplier", "inf"],
     ["--learning-rate-multiplier", "inf", "finite"],
   ),
-  "a seed too large": (["--seed", str(2**70)], ["--seed", str(2**70), "x<=4294967295"]),
-  "too few tokens": (["--max-output-tokens", "1"], ["--max-output-tokens", "1", "x>=2"]),
+  "a seed too large": (["--seed", str(2**70)], ["--seed", str(2**70), "4294967295"]),
+  "too few tokens": (["--max-output-tokens", "1"], ["--max-output-tokens", "1", "at least 2"]),
   "an unknown mesh": (["--mesh", "all"], ["--mesh", "'all'", "data=N,model=M"]),
   "an unknown mesh axis": (["--mesh", "data=1,x=2"], ["--mesh", "'x=2'", "data=N,model=M"]),
   "more devices than there are": (["--mesh", "data=4,model=4"], ["--mesh", "16", "there are 8"]),

@@ -37,7 +37,7 @@ def dss(monkeypatch, capsys):
     (["--mesh", "v3-63"], ["--mesh v3-63", "v3-64"]),
     (["--mesh", "v9-64"], ["--mesh v9-64", "v3-64"]),
     (["--student", "giant"], ["--student", "'giant'", "xxl"]),
-    (["--batch-size", "0"], ["--batch-size", "x>=1", "dss plan --help"]),
+    (["--batch-size", "0"], ["--batch-size", "RunConfig.batch_size = 0", "at least 1"]),
     (["--input-tokens", "many"], ["--input-tokens", "'many'"]),
     (["--gin", "TRAIN_STEP=5"], ["--gin TRAIN_STEP=5", "TRAIN_STEPS"]),
     (["--gin", "T5Config.remat='some'"], ["T5Config.remat", "'some'", "full"]),
