@@ -115,10 +115,12 @@ def main() -> None:
     bare_rows_per_second(port, arguments.in_flight, min(arguments.rows, 30 * arguments.in_flight))
   )
   teacher = HttpTeacher("fixed", url=f"http://127.0.0.1:{port}/v1")
-  settings = RequestConfig(max_requests_in_flight=arguments.in_flight)
+  request_config = RequestConfig(max_requests_in_flight=arguments.in_flight)
   with tempfile.TemporaryDirectory() as folder:
     output = pathlib.Path(folder) / "out.jsonl"
-    report = annotate(rows, output, teacher, load_prompt("svamp"), AnnotationConfig(), settings)
+    report = annotate(
+      rows, output, teacher, load_prompt("svamp"), AnnotationConfig(), request_config
+    )
   server.terminate()
   bound = arguments.in_flight / arguments.latency_seconds
   # The first ten values are of the pass that counts the rows.

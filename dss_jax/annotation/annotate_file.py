@@ -48,8 +48,8 @@ def annotate_file(
   data: PathLike,
   output: PathLike,
   options: TeacherOptions,
-  choices: AnnotationConfig,
-  settings: RequestConfig,
+  config: AnnotationConfig,
+  request_config: RequestConfig,
   *,
   task: str | None = None,
   prompt: str | None = None,
@@ -68,30 +68,32 @@ def annotate_file(
     UserError: as annotate does; options that do not fit together; a teacher that cannot be
       opened.
   """
-  check_samples(choices)
+  check_samples(config)
   if runner is None and runner_options:
     raise UserError("--runner-option: belongs to --runner; give --runner DirectRunner, or none")
   if runner is None or not is_url(output):
     check_output(data, output)
   definition = None if task is None else load_task(task)
-  rows = rows_of(data, definition)
+  rows = row_reader(data, definition)
   if runner is None:
-    return annotate_rows(rows, output, options, choices, settings, task=definition, prompt=prompt)
+    return annotate_rows(
+      rows, output, options, config, request_config, task=definition, prompt=prompt
+    )
   try:
     from dss_jax.annotation.beam_runner import annotate_with_beam
   except ImportError as error:
     raise UserError(
       f"--runner {runner}: Apache Beam is not installed ({error.name}); pip install 'dss-jax[beam]'"
     ) from None
-  chosen, choices = _settled(rows, output, options, choices, definition, prompt)
+  chosen, config = _settled(rows, output, options, config, definition, prompt)
   return annotate_with_beam(
     rows,
     output,
     options.teacher,
-    functools.partial(open_teacher, options, settings.form),
+    functools.partial(open_teacher, options, request_config.api),
     chosen,
-    choices,
-    settings,
+    config,
+    request_config,
     runner=runner,
     runner_options=runner_options,
     parse_task=task,
@@ -102,56 +104,56 @@ def annotate_rows(
   rows: Callable[[], Iterable[Row]],
   output: PathLike,
   options: TeacherOptions,
-  choices: AnnotationConfig,
-  settings: RequestConfig,
+  config: AnnotationConfig,
+  request_config: RequestConfig,
   *,
   task: TaskDefinition | None = None,
   prompt: str | None = None,
   numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
   """As annotate_file, for rows that are read already; `numbers` as for annotate."""
-  chosen, choices = _settled(rows, output, options, choices, task, prompt)
-  teacher = open_teacher(options, settings.form)
-  return annotate(rows, output, teacher, chosen, choices, settings, numbers)
+  chosen, config = _settled(rows, output, options, config, task, prompt)
+  teacher = open_teacher(options, request_config.api)
+  return annotate(rows, output, teacher, chosen, config, request_config, numbers)
 
 
 def _settled(
   rows: Callable[[], Iterable[Row]],
   output: PathLike,
   options: TeacherOptions,
-  choices: AnnotationConfig,
+  config: AnnotationConfig,
   task: TaskDefinition | None,
   prompt: str | None,
 ) -> tuple[Prompt, AnnotationConfig]:
-  """The prompt, and the choices as this kind of teacher allows them."""
-  check_samples(choices)
+  """The prompt, and the config as this kind of teacher allows them."""
+  check_samples(config)
   kind, _ = split_teacher(options.teacher)
-  if kind == "t5" and choices.temperature:
+  if kind == "t5" and config.temperature:
     raise UserError(
-      f"--temperature {choices.temperature:g}: a t5: teacher decodes greedily; leave it at 0"
+      f"--temperature {config.temperature:g}: a t5: teacher decodes greedily; leave it at 0"
     )
   chosen = _prompt(prompt, task, rows, kind, output)
-  return chosen, choices if kind == "openai" else dataclasses.replace(choices, show_labels=False)
+  return chosen, config if kind == "openai" else dataclasses.replace(config, show_labels=False)
 
 
-def expect_file(
+def dry_run_file(
   data: PathLike,
   options: TeacherOptions,
-  choices: AnnotationConfig,
-  settings: RequestConfig,
+  config: AnnotationConfig,
+  request_config: RequestConfig,
   *,
   task: str | None = None,
   prompt: str | None = None,
 ) -> dict[str, Any]:
   """What annotate_file would ask and cost; asks and writes nothing."""
-  check_samples(choices)
+  check_samples(config)
   definition = None if task is None else load_task(task)
-  rows = rows_of(data, definition)
+  rows = row_reader(data, definition)
   kind, _ = split_teacher(options.teacher)
-  return dry_run(rows(), _prompt(prompt, definition, rows, kind, None), choices, settings)
+  return dry_run(rows(), _prompt(prompt, definition, rows, kind, None), config, request_config)
 
 
-def rows_of(data: PathLike, task: TaskDefinition | None) -> Callable[[], Iterator[Row]]:
+def row_reader(data: PathLike, task: TaskDefinition | None) -> Callable[[], Iterator[Row]]:
   """The rows of a file, anew at each call."""
   if task is None:
     return lambda: read_rows(data)
@@ -177,17 +179,17 @@ def check_output(data: PathLike, output: PathLike) -> None:
     raise UserError(f"--output {name}: is the input; name another file")
 
 
-def open_teacher(options: TeacherOptions, form: str = "chat") -> Teacher:
+def open_teacher(options: TeacherOptions, api: str = "chat") -> Teacher:
   """The teacher that the options name; raises UserError where it cannot be opened."""
   kind, name = split_teacher(options.teacher)
   if kind != "openai" and (options.url or options.key_env != DEFAULT_KEY_ENV):
     raise UserError(f"--teacher-url and --teacher-key-env belong to openai:MODEL, not to {kind}:")
   if kind == "recorded":
     return RecordedTeacher(name)
-  return _http(name, options, form) if kind == "openai" else _t5(name, options)
+  return _http(name, options, api) if kind == "openai" else _t5(name, options)
 
 
-def _http(model: str, options: TeacherOptions, form: str) -> Teacher:
+def _http(model: str, options: TeacherOptions, api: str) -> Teacher:
   try:
     from dss_jax.teachers.http import HttpTeacher, RetryPolicy
   except ImportError as error:
@@ -199,8 +201,8 @@ def _http(model: str, options: TeacherOptions, form: str) -> Teacher:
     model,
     url=options.url,
     key_env=options.key_env,
-    form="completion" if form == "completion" else "chat",
-    patience=RetryPolicy(timeout_seconds=options.timeout_seconds, attempts=options.attempts),
+    api="completion" if api == "completion" else "chat",
+    retry_policy=RetryPolicy(timeout_seconds=options.timeout_seconds, attempts=options.attempts),
   )
 
 

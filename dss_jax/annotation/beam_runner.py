@@ -86,8 +86,8 @@ class _Work:
   is_connected: bool
   prompt: str
   parse_task: str | None
-  choices: AnnotationConfig
-  settings: RequestConfig
+  config: AnnotationConfig
+  request_config: RequestConfig
 
   def made_prompt(self) -> Prompt:
     prompt = prompt_from(yaml.safe_load(self.prompt), "the prompt")
@@ -107,8 +107,8 @@ def annotate_with_beam(
   teacher: str,
   open_teacher: Callable[[], Teacher],
   prompt: Prompt,
-  choices: AnnotationConfig,
-  settings: RequestConfig,
+  config: AnnotationConfig,
+  request_config: RequestConfig,
   *,
   runner: str,
   runner_options: Sequence[str] = (),
@@ -130,10 +130,10 @@ def annotate_with_beam(
       and places that do not fit together; a pipeline that does not run.
   """
   started = time.monotonic()
-  check_samples(choices)
+  check_samples(config)
   kind, place = split_teacher(teacher)
   _check_places(output, kind, place, runner)
-  if settings.budget_tokens is not None:
+  if request_config.budget_tokens is not None:
     raise UserError(
       "--budget-tokens: Beam's workers cannot share a budget; leave it out, or leave --runner out"
     )
@@ -146,8 +146,8 @@ def annotate_with_beam(
     kind == "openai",
     prompt_to_yaml(dataclasses.replace(prompt, parse=dataclasses.replace(rules, task=None))),
     None if rules.task is None else parse_task or rules.task.name,
-    choices,
-    settings,
+    config,
+    request_config,
   )
   _run(work, len(parts), runner, options)
   figures = [_figures(part) for part in parts]
@@ -275,8 +275,8 @@ class _AnnotatePart(beam.DoFn):
         output,
         self._teacher(),
         self._prompt,
-        work.choices,
-        work.settings,
+        work.config,
+        work.request_config,
         [line["number"] for line in lines],
       )
       if output != part.output:
@@ -297,12 +297,11 @@ class _Lasting:
   def __init__(self, teacher: Teacher):
     self._teacher = teacher
     self.name = teacher.name
-    self.sees_labels = teacher.sees_labels
     self.is_recorded = teacher.is_recorded
     self.retries = 0
 
-  async def ask(self, question: TeacherRequest) -> TeacherResponse:
-    return await self._teacher.ask(question)
+  async def ask(self, request: TeacherRequest) -> TeacherResponse:
+    return await self._teacher.ask(request)
 
   async def close(self) -> None:
     pass

@@ -9,11 +9,11 @@ _TOKENS_A_MESSAGE = 4
 _TYPICAL_ANSWER_TOKENS = 80
 
 
-def prompt_bytes(question: TeacherRequest) -> int:
+def prompt_bytes(request: TeacherRequest) -> int:
   """The size of the filled prompt in UTF-8."""
-  if question.messages is None:
-    return len((question.text or "").encode())
-  return sum(len(one["content"].encode()) for one in question.messages)
+  if request.messages is None:
+    return len((request.text or "").encode())
+  return sum(len(one["content"].encode()) for one in request.messages)
 
 
 class TokenBudget:
@@ -36,11 +36,11 @@ class TokenBudget:
     """Tokens of all answers so far, prompts included."""
     return round(self.prompt_tokens + self.completion_tokens)
 
-  def expected_prompt_tokens(self, question: TeacherRequest) -> float:
+  def expected_prompt_tokens(self, request: TeacherRequest) -> float:
     if self._counted_prompt:
-      return prompt_bytes(question) * self._counted_prompt / self._counted_bytes
-    messages = _TOKENS_A_MESSAGE * len(question.messages or ())
-    return prompt_bytes(question) / _BYTES_A_TOKEN + messages
+      return prompt_bytes(request) * self._counted_prompt / self._counted_bytes
+    messages = _TOKENS_A_MESSAGE * len(request.messages or ())
+    return prompt_bytes(request) / _BYTES_A_TOKEN + messages
 
   @property
   def expected_completion_tokens(self) -> float:
@@ -49,31 +49,31 @@ class TokenBudget:
       return _TYPICAL_ANSWER_TOKENS
     return self._counted_completion / self._answers
 
-  def reserve(self, question: TeacherRequest) -> float | None:
+  def reserve(self, request: TeacherRequest) -> float | None:
     """Tokens reserved for a request, to be given back with `settle`; None where none is left."""
-    tokens = self.expected_prompt_tokens(question) + question.max_tokens
+    tokens = self.expected_prompt_tokens(request) + request.max_tokens
     if self._limit is not None and self.spent + self._reserved + tokens > self._limit:
       return None
     self._reserved += tokens
     return tokens
 
   def settle(
-    self, question: TeacherRequest, reserved: float, reply: TeacherResponse | None
+    self, request: TeacherRequest, reserved: float, response: TeacherResponse | None
   ) -> None:
-    """The request came back: `reserved` is free again, and the reply's tokens are spent."""
+    """The request came back: `reserved` is free again, and the response's tokens are spent."""
     self._reserved -= reserved
-    if reply is not None:
-      self.count(question, reply)
+    if response is not None:
+      self.count(request, response)
 
-  def count(self, question: TeacherRequest, reply: TeacherResponse) -> None:
+  def count(self, request: TeacherRequest, response: TeacherResponse) -> None:
     """Adds the tokens of an answer, estimated where the teacher did not count them."""
-    if reply.prompt_tokens is None or reply.completion_tokens is None:
-      self.prompt_tokens += self.expected_prompt_tokens(question)
-      self.completion_tokens += len(reply.text.encode()) / _BYTES_A_TOKEN
+    if response.prompt_tokens is None or response.completion_tokens is None:
+      self.prompt_tokens += self.expected_prompt_tokens(request)
+      self.completion_tokens += len(response.text.encode()) / _BYTES_A_TOKEN
       return
-    self.prompt_tokens += reply.prompt_tokens
-    self.completion_tokens += reply.completion_tokens
-    self._counted_bytes += prompt_bytes(question)
-    self._counted_prompt += reply.prompt_tokens
+    self.prompt_tokens += response.prompt_tokens
+    self.completion_tokens += response.completion_tokens
+    self._counted_bytes += prompt_bytes(request)
+    self._counted_prompt += response.prompt_tokens
     self._answers += 1
-    self._counted_completion += reply.completion_tokens
+    self._counted_completion += response.completion_tokens

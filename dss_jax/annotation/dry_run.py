@@ -6,7 +6,7 @@ from typing import Any
 from dss_jax.annotation.budget import TokenBudget
 from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt
-from dss_jax.annotation.run import RequestConfig, question_for
+from dss_jax.annotation.run import RequestConfig, request_for
 from dss_jax.data.records import Row
 from dss_jax.teachers.base import TeacherRequest
 
@@ -14,7 +14,7 @@ SHOWN_PROMPTS = 3
 
 
 def dry_run(
-  rows: Iterable[Row], prompt: Prompt, choices: AnnotationConfig, settings: RequestConfig
+  rows: Iterable[Row], prompt: Prompt, config: AnnotationConfig, request_config: RequestConfig
 ) -> dict[str, Any]:
   """The first prompts as they would be sent, and what all of them would cost.
 
@@ -27,17 +27,17 @@ def dry_run(
   shown: list[str] = []
   for index, row in enumerate(rows):
     total += 1
-    mode = choices.mode(row)
+    mode = config.mode(row)
     if mode is None:
       continue
-    question = question_for(row, index, mode, 0, prompt, choices, settings.form)
+    request = request_for(row, index, mode, 0, prompt, config, request_config.api)
     if len(shown) < SHOWN_PROMPTS:
-      shown.append(as_text(question))
-    requests += choices.samples
-    prompt_tokens += budget.expected_prompt_tokens(question) * choices.samples
-    most_completion_tokens += question.max_tokens * choices.samples
+      shown.append(as_text(request))
+    requests += config.samples
+    prompt_tokens += budget.expected_prompt_tokens(request) * config.samples
+    most_completion_tokens += request.max_tokens * config.samples
   completion_tokens = budget.expected_completion_tokens * requests
-  prices = settings.prices
+  prices = request_config.prices
   return {
     "rows": total,
     "requests": requests,
@@ -51,8 +51,8 @@ def dry_run(
   }
 
 
-def as_text(question: TeacherRequest) -> str:
+def as_text(request: TeacherRequest) -> str:
   """A request as a person reads it."""
-  if question.messages is None:
-    return question.text or ""
-  return "\n\n".join(f"[{one['role']}]\n{one['content']}" for one in question.messages)
+  if request.messages is None:
+    return request.text or ""
+  return "\n\n".join(f"[{one['role']}]\n{one['content']}" for one in request.messages)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dss_jax.annotation.outcome import PROVENANCE, STATUSES
-from dss_jax.annotation.report import annotated_rows, to_text
+from dss_jax.annotation.report import read_annotated, to_text
 from dss_jax.data.records import Row
 from dss_jax.storage.atomic import atomic_target
 from dss_jax.storage.files import PathLike
@@ -72,7 +72,7 @@ def write_page(path: PathLike, page: PathLike, report: dict[str, Any], *, max_ro
   """
   # The worst rows in constant memory; a tie goes by line, so rows are never compared.
   rows = heapq.nsmallest(
-    max_rows, ((_rank(row), line, row) for line, row in annotated_rows(path)), key=lambda r: r[:2]
+    max_rows, ((_rank(row), line, row) for line, row in read_annotated(path)), key=lambda r: r[:2]
   )
   with atomic_target(page) as file:
     for part in _page(report, [(line, row) for _, line, row in rows]):

@@ -30,26 +30,26 @@ _SYNC_SECONDS = 0.005
 class Entry(NamedTuple):
   """One answer of the journal and when it came (ISO 8601, UTC)."""
 
-  reply: TeacherResponse
+  response: TeacherResponse
   time: str
 
 
-def key_of(teacher: str, prompt_digest: str, question: TeacherRequest) -> str:
-  """32 hexadecimal digits that name a question, its teacher and the sample.
+def key_of(teacher: str, prompt_digest: str, request: TeacherRequest) -> str:
+  """32 hexadecimal digits that name a request, its teacher and the sample.
 
   Everything that is sent enters it: the filled prompt (so the row, and the label that it
-  shows), the form, stop sequences, length and temperature. How an answer is read does not.
+  shows), the api, stop sequences, length and temperature. How an answer is read does not.
   """
   values = [
     teacher,
     prompt_digest,
-    question.messages,
-    question.text,
-    question.input_text,
-    question.stop,
-    question.max_tokens,
-    question.temperature,
-    question.sample,
+    request.messages,
+    request.text,
+    request.input_text,
+    request.stop,
+    request.max_tokens,
+    request.temperature,
+    request.sample,
   ]
   return hashlib.sha256(json.dumps(values).encode("ascii")).hexdigest()[:32]
 
@@ -94,17 +94,17 @@ class Journal:
     # Half of the key is indexed; the whole of it decides.
     return None if values is None or values["key"] != key else _from_values(values)
 
-  def append(self, key: str, reply: TeacherResponse) -> Entry:
+  def append(self, key: str, response: TeacherResponse) -> Entry:
     """Keeps an answer; raises UserError where the disk does not take it."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     values = {
       "key": key,
       "time": now,
-      "text": reply.text,
-      "finish": reply.finish,
-      "prompt_tokens": reply.prompt_tokens,
-      "completion_tokens": reply.completion_tokens,
-      "model": reply.model,
+      "text": response.text,
+      "finish": response.finish,
+      "prompt_tokens": response.prompt_tokens,
+      "completion_tokens": response.completion_tokens,
+      "model": response.model,
     }
     line = json.dumps(values, ensure_ascii=False).encode("utf-8") + b"\n"
     try:
@@ -122,7 +122,7 @@ class Journal:
     if self._syncing is None or self._syncing.done():
       self._raise_failed_sync()
       self._syncing = self._thread.submit(self._sync)
-    return Entry(reply, now)
+    return Entry(response, now)
 
   def close(self) -> None:
     """Syncs what is left; raises UserError where the disk does not take it."""
@@ -220,14 +220,14 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _from_values(values: dict[str, Any]) -> Entry:
-  reply = TeacherResponse(
+  response = TeacherResponse(
     text=values["text"],
     finish=_text(values.get("finish")),
     prompt_tokens=_count(values.get("prompt_tokens")),
     completion_tokens=_count(values.get("completion_tokens")),
     model=_text(values.get("model")),
   )
-  return Entry(reply, _text(values.get("time")) or "")
+  return Entry(response, _text(values.get("time")) or "")
 
 
 def _text(value: Any) -> str | None:

@@ -11,7 +11,7 @@ from dss_jax.annotation.prompts import Mode, Prompt
 from dss_jax.annotation.self_consistency import Vote, vote
 from dss_jax.data.records import Row
 
-Labels = Literal["keep", "missing", "teacher"]
+TeacherLabels = Literal["keep", "missing", "teacher"]
 
 # What became of a row. "answered": rationale and label; "undecided": a rationale whose answer
 # is no single label; "unparsable": neither; "failed": no request succeeded; "unasked": the
@@ -40,7 +40,7 @@ class AnnotationConfig:
   """What is asked for and what is kept.
 
   Attributes:
-    labels: "keep": rows keep the labels they have, and gain none; "missing": rows without a
+    teacher_labels: "keep": rows keep the labels they have, and gain none; "missing": rows without a
       label gain the teacher's; "teacher": every row has the teacher's.
     show_labels: whether a label that a row keeps is shown to the teacher, to be explained.
     samples: answers asked for a row.
@@ -50,7 +50,7 @@ class AnnotationConfig:
     limits: what counts as a concern.
   """
 
-  labels: Labels = "missing"
+  teacher_labels: TeacherLabels = "missing"
   show_labels: bool = True
   samples: int = 1
   temperature: float = 0.0
@@ -61,7 +61,9 @@ class AnnotationConfig:
   def mode(self, row: Row) -> Mode | None:
     """What a row is asked for; None where it lacks nothing."""
     has_label, has_rationale = bool(row.get("output_text")), bool(row.get("rationale"))
-    wants_label = self.labels == "teacher" or (self.labels == "missing" and not has_label)
+    wants_label = self.teacher_labels == "teacher" or (
+      self.teacher_labels == "missing" and not has_label
+    )
     if has_rationale:
       return "label" if wants_label else None
     if has_label and not wants_label and self.show_labels:
@@ -77,13 +79,13 @@ class _Sample(NamedTuple):
 
 
 class Outcomes:
-  """Makes rows out of answers, under one prompt and one set of choices."""
+  """Makes rows out of answers, under one prompt and one set of config."""
 
-  def __init__(self, teacher: str, prompt: Prompt, choices: AnnotationConfig):
+  def __init__(self, teacher: str, prompt: Prompt, config: AnnotationConfig):
     self._teacher = teacher
     self._prompt = prompt
-    self._choices = choices
-    self._filter = RationaleFilter(prompt, choices.limits)
+    self._config = config
+    self._filter = RationaleFilter(prompt, config.limits)
 
   def untouched(self, row: Row) -> Row:
     """A row that lacks nothing, with what an earlier run noted on it."""
@@ -106,9 +108,9 @@ class Outcomes:
     ]
     same_label = self._prompt.parse.same_label
     result = vote([one.parsed.label for one in samples], same_label)
-    label = gold if gold and self._choices.labels != "teacher" else result.label
+    label = gold if gold and self._config.teacher_labels != "teacher" else result.label
     concerns, kept = self._judge(samples, result, label, gold, mode)
-    dropped = sorted(self._choices.filters.intersection(concerns))
+    dropped = sorted(self._config.filters.intersection(concerns))
     own_rationale = row.get("rationale")
     rationales = [] if dropped or own_rationale else kept
     # A label that few samples give is no better than the rationale that leads to it.
@@ -120,11 +122,11 @@ class Outcomes:
       "teacher": self._teacher,
       "prompt": self._prompt.digest,
       "mode": mode,
-      "temperature": self._choices.temperature,
+      "temperature": self._config.temperature,
       "label": result.label,
       "agreement": round(result.share, 4),
       "agrees_with_gold": _agrees(gold, result, mode, samples, same_label),
-      **({"gold_label": gold} if gold and self._choices.labels == "teacher" else {}),
+      **({"gold_label": gold} if gold and self._config.teacher_labels == "teacher" else {}),
       "concerns": concerns,
       "dropped_for": dropped,
       "samples": [_sample_values(one) for one in samples],
@@ -145,16 +147,16 @@ class Outcomes:
     }
 
   def _label(self, label: str | None, gold: str | None, is_dropped: bool) -> str | None:
-    if self._choices.labels == "keep":
+    if self._config.teacher_labels == "keep":
       return gold
-    if gold and self._choices.labels == "missing":
+    if gold and self._config.teacher_labels == "missing":
       return gold
     return None if is_dropped else label
 
   def _sample(self, number: int, entry: Entry, row: Row, mode: Mode) -> _Sample:
-    reply = entry.reply
-    cut_off = reply.finish == "length"
-    parsed = self._prompt.read(reply.text, row, mode, cut_off=cut_off)
+    response = entry.response
+    cut_off = response.finish == "length"
+    parsed = self._prompt.read(response.text, row, mode, cut_off=cut_off)
     concerns: list[str] = []
     if parsed.rationale is not None and mode != "label":
       label = row["output_text"] if mode == "rationale" else parsed.label
@@ -178,16 +180,16 @@ class Outcomes:
       one for one in told if label and one.parsed.label and same_label(one.parsed.label, label)
     ]
     candidates = matching or [told[i] for i in _numbers(told, samples, result)] or told
-    sound = [one for one in candidates if not self._choices.filters.intersection(one.concerns)]
+    sound = [one for one in candidates if not self._config.filters.intersection(one.concerns)]
     concerns: list[str] = []
-    if told and result.share < self._choices.limits.min_agreement:
+    if told and result.share < self._config.limits.min_agreement:
       concerns.append("agreement")
     if told and mode != "rationale" and gold and result.label is not None:
       concerns += [] if same_label(result.label, gold) else ["gold"]
     if candidates:
       concerns += (sound or candidates)[0].concerns
     rationales = list(dict.fromkeys(str(one.parsed.rationale) for one in sound))
-    return concerns, rationales[: self._choices.rationales_per_row]
+    return concerns, rationales[: self._config.rationales_per_row]
 
 
 def _numbers(told: list[_Sample], samples: list[_Sample], result: Vote) -> list[int]:
@@ -217,14 +219,14 @@ def _agrees(gold, result: Vote, mode: Mode, samples, same_label) -> bool | None:
 
 
 def _sample_values(sample: _Sample) -> dict[str, Any]:
-  reply = sample.entry.reply
+  response = sample.entry.response
   values = {
-    "raw": reply.text,
+    "raw": response.text,
     "time": sample.entry.time,
-    "model": reply.model,
-    "finish": reply.finish,
-    "prompt_tokens": reply.prompt_tokens,
-    "completion_tokens": reply.completion_tokens,
+    "model": response.model,
+    "finish": response.finish,
+    "prompt_tokens": response.prompt_tokens,
+    "completion_tokens": response.completion_tokens,
     "label": sample.parsed.label,
     "rationale": sample.parsed.rationale,
     "reason": sample.parsed.reason,

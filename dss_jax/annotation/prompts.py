@@ -28,7 +28,7 @@ from dss_jax.storage.files import open_text
 # What is asked of a row: both its label and its rationale, the rationale of a label that the
 # teacher is shown (rationalisation), or the label that a given rationale leads to.
 Mode = Literal["both", "rationale", "label"]
-Form = Literal["chat", "completion"]
+Api = Literal["chat", "completion"]
 
 _FIELD = re.compile(r"\{(input|label|rationale)\}")
 _STAND_IN = "The reasoning is given."

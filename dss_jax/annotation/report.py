@@ -25,7 +25,7 @@ _MEANING = {
 }
 
 
-def annotated_rows(path: PathLike) -> Iterator[tuple[int, Row]]:
+def read_annotated(path: PathLike) -> Iterator[tuple[int, Row]]:
   """(line number, row) of an annotated file; UserError where a row was not annotated here."""
   for line, row in numbered_rows(path):
     provenance = row.get(PROVENANCE)
@@ -59,7 +59,7 @@ def report_on(path: PathLike) -> dict[str, Any]:
   tally = Tally()
   reasons: dict[tuple[str, str], list[int]] = {}
   counts: dict[tuple[str, str], int] = {}
-  for line, row in annotated_rows(path):
+  for line, row in read_annotated(path):
     tally.add(row)
     provenance = row[PROVENANCE]
     reason = provenance.get("reason")

@@ -13,7 +13,7 @@ from typing import Any
 from dss_jax.annotation.budget import TokenBudget
 from dss_jax.annotation.journal import Entry, Journal, key_of
 from dss_jax.annotation.outcome import AnnotationConfig, Failure, Outcomes
-from dss_jax.annotation.prompts import Form, Mode, Prompt
+from dss_jax.annotation.prompts import Api, Mode, Prompt
 from dss_jax.annotation.usage import Prices, Tally
 from dss_jax.data.records import Row, write_rows
 from dss_jax.errors import UserError
@@ -34,13 +34,13 @@ class RequestConfig:
   """How a run goes about it; none of it changes what an answer says.
 
   Attributes:
-    form: chat messages, or plain text to be continued.
+    api: chat messages, or plain text to be continued.
     max_requests_in_flight: requests at a time.
     budget_tokens: the most tokens, of this run and the answers that it takes over.
     prices: for the cost so far and to come.
   """
 
-  form: Form = "chat"
+  api: Api = "chat"
   max_requests_in_flight: int = 32
   budget_tokens: int | None = None
   prices: Prices = dataclasses.field(default_factory=Prices)
@@ -56,8 +56,8 @@ def annotate(
   output: PathLike,
   teacher: Teacher,
   prompt: Prompt,
-  choices: AnnotationConfig,
-  settings: RequestConfig | None = None,
+  config: AnnotationConfig,
+  request_config: RequestConfig | None = None,
   numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
   """Asks the teacher for what rows lack and writes them; returns the figures.
@@ -72,13 +72,13 @@ def annotate(
   Raises:
     UserError: rows or output are not as they must be, or the teacher answers nothing.
   """
-  settings = settings or RequestConfig()
+  request_config = request_config or RequestConfig()
   total = sum(1 for _ in rows())
-  check_samples(choices)
+  check_samples(config)
   started = time.monotonic()
   tally = Tally()
   numbered = zip(itertools.count() if numbers is None else numbers, rows(), strict=False)
-  run = _Run(numbered, output, teacher, prompt, choices, settings)
+  run = _Run(numbered, output, teacher, prompt, config, request_config)
   with progress_line("annotating", total) as line:
 
     def written() -> Generator[Row, None, None]:
@@ -110,26 +110,26 @@ def annotate(
   }
 
 
-def check_samples(choices: AnnotationConfig) -> None:
+def check_samples(config: AnnotationConfig) -> None:
   """Raises UserError where several samples would all be the same."""
-  if choices.samples > 1 and choices.temperature == 0:
+  if config.samples > 1 and config.temperature == 0:
     raise UserError(
-      f"--samples {choices.samples}: at temperature 0 all samples of a row are the same; give"
+      f"--samples {config.samples}: at temperature 0 all samples of a row are the same; give"
       " --temperature 0.7, or one sample"
     )
 
 
-def question_for(
+def request_for(
   row: Row,
   index: int,
   mode: Mode,
   sample: int,
   prompt: Prompt,
-  choices: AnnotationConfig,
-  form: Form,
+  config: AnnotationConfig,
+  api: Api,
 ) -> TeacherRequest:
   """The request for one sample of a row."""
-  is_chat = form == "chat"
+  is_chat = api == "chat"
   return TeacherRequest(
     index=index,
     input_text=row["input_text"],
@@ -137,7 +137,7 @@ def question_for(
     text=None if is_chat else prompt.text(row, mode),
     stop=prompt.stop,
     max_tokens=prompt.max_answer_tokens,
-    temperature=choices.temperature,
+    temperature=config.temperature,
     sample=sample,
   )
 
@@ -163,15 +163,15 @@ class _Run:
     output: PathLike,
     teacher: Teacher,
     prompt: Prompt,
-    choices: AnnotationConfig,
-    settings: RequestConfig,
+    config: AnnotationConfig,
+    request_config: RequestConfig,
   ):
     self._rows = rows
     self._teacher = teacher
     self._prompt = prompt
-    self._choices = choices
-    self._settings = settings
-    self._outcomes = Outcomes(teacher.name, prompt, choices)
+    self._config = config
+    self._request_config = request_config
+    self._outcomes = Outcomes(teacher.name, prompt, config)
     self._journal = None if teacher.is_recorded else Journal(journal_path(output))
     self._window: collections.deque[_Pending] = collections.deque()
     self._jobs: collections.deque[tuple[_Pending, int]] = collections.deque()
@@ -181,7 +181,7 @@ class _Run:
     self._failures_in_a_row = 0
     self._hopeless_failures = _HOPELESS_FAILURES_AT_START
     self._started = time.monotonic()
-    self.budget = TokenBudget(settings.budget_tokens)
+    self.budget = TokenBudget(request_config.budget_tokens)
     self.requests = 0
     self.taken_over = 0
 
@@ -221,14 +221,16 @@ class _Run:
   @property
   def cost(self) -> float | None:
     """The money spent so far, on this run's answers and those taken over."""
-    return self._settings.prices.cost(self.budget.prompt_tokens, self.budget.completion_tokens)
+    return self._request_config.prices.cost(
+      self.budget.prompt_tokens, self.budget.completion_tokens
+    )
 
   def close(self) -> None:
     if self._journal is not None:
       self._journal.close()
 
   async def _start(self) -> list[asyncio.Task[None]]:
-    count = self._settings.max_requests_in_flight
+    count = self._request_config.max_requests_in_flight
     return [asyncio.create_task(self._work()) for _ in range(count)]
 
   async def _stop(self, workers: list[asyncio.Task[None]]) -> None:
@@ -260,8 +262,8 @@ class _Run:
       if item is None:
         break
       index, row = item
-      mode = self._choices.mode(row)
-      samples = 0 if mode is None else self._choices.samples
+      mode = self._config.mode(row)
+      samples = 0 if mode is None else self._config.samples
       pending = _Pending(row, index, mode, [None] * samples, samples)
       self._window.append(pending)
       self._jobs.extend((pending, sample) for sample in range(samples))
@@ -302,25 +304,25 @@ class _Run:
   async def _answer(self, pending: _Pending, sample: int) -> Entry | Failure:
     """The answer to one sample: from the journal, from a like request in flight, or anew."""
     assert pending.mode is not None
-    question = question_for(
+    request = request_for(
       pending.row,
       pending.index,
       pending.mode,
       sample,
       self._prompt,
-      self._choices,
-      self._settings.form,
+      self._config,
+      self._request_config.api,
     )
     if self._journal is None:
-      return await self._recorded(question)
-    key = key_of(self._teacher.name, self._prompt.digest, question)
+      return await self._recorded(request)
+    key = key_of(self._teacher.name, self._prompt.digest, request)
     entry = self._journal.get(key)
     if entry is not None:
       self.taken_over += 1
-      self.budget.count(question, entry.reply)
+      self.budget.count(request, entry.response)
       return entry
     # Equal rows ask the same: one request answers them all.
-    return await self._shared(key, self._ask(self._journal, key, question))
+    return await self._shared(key, self._ask(self._journal, key, request))
 
   async def _shared(
     self, key: str, asking: Coroutine[Any, Any, Entry | Failure]
@@ -342,20 +344,22 @@ class _Run:
     finally:
       del self._in_flight[key]
 
-  async def _recorded(self, question: TeacherRequest) -> Entry | Failure:
+  async def _recorded(self, request: TeacherRequest) -> Entry | Failure:
     try:
-      return Entry(await self._teacher.ask(question), "")
+      return Entry(await self._teacher.ask(request), "")
     except RequestFailed as error:
       return Failure("failed", str(error))
 
-  async def _ask(self, journal: Journal, key: str, question: TeacherRequest) -> Entry | Failure:
-    reserved = self.budget.reserve(question)
+  async def _ask(self, journal: Journal, key: str, request: TeacherRequest) -> Entry | Failure:
+    reserved = self.budget.reserve(request)
     if reserved is None:
-      return Failure("unasked", f"the budget of {self._settings.budget_tokens:,} tokens is spent")
+      return Failure(
+        "unasked", f"the budget of {self._request_config.budget_tokens:,} tokens is spent"
+      )
     self.requests += 1
-    reply = None
+    response = None
     try:
-      reply = await self._teacher.ask(question)
+      response = await self._teacher.ask(request)
     except RequestFailed as error:
       self._failures_in_a_row += 1
       if self._failures_in_a_row >= self._hopeless_failures:
@@ -366,8 +370,10 @@ class _Run:
         ) from None
       return Failure("failed", str(error))
     finally:
-      self.budget.settle(question, reserved, reply)
+      self.budget.settle(request, reserved, response)
     self._failures_in_a_row = 0
     # Requests in flight together may all meet one short outage.
-    self._hopeless_failures = max(_HOPELESS_FAILURES, 2 * self._settings.max_requests_in_flight)
-    return journal.append(key, reply)
+    self._hopeless_failures = max(
+      _HOPELESS_FAILURES, 2 * self._request_config.max_requests_in_flight
+    )
+    return journal.append(key, response)

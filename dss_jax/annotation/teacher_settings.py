@@ -21,7 +21,7 @@ def annotation_settings(
     attempts=teacher.attempts,
   )
   choices = AnnotationConfig(
-    labels=teacher.labels,
+    teacher_labels=teacher.labels,
     show_labels=teacher.show_labels,
     samples=teacher.samples,
     temperature=teacher.temperature,
@@ -30,7 +30,7 @@ def annotation_settings(
     limits=Limits(min_agreement=teacher.min_agreement, rationale_words=teacher.rationale_words),
   )
   requests = RequestConfig(
-    form=teacher.api,
+    api=teacher.api,
     max_requests_in_flight=teacher.max_requests_in_flight,
     budget_tokens=teacher.budget_tokens,
     prices=prices or Prices(),

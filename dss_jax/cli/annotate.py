@@ -92,7 +92,7 @@ def annotate(**flags: Any) -> None:
   With --task, DATA.jsonl is a published file of that task.
   `dss annotate report OUT.jsonl` reports on the answers.
   """
-  from dss_jax.annotation.annotate_file import annotate_file, expect_file
+  from dss_jax.annotation.annotate_file import annotate_file, dry_run_file
   from dss_jax.annotation.teacher_settings import annotation_settings
   from dss_jax.annotation.usage import Prices
   from dss_jax.config.gin_loader import load_config
@@ -118,7 +118,7 @@ def annotate(**flags: Any) -> None:
     )
     click.echo(json.dumps(report))
     return
-  report = expect_file(flags["data"], *settings, task=task, prompt=prompt)
+  report = dry_run_file(flags["data"], *settings, task=task, prompt=prompt)
   for number, prompt in enumerate(report.pop("prompts"), start=1):
     click.echo(f"----- prompt {number} -----\n{prompt}\n")
   click.echo(json.dumps(report))

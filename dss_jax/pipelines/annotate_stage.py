@@ -39,7 +39,7 @@ class _Asked(NamedTuple):
   numbers: list[int] | None = None
 
 
-def annotated_rows(config: RunConfig) -> tuple[str | None, dict[str, Any] | None]:
+def annotate_training_rows(config: RunConfig) -> tuple[str | None, dict[str, Any] | None]:
   """The file to train from and the figures of the annotation; twice None where nobody is asked.
 
   With a teacher, the rows of the data set, or of the task's train split, are annotated into

@@ -19,7 +19,7 @@ from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel import processes
 from dss_jax.parallel.mesh import make_mesh
-from dss_jax.pipelines.annotate_stage import annotated_rows
+from dss_jax.pipelines.annotate_stage import annotate_training_rows
 from dss_jax.progress import say
 from dss_jax.student import model_dir as students
 from dss_jax.student.initialise import InitialCheckpoint, resumed
@@ -46,7 +46,7 @@ def run(config: RunConfig) -> dict[str, Any]:
   students.check_directory(config)
   kinds = make_objective(config.loss).kinds
   # Process 0 alone asks: a teacher is asked once.
-  annotated, annotation = processes.broadcast("annotated", lambda: annotated_rows(config))
+  annotated, annotation = processes.broadcast("annotated", lambda: annotate_training_rows(config))
   data = processes.first_process_first("tokens", lambda: prepare(config.data, kinds, annotated))
   _agree_on_data(config, data)
   if annotation is not None:

@@ -61,22 +61,20 @@ class Teacher(Protocol):
 
   Attributes:
     name: as it stands in the provenance.
-    sees_labels: whether a question can show it a label or a rationale to start from.
     is_recorded: whether its answers lie on disk already, so that none is journalled.
     retries: requests sent again so far.
   """
 
   name: str
-  sees_labels: bool
   is_recorded: bool
   retries: int
 
-  async def ask(self, question: TeacherRequest) -> TeacherResponse:
+  async def ask(self, request: TeacherRequest) -> TeacherResponse:
     """The answer.
 
     Raises:
-      RequestFailed: this question cannot be answered.
-      UserError: no question can (a wrong key, no such model).
+      RequestFailed: this request cannot be answered.
+      UserError: no request can (a wrong key, no such model).
     """
     ...
 

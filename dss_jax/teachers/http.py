@@ -60,7 +60,6 @@ class _Attempt(Exception):
 class HttpTeacher:
   """Asks `model` at `url` for chat answers or continuations."""
 
-  sees_labels = True
   is_recorded = False
 
   def __init__(
@@ -69,8 +68,8 @@ class HttpTeacher:
     *,
     url: str | None = None,
     key_env: str = DEFAULT_KEY_ENV,
-    form: Literal["chat", "completion"] = "chat",
-    patience: RetryPolicy | None = None,
+    api: Literal["chat", "completion"] = "chat",
+    retry_policy: RetryPolicy | None = None,
   ):
     """Opens no connection yet.
 
@@ -87,29 +86,29 @@ class HttpTeacher:
     self._url = checked_url(url or DEFAULT_URL)
     self._key_env = key_env
     self._key = key_in(key_env, self._url)
-    self._form = form
-    self._patience = patience or RetryPolicy()
+    self._api = api
+    self._retry_policy = retry_policy or RetryPolicy()
     self._not_before = 0.0
     # OpenAI's own newer models know the limit under this name alone, other servers the old.
     is_openai = urllib.parse.urlsplit(self._url).hostname == "api.openai.com"
-    self._limit_key = "max_completion_tokens" if is_openai and form == "chat" else "max_tokens"
-    path = "/chat/completions" if form == "chat" else "/completions"
+    self._limit_key = "max_completion_tokens" if is_openai and api == "chat" else "max_tokens"
+    path = "/chat/completions" if api == "chat" else "/completions"
     self._endpoint = self._url + path
     # Opened by the first request: it belongs to the event loop that it is opened in.
     self._session: aiohttp.ClientSession | None = None
 
-  async def ask(self, question: TeacherRequest) -> TeacherResponse:
-    """As Teacher.ask: sends the request again, with patience, where that may help."""
-    patience = self._patience
-    for attempt in range(1, patience.attempts + 1):
+  async def ask(self, request: TeacherRequest) -> TeacherResponse:
+    """As Teacher.ask: sends the request again, with retry_policy, where that may help."""
+    retry_policy = self._retry_policy
+    for attempt in range(1, retry_policy.attempts + 1):
       await self._until_allowed()
       try:
-        return await self._attempt(question)
+        return await self._attempt(request)
       except _Attempt as error:
         times = f" ({attempt} attempts)" if attempt > 1 else ""
         failure = RequestFailed(f"{self._redacted(str(error))}{times}")
         wait = self._wait(attempt, error)
-        if not error.retry or attempt == patience.attempts or wait is None:
+        if not error.retry or attempt == retry_policy.attempts or wait is None:
           raise failure from None
       self.retries += 1
       await asyncio.sleep(wait)
@@ -127,24 +126,26 @@ class HttpTeacher:
 
   def _wait(self, attempt: int, error: _Attempt) -> float | None:
     """Seconds until the next attempt; None where the server asks for too many."""
-    patience = self._patience
-    wait = min(patience.base_wait_seconds * 2 ** (attempt - 1), patience.longest_wait_seconds)
+    retry_policy = self._retry_policy
+    wait = min(
+      retry_policy.base_wait_seconds * 2 ** (attempt - 1), retry_policy.longest_wait_seconds
+    )
     wait *= random.uniform(0.5, 1.0)
     if error.retry_after is None:
       return wait
-    if error.retry_after > patience.longest_retry_after_seconds:
+    if error.retry_after > retry_policy.longest_retry_after_seconds:
       return None
     # The server turns the client away, not this one request: all of them hold.
     self._not_before = max(self._not_before, time.monotonic() + error.retry_after)
     return max(wait, error.retry_after * random.uniform(1.0, 1.1))
 
-  async def _attempt(self, question: TeacherRequest) -> TeacherResponse:
-    seconds = self._patience.timeout_seconds
+  async def _attempt(self, request: TeacherRequest) -> TeacherResponse:
+    seconds = self._retry_policy.timeout_seconds
     try:
       async with (
         asyncio.timeout(seconds),
         self._open().post(
-          self._endpoint, data=self._body(question), allow_redirects=False
+          self._endpoint, data=self._body(request), allow_redirects=False
         ) as response,
       ):
         content = await _content(response)
@@ -157,7 +158,7 @@ class HttpTeacher:
       raise _Attempt(f"the connection failed: {what}", retry=True) from None
     if not 200 <= response.status < 300:
       raise self._status(response.status, response.headers, content)
-    return self._reply(content)
+    return self._response(content)
 
   def _open(self) -> aiohttp.ClientSession:
     if self._session is None:
@@ -181,18 +182,18 @@ class HttpTeacher:
       )
     return self._session
 
-  def _body(self, question: TeacherRequest) -> bytes:
+  def _body(self, request: TeacherRequest) -> bytes:
     body: dict[str, Any] = {
       "model": self._model,
-      "temperature": question.temperature,
-      self._limit_key: question.max_tokens,
+      "temperature": request.temperature,
+      self._limit_key: request.max_tokens,
     }
-    if self._form == "chat":
-      body["messages"] = question.messages
+    if self._api == "chat":
+      body["messages"] = request.messages
     else:
-      body["prompt"] = question.text
-    if question.stop:
-      body["stop"] = list(question.stop)
+      body["prompt"] = request.text
+    if request.stop:
+      body["stop"] = list(request.stop)
     return json.dumps(body).encode("ascii")
 
   def _status(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
@@ -205,7 +206,7 @@ class HttpTeacher:
     reason = f"HTTP {status} {said}".strip()
     return _Attempt(reason, retry=retry, retry_after=_retry_after(headers) if retry else None)
 
-  def _reply(self, content: bytes) -> TeacherResponse:
+  def _response(self, content: bytes) -> TeacherResponse:
     """What a response says, strictly; a body of another shape is worth another attempt."""
     try:
       response = json.loads(content)
@@ -213,7 +214,7 @@ class HttpTeacher:
       raise _Attempt("the response is not JSON", retry=True) from None
     try:
       choice = response["choices"][0]
-      text = choice["message"]["content"] if self._form == "chat" else choice["text"]
+      text = choice["message"]["content"] if self._api == "chat" else choice["text"]
       finish, usage = choice.get("finish_reason"), response.get("usage")
       model = response.get("model")
     except (KeyError, IndexError, TypeError, AttributeError):

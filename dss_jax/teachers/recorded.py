@@ -15,7 +15,6 @@ class RecordedTeacher:
   The texts are copied to a temporary file; memory holds a place a row.
   """
 
-  sees_labels = False
   is_recorded = True
   retries = 0
 
@@ -35,10 +34,10 @@ class RecordedTeacher:
       self._texts.close()
       raise
 
-  async def ask(self, question: TeacherRequest) -> TeacherResponse:
-    place = self._places.get(question.index)
+  async def ask(self, request: TeacherRequest) -> TeacherResponse:
+    place = self._places.get(request.index)
     if place is None:
-      raise RequestFailed(f"no answer to row {question.index} (from 0) is recorded")
+      raise RequestFailed(f"no answer to row {request.index} (from 0) is recorded")
     self._texts.seek(place[0])
     return TeacherResponse(self._texts.read(place[1]).decode("utf-8"))
 

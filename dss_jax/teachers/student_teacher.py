@@ -20,7 +20,6 @@ class T5Teacher:
   rationale and label are put together as "RATIONALE\\nAnswer: LABEL".
   """
 
-  sees_labels = False
   is_recorded = False
   retries = 0
 
@@ -33,9 +32,9 @@ class T5Teacher:
     # Decoding runs beside the event loop, one batch at a time.
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "t5_teacher")
 
-  async def ask(self, question: TeacherRequest) -> TeacherResponse:
+  async def ask(self, request: TeacherRequest) -> TeacherResponse:
     answer = asyncio.get_running_loop().create_future()
-    self._waiting.append((question.input_text, answer))
+    self._waiting.append((request.input_text, answer))
     if self._runner is None or self._runner.done():
       self._runner = asyncio.create_task(self._run())
     return TeacherResponse(await answer, finish="stop")

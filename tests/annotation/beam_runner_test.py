@@ -30,7 +30,7 @@ def annotated(server, numbered, tmp_path, monkeypatch):
   monkeypatch.setattr(beam_runner, "PART_ROWS", 10)
   write_rows(tmp_path / "in.jsonl", numbered(ROWS))
 
-  def run(name, teacher=None, choices=None, settings=None, **keywords):
+  def run(name, teacher=None, config=None, request_config=None, **keywords):
     output = name if "://" in name else tmp_path / name
     options = TeacherOptions(teacher=teacher or "openai:m", url=None if teacher else server.url)
     keywords.setdefault("prompt", "svamp")
@@ -38,8 +38,8 @@ def annotated(server, numbered, tmp_path, monkeypatch):
       tmp_path / "in.jsonl",
       output,
       options,
-      choices or AnnotationConfig(),
-      settings or RequestConfig(max_requests_in_flight=4),
+      config or AnnotationConfig(),
+      request_config or RequestConfig(max_requests_in_flight=4),
       **keywords,
     )
     return figures, output
@@ -68,15 +68,15 @@ SAME = (
 
 
 @pytest.mark.parametrize(
-  "choices",
+  "config",
   [AnnotationConfig(), AnnotationConfig(samples=3, temperature=0.7, rationales_per_row=2)],
 )
-def test_the_output_is_the_ordinary_runs(choices, annotated, server):
+def test_the_output_is_the_ordinary_runs(config, annotated, server):
   server.latency = lambda row: 0.01 * (row % 3)
   server.fault = lambda row, attempt: (400, b'{"error": "no"}', ()) if row == 17 else None
-  ordinary, first = annotated("ordinary.jsonl", choices=choices)
+  ordinary, first = annotated("ordinary.jsonl", config=config)
   asked = len(server.requests)
-  by_beam, second = annotated("beam.jsonl", choices=choices, runner="DirectRunner")
+  by_beam, second = annotated("beam.jsonl", config=config, runner="DirectRunner")
   assert len(server.requests) == 2 * asked
   assert rows_without_times(second) == rows_without_times(first)
   assert {key: by_beam[key] for key in SAME} == {key: ordinary[key] for key in SAME}
@@ -169,7 +169,7 @@ def test_the_key_stays_secret(annotated, server, tmp_path, monkeypatch):
   [
     ("o.jsonl", {"runner_options": ["num_worker=3"]}, "no option 'num_worker'; did you mean"),
     ("o.jsonl", {"runner_options": ["direct_num_workers=x"]}, "invalid int value: 'x'"),
-    ("o.jsonl", {"settings": RequestConfig(budget_tokens=9)}, "cannot share a budget"),
+    ("o.jsonl", {"request_config": RequestConfig(budget_tokens=9)}, "cannot share a budget"),
     ("none/o.jsonl", {}, "its folder does not exist"),
     ("o.jsonl", {"runner": "DataflowRunner"}, "write to a bucket; name a URL like gs://"),
     ("memory://b/o.jsonl", {"runner": "DataflowRunner"}, "--runner DataflowRunner: "),

@@ -11,7 +11,7 @@ from dss_jax.annotation.journal import Journal, _Index, key_of
 from dss_jax.errors import UserError
 from dss_jax.teachers.base import TeacherRequest, TeacherResponse
 
-REPLY = TeacherResponse("It is so.\nAnswer: \u2028yes\U0001f600", "stop", 5, 7, "served")
+RESPONSE = TeacherResponse("It is so.\nAnswer: \u2028yes\U0001f600", "stop", 5, 7, "served")
 
 
 def _key(number):
@@ -31,23 +31,23 @@ def filled(tmp_path):
 def test_answers_are_found_again(tmp_path):
   journal = Journal(tmp_path / "j.jsonl")
   assert journal.get(_key(1)) is None
-  entry = journal.append(_key(1), REPLY)
+  entry = journal.append(_key(1), RESPONSE)
   assert journal.get(_key(1)) == entry
   journal.append(_key(1), TeacherResponse("later"))
   journal.close()
   journal = Journal(tmp_path / "j.jsonl")
-  assert journal.get(_key(1)).reply == TeacherResponse("later")
+  assert journal.get(_key(1)).response == TeacherResponse("later")
   assert len(journal) == 1
   journal.close()
 
 
 def test_a_reply_comes_back_as_it_was(tmp_path):
   journal = Journal(tmp_path / "j.jsonl")
-  entry = journal.append(_key(3), REPLY)
+  entry = journal.append(_key(3), RESPONSE)
   journal.close()
   journal = Journal(tmp_path / "j.jsonl")
   assert journal.get(_key(3)) == entry
-  assert entry.reply == REPLY
+  assert entry.response == RESPONSE
   assert entry.time.endswith("Z")
   journal.close()
 
@@ -61,11 +61,11 @@ def test_cut_off_at_any_byte_the_whole_lines_stay(filled):
     journal = Journal(filled)
     assert len(journal) == kept
     assert [journal.get(_key(n)) is not None for n in range(10)] == [n < kept for n in range(10)]
-    journal.append(_key(99), REPLY)
+    journal.append(_key(99), RESPONSE)
     journal.close()
     journal = Journal(filled)
     assert (len(journal), journal.unreadable_lines) == (kept + 1, 0)
-    assert journal.get(_key(99)).reply == REPLY
+    assert journal.get(_key(99)).response == RESPONSE
     journal.close()
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_line_is_counted_and_passed_over(line, filled):
   filled.write_bytes(b"".join([*lines[:5], line, *lines[5:]]))
   journal = Journal(filled)
   assert (len(journal), journal.unreadable_lines) == (10, 1)
-  assert journal.get(_key(9)).reply.text == "answer 9"
+  assert journal.get(_key(9)).response.text == "answer 9"
   journal.close()
 
 
@@ -86,13 +86,13 @@ def test_junk_in_an_entry_is_no_count(filled):
     values = {"key": _key(50), "text": "t", "prompt_tokens": "5", "finish": 3}
     file.write(json.dumps(values) + "\n")
   journal = Journal(filled)
-  assert journal.get(_key(50)).reply == TeacherResponse("t")
+  assert journal.get(_key(50)).response == TeacherResponse("t")
   journal.close()
 
 
 def test_half_a_key_in_common_is_not_the_same(tmp_path):
   journal = Journal(tmp_path / "j.jsonl")
-  journal.append("a" * 32, REPLY)
+  journal.append("a" * 32, RESPONSE)
   assert journal.get("a" * 16 + "b" * 16) is None
   journal.close()
 
@@ -118,9 +118,9 @@ def test_a_full_disk_is_named_and_leaves_whole_lines(filled, monkeypatch):
 
   monkeypatch.setattr(os, "write", fails)
   with pytest.raises(UserError, match="No space left"):
-    journal.append(_key(20), REPLY)
+    journal.append(_key(20), RESPONSE)
   monkeypatch.undo()
-  journal.append(_key(21), REPLY)
+  journal.append(_key(21), RESPONSE)
   journal.close()
   journal = Journal(filled)
   assert (len(journal), journal.unreadable_lines) == (11, 0)
@@ -139,7 +139,7 @@ def test_every_answer_is_synced(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "fsync", record)
   journal = Journal(path)
   for number in range(50):
-    journal.append(_key(number), REPLY)
+    journal.append(_key(number), RESPONSE)
   journal.close()
   assert synced[-1] == path.stat().st_size
 
@@ -156,8 +156,8 @@ def test_index_against_a_dictionary():
 
 
 def test_the_key_is_of_all_that_is_sent():
-  question = TeacherRequest(0, "x", [{"role": "user", "content": "x"}], None, ("Q",), 5, 0.0)
-  key = key_of("t", "p", question)
+  request = TeacherRequest(0, "x", [{"role": "user", "content": "x"}], None, ("Q",), 5, 0.0)
+  key = key_of("t", "p", request)
   changes = [
     {"messages": None, "text": "x"},
     {"messages": [{"role": "user", "content": "y"}]},
@@ -167,9 +167,9 @@ def test_the_key_is_of_all_that_is_sent():
     {"temperature": 0.5},
     {"sample": 1},
   ]
-  keys = {key_of("t", "p", TeacherRequest(**{**vars(question), **change})) for change in changes}
-  keys |= {key_of("u", "p", question), key_of("t", "q", question)}
+  keys = {key_of("t", "p", TeacherRequest(**{**vars(request), **change})) for change in changes}
+  keys |= {key_of("u", "p", request), key_of("t", "q", request)}
   assert len(keys) == 9
   assert key not in keys
   # Where the row stands in its file is not what is asked.
-  assert key_of("t", "p", TeacherRequest(**{**vars(question), "index": 8})) == key
+  assert key_of("t", "p", TeacherRequest(**{**vars(request), "index": 8})) == key

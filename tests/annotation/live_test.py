@@ -28,8 +28,8 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("form", ["chat", "completion"])
-def test_a_few_rows(form, tmp_path, capsys):
+@pytest.mark.parametrize("api", ["chat", "completion"])
+def test_a_few_rows(api, tmp_path, capsys):
   """Whatever the model makes of them: each row has a whole answer, and is asked for once."""
   rows = [{"input_text": text, "output_text": label} for text, label in ROWS]
   write_rows(tmp_path / "in.jsonl", rows)
@@ -39,8 +39,8 @@ def test_a_few_rows(form, tmp_path, capsys):
       tmp_path / "in.jsonl",
       tmp_path / "out.jsonl",
       TeacherOptions(teacher=TEACHER, url=URL or None, timeout_seconds=600.0),
-      AnnotationConfig(labels="teacher"),
-      RequestConfig(form=form, max_requests_in_flight=2),
+      AnnotationConfig(teacher_labels="teacher"),
+      RequestConfig(api=api, max_requests_in_flight=2),
       prompt="svamp",
     )
 

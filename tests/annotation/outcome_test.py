@@ -21,9 +21,9 @@ def _answer(rationale, label, finish="stop"):
   )
 
 
-def _row(row, answers, **choices):
-  choices = AnnotationConfig(**choices)
-  return Outcomes("openai:m", PROMPT, choices).row(row, choices.mode(row), answers)
+def _row(row, answers, **config):
+  config = AnnotationConfig(**config)
+  return Outcomes("openai:m", PROMPT, config).row(row, config.mode(row), answers)
 
 
 def test_votes():
@@ -54,7 +54,10 @@ def test_votes():
   ],
 )
 def test_what_a_row_is_asked_for(labels, show, row, mode):
-  assert AnnotationConfig(labels=labels, show_labels=show).mode({"input_text": "x", **row}) == mode
+  assert (
+    AnnotationConfig(teacher_labels=labels, show_labels=show).mode({"input_text": "x", **row})
+    == mode
+  )
 
 
 def test_a_row_with_nothing_gains_both():
@@ -100,7 +103,7 @@ def test_a_row_with_nothing_gains_both():
 def test_whose_label_stands(labels, gold, label):
   row = {"input_text": "x", **({"output_text": gold} if gold else {})}
   answer = _answer("It sings, so happy it is.", "happy")
-  row = _row(row, [answer], labels=labels, show_labels=False)
+  row = _row(row, [answer], teacher_labels=labels, show_labels=False)
   assert row.get("output_text") == label
   assert row["rationale"]
   assert row["provenance"]["agrees_with_gold"] is (False if gold else None)
@@ -242,6 +245,6 @@ def test_agreement_and_gold_filters():
     {"input_text": "x", "output_text": "sad"},
     answers[:1],
     filters=frozenset({"gold"}),
-    labels="teacher",
+    teacher_labels="teacher",
   )
   assert set(row) == {"input_text", "provenance"}

@@ -79,7 +79,7 @@ def test_a_label_that_may_be_cut_off_is_none():
 
 def test_choices_are_those_of_the_row():
   prompt = load_prompt("cqa")
-  row = {"input_text": "Where?\nAnswer AnnotationConfig:\n(a) a pond\n(b) sea\n(c) x\n(d) y\n(e) z"}
+  row = {"input_text": "Where?\nAnswer Choices:\n(a) a pond\n(b) sea\n(c) x\n(d) y\n(e) z"}
   assert prompt.read("It swims. So the answer is (b) sea.", row, "both").label == "sea"
   other = prompt.read("It swims. So the answer is (b) lake.", row, "both")
   assert (other.rationale, other.label) == ("It swims.", None)
@@ -110,7 +110,7 @@ PIECES = st.lists(
   ),
   max_size=12,
 ).map("".join)  # fmt: skip
-INPUT = "Where?\nAnswer AnnotationConfig:\n(a) a pond\n(b) sea\n(c) x\n(d) y\n(e) z"
+INPUT = "Where?\nAnswer Choices:\n(a) a pond\n(b) sea\n(c) x\n(d) y\n(e) z"
 PROMPTS = {
   **{name: load_prompt(name) for name in shipped_prompts()},
   "open": Prompt(instruction="Say."),

@@ -23,8 +23,8 @@ EVIL = "</td><script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
 @pytest.fixture
 def annotated(tmp_path):
   """A file of six rows, one of each kind that a report tells apart."""
-  choices = AnnotationConfig(show_labels=False)
-  outcomes = Outcomes("openai:m", Prompt(instruction="Say."), choices)
+  config = AnnotationConfig(show_labels=False)
+  outcomes = Outcomes("openai:m", Prompt(instruction="Say."), config)
 
   def entry(text):
     return Entry(TeacherResponse(text, "stop", 100, 10), "2030-01-01T00:00:00Z")
@@ -110,7 +110,7 @@ def test_page(annotated, tmp_path):
 
 
 def test_page_shows_the_rows_own_label_beside_the_teachers(tmp_path):
-  outcomes = Outcomes("t", Prompt(instruction="Say."), AnnotationConfig(labels="teacher"))
+  outcomes = Outcomes("t", Prompt(instruction="Say."), AnnotationConfig(teacher_labels="teacher"))
   answer = Entry(TeacherResponse("It is yes, so yes.\nAnswer: yes"), "2030-01-01T00:00:00Z")
   row = outcomes.row({"input_text": "x", "output_text": "no"}, "both", [answer])
   write_rows(tmp_path / "o.jsonl", [row])

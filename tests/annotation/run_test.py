@@ -7,7 +7,12 @@ import pytest
 
 from dss_jax.annotation import journal
 from dss_jax.annotation import run as annotate_module
-from dss_jax.annotation.annotate_file import TeacherOptions, annotate_file, expect_file, prompt_path
+from dss_jax.annotation.annotate_file import (
+  TeacherOptions,
+  annotate_file,
+  dry_run_file,
+  prompt_path,
+)
 from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt
 from dss_jax.annotation.run import RequestConfig, annotate, journal_path
@@ -84,14 +89,14 @@ def test_a_changed_prompt_or_temperature_asks_anew(
   rows = numbered(5)
   changed = dataclasses.replace(svamp_prompt, instruction="Another.")
   warm = AnnotationConfig(temperature=0.5)
-  for prompt, choices, asked in (
+  for prompt, config, asked in (
     (svamp_prompt, AnnotationConfig(), 5),
     (changed, AnnotationConfig(), 10),
     (svamp_prompt, warm, 15),
     (svamp_prompt, AnnotationConfig(), 15),
     (svamp_prompt, AnnotationConfig(temperature=0.5, samples=3), 25),
   ):
-    annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), prompt, choices)
+    annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), prompt, config)
     assert len(server.requests) == asked
 
 
@@ -107,9 +112,14 @@ def test_equal_rows_are_asked_once(server, quick_teacher, svamp_prompt, numbered
 def test_requests_in_flight_are_bounded(server, quick_teacher, svamp_prompt, numbered, tmp_path):
   server.latency = lambda row: 0.01
   rows = numbered(60)
-  settings = RequestConfig(max_requests_in_flight=5)
+  request_config = RequestConfig(max_requests_in_flight=5)
   annotate(
-    lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig(), settings
+    lambda: rows,
+    tmp_path / "o.jsonl",
+    quick_teacher(),
+    svamp_prompt,
+    AnnotationConfig(),
+    request_config,
   )
   assert server.most_in_flight == 5
 
@@ -121,14 +131,14 @@ def test_the_budget_holds_and_more_of_it_goes_on(
   # The server counts 120 tokens an answer; what is reserved is more.
   spent = []
   for budget in (3000, 3000, 10_000):
-    settings = RequestConfig(budget_tokens=budget, max_requests_in_flight=4)
+    request_config = RequestConfig(budget_tokens=budget, max_requests_in_flight=4)
     report = annotate(
       lambda: rows,
       tmp_path / "o.jsonl",
       quick_teacher(),
       svamp_prompt,
       AnnotationConfig(),
-      settings,
+      request_config,
     )
     assert report["tokens_spent"] <= budget
     spent.append((report["tokens_spent"], report["statuses"]["unasked"]))
@@ -142,9 +152,14 @@ def test_the_budget_holds_and_more_of_it_goes_on(
 
 def test_costs(server, quick_teacher, svamp_prompt, numbered, tmp_path):
   rows = numbered(10)
-  settings = RequestConfig(prices=Prices(2.0, 10.0))
+  request_config = RequestConfig(prices=Prices(2.0, 10.0))
   report = annotate(
-    lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig(), settings
+    lambda: rows,
+    tmp_path / "o.jsonl",
+    quick_teacher(),
+    svamp_prompt,
+    AnnotationConfig(),
+    request_config,
   )
   assert report["cost"] == pytest.approx(10 * (100 * 2 + 20 * 10) / 1e6)
 
@@ -152,13 +167,13 @@ def test_costs(server, quick_teacher, svamp_prompt, numbered, tmp_path):
 class _Echo:
   """A teacher without a server: answers at once."""
 
-  name, sees_labels, is_recorded, retries = "echo", True, False, 0
+  name, is_recorded, retries = "echo", False, 0
 
-  def __init__(self, on_ask=lambda question: None):
+  def __init__(self, on_ask=lambda request: None):
     self.on_ask = on_ask
 
-  async def ask(self, question):
-    self.on_ask(question)
+  async def ask(self, request):
+    self.on_ask(request)
     return TeacherResponse("It is so.\nAnswer: yes", "stop", 10, 5)
 
   async def close(self):
@@ -188,8 +203,8 @@ def test_memory_is_flat(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_program_ends_the_run_and_leaves_no_output(tmp_path):
-  def fails(question):
-    if question.index == 70:
+  def fails(request):
+    if request.index == 70:
       raise ZeroDivisionError("a bug")
 
   rows = [{"input_text": f"{n}"} for n in range(3000)]
@@ -243,10 +258,10 @@ def test_a_made_prompt_is_kept_and_can_be_edited(server, tmp_path, monkeypatch, 
 def test_dry_run(numbered, tmp_path):
   data = tmp_path / "in.jsonl"
   write_rows(data, numbered(100))
-  settings = RequestConfig(prices=Prices(1.0, 2.0))
+  request_config = RequestConfig(prices=Prices(1.0, 2.0))
   options = TeacherOptions(teacher="openai:m", url="http://127.0.0.1:9/v1")
-  choices = AnnotationConfig(samples=2, temperature=0.7)
-  expected = expect_file(data, options, choices, settings, prompt="svamp")
+  config = AnnotationConfig(samples=2, temperature=0.7)
+  expected = dry_run_file(data, options, config, request_config, prompt="svamp")
   assert (expected["rows"], expected["requests"]) == (100, 200)
   assert len(expected["prompts"]) == 3
   assert "[system]\nSolve the arithmetic word problem." in expected["prompts"][0]
@@ -272,8 +287,8 @@ def test_dry_run(numbered, tmp_path):
     ({"output": "none/o.jsonl"}, "its folder does not exist"),
     ({"output": "."}, "is a folder"),
     ({"output": "in.jsonl"}, "is the input"),
-    ({"choices": AnnotationConfig(samples=2)}, "at temperature 0 all samples"),
-    ({"teacher": "t5:d", "choices": AnnotationConfig(temperature=1.0)}, "decodes greedily"),
+    ({"config": AnnotationConfig(samples=2)}, "at temperature 0 all samples"),
+    ({"teacher": "t5:d", "config": AnnotationConfig(temperature=1.0)}, "decodes greedily"),
   ],
 )
 def test_options_that_do_not_fit(changes, message, tmp_path, monkeypatch):
@@ -283,13 +298,13 @@ def test_options_that_do_not_fit(changes, message, tmp_path, monkeypatch):
     "teacher": "openai:m",
     "url": None,
     "output": "o.jsonl",
-    "choices": AnnotationConfig(),
+    "config": AnnotationConfig(),
     **changes,
   }
   options = TeacherOptions(teacher=given["teacher"], url=given["url"])
   with pytest.raises(UserError, match=message):
     annotate_file(
-      "in.jsonl", given["output"], options, given["choices"], RequestConfig(), prompt="cqa"
+      "in.jsonl", given["output"], options, given["config"], RequestConfig(), prompt="cqa"
     )
   assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 

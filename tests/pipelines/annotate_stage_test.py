@@ -11,7 +11,7 @@ from dss_jax.data.pipeline import sources
 from dss_jax.data.records import read_rows, write_rows
 from dss_jax.data.sources import TrainingRows, source_from_file
 from dss_jax.errors import UserError
-from dss_jax.pipelines.annotate_stage import annotated_rows
+from dss_jax.pipelines.annotate_stage import annotate_training_rows
 from dss_jax.student.model_dir import check_directory
 
 ROWS = 20
@@ -42,7 +42,7 @@ def config(tmp_path):
 
 
 def test_rows_are_annotated_into_the_model_dir(config, tmp_path):
-  path, figures = annotated_rows(config())
+  path, figures = annotate_training_rows(config())
   assert path == str(tmp_path / "model" / "annotated.jsonl")
   assert figures["statuses"]["answered"] == ROWS
   source, _ = sources(config().data, path)
@@ -54,36 +54,36 @@ def test_rows_are_annotated_into_the_model_dir(config, tmp_path):
 def test_nothing_is_asked_where_there_is_no_teacher(config, tmp_path):
   asked = config()
   alone = dataclasses.replace(asked, teacher=dataclasses.replace(asked.teacher, name=None))
-  assert annotated_rows(alone) == (None, None)
+  assert annotate_training_rows(alone) == (None, None)
   assert not (tmp_path / "model").exists()
 
 
 def test_a_run_taken_up_again_asks_nothing(config, tmp_path):
-  first = annotated_rows(config())
+  first = annotate_training_rows(config())
   (tmp_path / "recorded.jsonl").unlink()
-  assert annotated_rows(config()) == first
+  assert annotate_training_rows(config()) == first
   # How the teacher is reached is no other run.
-  assert annotated_rows(config(**{"TeacherConfig.max_requests_in_flight": 3})) == first
+  assert annotate_training_rows(config(**{"TeacherConfig.max_requests_in_flight": 3})) == first
   with pytest.raises(UserError, match=r"recorded.jsonl: no such file"):
-    annotated_rows(config(**{"TeacherConfig.labels": "teacher"}))
+    annotate_training_rows(config(**{"TeacherConfig.labels": "teacher"}))
 
 
 def test_a_stamp_without_its_rows_is_none(config, tmp_path):
-  annotated_rows(config())
+  annotate_training_rows(config())
   (tmp_path / "model" / "annotated.jsonl").unlink()
-  annotated_rows(config())
+  annotate_training_rows(config())
   assert len(list(read_rows(tmp_path / "model" / "annotated.jsonl"))) == ROWS
 
 
 def test_other_rows_than_the_run_began_with(config, tmp_path):
-  annotated_rows(config())
+  annotate_training_rows(config())
   write_rows(tmp_path / "in.jsonl", [{"input_text": "row 0"}])
-  assert annotated_rows(config())[1]["rows"] == 1
+  assert annotate_training_rows(config())[1]["rows"] == 1
   write_rows(tmp_path / "in.jsonl", [{"input_text": "row 1"}])
   # As after the first checkpoint of the run.
   (tmp_path / "model" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").mkdir(parents=True)
   with pytest.raises(UserError, match="not those that this run began with"):
-    annotated_rows(config())
+    annotate_training_rows(config())
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_other_rows_than_the_run_began_with(config, tmp_path):
 )
 def test_mistakes_are_found_before_anything_is_asked(changes, message, config, tmp_path):
   with pytest.raises(UserError, match=message):
-    annotated_rows(config(**changes))
+    annotate_training_rows(config(**changes))
   assert not (tmp_path / "model").exists()
 
 
 def test_settings_reach_the_annotation(config, tmp_path):
   given = {"TeacherConfig.filters": ("unmentioned",), "TeacherConfig.labels": "keep"}
-  annotated_rows(config(**given))
+  annotate_training_rows(config(**given))
   rows = list(read_rows(tmp_path / "model" / "annotated.jsonl"))
   assert not any("output_text" in row or "rationale" in row for row in rows)
   assert all(row["provenance"]["dropped_for"] == ["unmentioned"] for row in rows)

@@ -9,7 +9,7 @@ from dss_jax.config.schema import RunConfig
 from dss_jax.data.pipeline import sources
 from dss_jax.data.records import read_rows
 from dss_jax.errors import UserError
-from dss_jax.pipelines.annotate_stage import annotated_rows
+from dss_jax.pipelines.annotate_stage import annotate_training_rows
 
 ROWS = 30
 # svamp's validation split: every tenth row of its training file.
@@ -76,7 +76,7 @@ def rows_of(path):
 def test_recorded_answers_go_by_the_rows_number_in_the_tasks_file(config, tmp_path):
   recorded = tmp_path / "recorded.jsonl"
   write_answers(recorded, {number: answer(number) for number in range(ROWS)})
-  path, figures = annotated_rows(config(**{"TeacherConfig.name": f"recorded:{recorded}"}))
+  path, figures = annotate_training_rows(config(**{"TeacherConfig.name": f"recorded:{recorded}"}))
   assert (figures["rows"], figures["agreeing"]) == (len(TRAINED), len(TRAINED) - 2)
   rows = rows_of(path)
   assert list(rows) == TRAINED
@@ -87,7 +87,7 @@ def test_recorded_answers_go_by_the_rows_number_in_the_tasks_file(config, tmp_pa
 
 def test_trained_on_as_the_task_has_it(served, server):
   run = served()
-  path, figures = annotated_rows(run)
+  path, figures = annotate_training_rows(run)
   assert figures["statuses"]["answered"] == len(TRAINED) - 2
   # Shown a label, the teacher argues for another one: the row keeps its label alone.
   assert figures["statuses"]["unparsable"] == 2
@@ -106,14 +106,14 @@ def test_only_rows_that_lack_something_are_asked(served, server, data_dir):
   texts = {number: answer(number) for number in range(ROWS)}
   texts |= {7: "no idea", 11: "none"}
   write_answers(data_dir / "train_palm_cot.jsonl", texts)
-  path, figures = annotated_rows(served())
+  path, figures = annotate_training_rows(served())
   assert sorted(row for row, _ in server.requests) == [7, 11]
   assert figures["statuses"]["untouched"] == len(TRAINED) - 2
   assert rows_of(path)[7]["rationale"] == "There are 7 and 1 more."
 
 
 def test_the_teachers_labels(served, server):
-  path, figures = annotated_rows(served(**{"TeacherConfig.labels": "teacher"}))
+  path, figures = annotate_training_rows(served(**{"TeacherConfig.labels": "teacher"}))
   assert {row for row, _ in server.requests} == set(TRAINED)
   rows = rows_of(path)
   assert rows[4]["output_text"] == "(4 + 1)"
@@ -125,14 +125,14 @@ def test_taken_up_where_it_was_killed(served, server, tmp_path):
   """A run that ended midway asks for the rest; one that is whole asks for nothing."""
   server.fault = lambda row, attempt: (401, b"{}", ()) if row > 20 else None
   with pytest.raises(UserError, match="HTTP 401"):
-    annotated_rows(served(**{"TeacherConfig.max_requests_in_flight": 4}))
+    annotate_training_rows(served(**{"TeacherConfig.max_requests_in_flight": 4}))
   assert not (tmp_path / "model" / "annotated.jsonl").exists()
   answered = set(server.completed)
   assert answered
   server.fault = lambda row, attempt: None
   asked = len(server.requests)
-  first = annotated_rows(served())
+  first = annotate_training_rows(served())
   assert not {row for row, _ in server.requests[asked:]} & answered
   asked = len(server.requests)
-  assert annotated_rows(served()) == first
+  assert annotate_training_rows(served()) == first
   assert len(server.requests) == asked

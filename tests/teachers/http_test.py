@@ -18,16 +18,16 @@ from dss_jax.teachers.http import HttpTeacher, RetryPolicy
 KEY = "sk-secret-0123456789abcdef"
 
 
-def _question(row=1, **changes):
+def _request(row=1, **changes):
   text = f"row {row}"
-  question = TeacherRequest(row, text, [{"role": "user", "content": text}], text, ("\nQ:",), 7, 0.5)
-  return dataclasses.replace(question, **changes)
+  request = TeacherRequest(row, text, [{"role": "user", "content": text}], text, ("\nQ:",), 7, 0.5)
+  return dataclasses.replace(request, **changes)
 
 
-def _ask(teacher, question=None):
+def _ask(teacher, request=None):
   async def ask():
     try:
-      return await teacher.ask(question or _question())
+      return await teacher.ask(request or _request())
     finally:
       await teacher.close()
 
@@ -35,9 +35,9 @@ def _ask(teacher, question=None):
 
 
 def test_chat(server, quick_teacher):
-  reply = _ask(quick_teacher())
-  assert reply.text == server.answer(1)
-  assert (reply.prompt_tokens, reply.completion_tokens, reply.finish) == (100, 20, "stop")
+  response = _ask(quick_teacher())
+  assert response.text == server.answer(1)
+  assert (response.prompt_tokens, response.completion_tokens, response.finish) == (100, 20, "stop")
   assert server.bodies == [
     {
       "model": "served",
@@ -51,8 +51,8 @@ def test_chat(server, quick_teacher):
 
 
 def test_completion(server, quick_teacher):
-  reply = _ask(quick_teacher(form="completion"))
-  assert reply.text == server.answer(1)
+  response = _ask(quick_teacher(api="completion"))
+  assert response.text == server.answer(1)
   assert server.headers[0].startswith("POST /v1/completions ")
   assert server.bodies[0]["prompt"] == "row 1"
   assert "messages" not in server.bodies[0]
@@ -130,16 +130,16 @@ def test_backoff_grows_with_jitter_and_retry_after_wins(server, quick_teacher, m
 
 def test_retry_after_holds_all_requests(server, quick_teacher):
   """A request that starts while another was turned away waits as long."""
-  patience = RetryPolicy(base_wait_seconds=0.0, timeout_seconds=30)
+  retry_policy = RetryPolicy(base_wait_seconds=0.0, timeout_seconds=30)
   turned_away = (429, b"{}", ("retry-after-ms: 300",))
   server.fault = lambda row, attempt: turned_away if row == 1 and attempt == 0 else None
-  teacher = quick_teacher(patience)
+  teacher = quick_teacher(retry_policy)
 
   async def ask_two():
-    first = asyncio.create_task(teacher.ask(_question(1)))
+    first = asyncio.create_task(teacher.ask(_request(1)))
     while not teacher.retries:
       await asyncio.sleep(0.001)
-    await teacher.ask(_question(2))
+    await teacher.ask(_request(2))
     await first
     await teacher.close()
 
@@ -176,9 +176,9 @@ def test_nobody_listens(server, quick_teacher):
 )
 def test_reasons(fault, reason, server, quick_teacher):
   server.fault = lambda row, attempt: fault
-  patience = RetryPolicy(timeout_seconds=0.2, attempts=2, base_wait_seconds=0.0)
+  retry_policy = RetryPolicy(timeout_seconds=0.2, attempts=2, base_wait_seconds=0.0)
   with pytest.raises(RequestFailed, match=rf"^{reason}.*\(2 attempts\)$"):
-    _ask(quick_teacher(patience))
+    _ask(quick_teacher(retry_policy))
   assert len(server.requests) == 2
 
 
@@ -205,9 +205,9 @@ def test_a_proxy_of_the_environment_is_asked(server, monkeypatch):
 )
 def test_odd_bodies(body, text, server, quick_teacher):
   server.fault = lambda row, attempt: (200, json.dumps(body).encode(), ())
-  reply = _ask(quick_teacher())
-  assert reply.text == text
-  assert (reply.prompt_tokens, reply.completion_tokens, reply.finish) == (None, None, None)
+  response = _ask(quick_teacher())
+  assert response.text == text
+  assert (response.prompt_tokens, response.completion_tokens, response.finish) == (None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def test_rows_are_answered_in_batches(tmp_path):
   predictor = _Predictor()
   rows = [{"input_text": f"{n}", **({"output_text": "gold"} if n == 3 else {})} for n in range(50)]
   teacher = T5Teacher(predictor, "t5:mine", batch_size=16)
-  settings = RequestConfig(max_requests_in_flight=32)
+  request_config = RequestConfig(max_requests_in_flight=32)
   prompt = Prompt(instruction="-")
-  choices = AnnotationConfig(show_labels=False)
-  report = annotate(lambda: rows, tmp_path / "o.jsonl", teacher, prompt, choices, settings)
+  config = AnnotationConfig(show_labels=False)
+  report = annotate(lambda: rows, tmp_path / "o.jsonl", teacher, prompt, config, request_config)
   written = list(read_rows(tmp_path / "o.jsonl"))
   assert [row["rationale"] for row in written] == [f"Since {n} is so." for n in range(50)]
   assert written[4]["output_text"] == "label of 4"
@@ -48,7 +48,7 @@ def test_rows_are_answered_in_batches(tmp_path):
   # Its answers are kept, too.
   predictor.batches.clear()
   teacher = T5Teacher(predictor, "t5:mine", batch_size=16)
-  annotate(lambda: rows, tmp_path / "o.jsonl", teacher, prompt, choices, settings)
+  annotate(lambda: rows, tmp_path / "o.jsonl", teacher, prompt, config, request_config)
   assert not predictor.batches
 
 
@@ -78,9 +78,9 @@ def test_a_question_that_comes_while_a_batch_runs_is_answered(monkeypatch):
     second = asyncio.create_task(teacher.ask(TeacherRequest(1, "b", None, "", (), 1, 0.0)))
     await asyncio.sleep(0)
     gate.set()
-    replies = await asyncio.gather(first, second)
+    responses = await asyncio.gather(first, second)
     await teacher.close()
-    return [reply.text for reply in replies]
+    return [response.text for response in responses]
 
   assert asyncio.run(run()) == [
     "Since a is so.\nAnswer: label of a",
