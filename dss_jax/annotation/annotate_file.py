@@ -1,4 +1,4 @@
-"""From the options of `dss annotate` to a run: which rows, which teacher, which prompt."""
+"""Annotates a file: chooses rows, teacher and prompt from the options of `dss annotate`."""
 
 import dataclasses
 import functools
@@ -20,20 +20,21 @@ from dss_jax.progress import say
 from dss_jax.storage.atomic import write_text
 from dss_jax.storage.files import PathLike, exists, is_url
 from dss_jax.teachers.access import DEFAULT_KEY_ENV
-from dss_jax.teachers.base import Teacher, split_teacher
+from dss_jax.teachers.base import Api, Teacher, split_teacher
 from dss_jax.teachers.recorded import RecordedTeacher
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherOptions:
-  """Which teacher, and how it is reached.
+  """The teacher and how to connect to it.
 
   Attributes:
     teacher: openai:MODEL, recorded:FILE or t5:MODEL.
-    url: of the server of openai:MODEL; by default OpenAI's own.
+    url: the server of openai:MODEL; by default OpenAI's.
     key_env: the environment variable with the key.
-    timeout_seconds, attempts: of one request.
-    batch_size: rows that t5:MODEL decodes at a time.
+    timeout_seconds: of one attempt of a request.
+    attempts: of one request.
+    batch_size: number of rows that t5:MODEL decodes at a time.
   """
 
   teacher: str
@@ -56,25 +57,25 @@ def annotate_file(
   runner: str | None = None,
   runner_options: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """Annotates the rows of a file, or of a published file as `task` reads it; the figures.
+  """Annotates the rows of a file and returns the figures.
 
   Args:
-    runner: DirectRunner or DataflowRunner: Apache Beam's workers do it, as `runner_options` say;
-      the output may then be a URL.
-    prompt: a shipped name or a YAML file; by default the task's, else one made from the rows,
-      which is written to prompt_path(output) and read from there again, edited or not.
+    task: reads `data` as this task's published file.
+    prompt: a shipped name or a YAML file. By default the task's prompt, else one made from the
+      rows: it is written to prompt_path(output), and later runs read that file, edited or not.
+    runner: DirectRunner or DataflowRunner, to annotate with Apache Beam and `runner_options`; the
+      output may then be a URL.
 
   Raises:
-    UserError: as annotate does; options that do not fit together; a teacher that cannot be
-      opened.
+    UserError: as annotate; options that exclude each other; a teacher that cannot be opened.
   """
   check_samples(config)
   if runner is None and runner_options:
-    raise UserError("--runner-option: belongs to --runner; give --runner DirectRunner, or none")
+    raise UserError("--runner-option: needs --runner; add --runner DirectRunner, or leave it out")
   if runner is None or not is_url(output):
-    check_output(data, output)
+    _check_output(data, output)
   definition = None if task is None else load_task(task)
-  rows = row_reader(data, definition)
+  rows = _row_reader(data, definition)
   if runner is None:
     return annotate_rows(
       rows, output, options, config, request_config, task=definition, prompt=prompt
@@ -85,13 +86,13 @@ def annotate_file(
     raise UserError(
       f"--runner {runner}: Apache Beam is not installed ({error.name}); pip install 'dss-jax[beam]'"
     ) from None
-  chosen, config = _settled(rows, output, options, config, definition, prompt)
+  resolved_prompt, config = _resolve(rows, output, options, config, definition, prompt)
   return annotate_with_beam(
     rows,
     output,
     options.teacher,
     functools.partial(open_teacher, options, request_config.api),
-    chosen,
+    resolved_prompt,
     config,
     request_config,
     runner=runner,
@@ -109,15 +110,15 @@ def annotate_rows(
   *,
   task: TaskDefinition | None = None,
   prompt: str | None = None,
-  numbers: Sequence[int] | None = None,
+  row_numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-  """As annotate_file, for rows that are read already; `numbers` as for annotate."""
-  chosen, config = _settled(rows, output, options, config, task, prompt)
+  """Annotates rows that are read already, as annotate_file; `row_numbers` as in annotate."""
+  resolved_prompt, config = _resolve(rows, output, options, config, task, prompt)
   teacher = open_teacher(options, request_config.api)
-  return annotate(rows, output, teacher, chosen, config, request_config, numbers)
+  return annotate(rows, output, teacher, resolved_prompt, config, request_config, row_numbers)
 
 
-def _settled(
+def _resolve(
   rows: Callable[[], Iterable[Row]],
   output: PathLike,
   options: TeacherOptions,
@@ -125,15 +126,17 @@ def _settled(
   task: TaskDefinition | None,
   prompt: str | None,
 ) -> tuple[Prompt, AnnotationConfig]:
-  """The prompt, and the config as this kind of teacher allows them."""
+  """Returns the prompt, and the config that applies to this kind of teacher."""
   check_samples(config)
   kind, _ = split_teacher(options.teacher)
   if kind == "t5" and config.temperature:
     raise UserError(
       f"--temperature {config.temperature:g}: a t5: teacher decodes greedily; leave it at 0"
     )
-  chosen = _prompt(prompt, task, rows, kind, output)
-  return chosen, config if kind == "openai" else dataclasses.replace(config, show_labels=False)
+  resolved_prompt = _choose_prompt(prompt, task, rows, kind, output)
+  return resolved_prompt, config if kind == "openai" else dataclasses.replace(
+    config, show_labels=False
+  )
 
 
 def dry_run_file(
@@ -145,51 +148,55 @@ def dry_run_file(
   task: str | None = None,
   prompt: str | None = None,
 ) -> dict[str, Any]:
-  """What annotate_file would ask and cost; asks and writes nothing."""
+  """Returns the requests and cost of annotate_file; sends and writes nothing."""
   check_samples(config)
   definition = None if task is None else load_task(task)
-  rows = row_reader(data, definition)
+  rows = _row_reader(data, definition)
   kind, _ = split_teacher(options.teacher)
-  return dry_run(rows(), _prompt(prompt, definition, rows, kind, None), config, request_config)
+  return dry_run(
+    rows(), _choose_prompt(prompt, definition, rows, kind, None), config, request_config
+  )
 
 
-def row_reader(data: PathLike, task: TaskDefinition | None) -> Callable[[], Iterator[Row]]:
-  """The rows of a file, anew at each call."""
+def _row_reader(data: PathLike, task: TaskDefinition | None) -> Callable[[], Iterator[Row]]:
+  """Returns a function that reads the rows of a file from the start at each call."""
   if task is None:
     return lambda: read_rows(data)
   return lambda: published_rows(task, data)
 
 
 def prompt_path(output: PathLike) -> str:
-  """Where a prompt that was made from the rows is kept."""
+  """Returns the path of the prompt that was made from the rows."""
   return f"{os.fspath(output)}.prompt.yaml"
 
 
-def check_output(data: PathLike, output: PathLike) -> None:
-  """Raises UserError where the output cannot be what it must: a local file of its own."""
+def _check_output(data: PathLike, output: PathLike) -> None:
+  """Raises UserError unless the output is a local file, in an existing folder, not the input."""
   name = os.fspath(output)
   if is_url(name):
-    raise UserError(f"--output {name}: answers are kept beside it as they come; name a local file")
+    raise UserError(f"--output {name}: answers are appended to a file beside it; give a local file")
   if not os.path.isdir(os.path.dirname(name) or "."):
-    raise UserError(f"--output {name}: its folder does not exist; make it, or name another")
+    raise UserError(f"--output {name}: its folder does not exist; create it, or give another")
   if os.path.isdir(name):
-    raise UserError(f"--output {name}: is a folder; name a file in it")
+    raise UserError(f"--output {name}: is a folder; give a file in it")
   both_exist = os.path.exists(name) and not is_url(data) and os.path.exists(data)
   if both_exist and os.path.samefile(name, data):
-    raise UserError(f"--output {name}: is the input; name another file")
+    raise UserError(f"--output {name}: is the input; give another file")
 
 
-def open_teacher(options: TeacherOptions, api: str = "chat") -> Teacher:
-  """The teacher that the options name; raises UserError where it cannot be opened."""
+def open_teacher(options: TeacherOptions, api: Api = "chat") -> Teacher:
+  """Opens the teacher of the options; raises UserError if that is not possible."""
   kind, name = split_teacher(options.teacher)
   if kind != "openai" and (options.url or options.key_env != DEFAULT_KEY_ENV):
-    raise UserError(f"--teacher-url and --teacher-key-env belong to openai:MODEL, not to {kind}:")
+    raise UserError(
+      f"--teacher-url and --teacher-key-env: need openai:MODEL; leave them out with {kind}:"
+    )
   if kind == "recorded":
     return RecordedTeacher(name)
-  return _http(name, options, api) if kind == "openai" else _t5(name, options)
+  return _http_teacher(name, options, api) if kind == "openai" else _student_teacher(name, options)
 
 
-def _http(model: str, options: TeacherOptions, api: str) -> Teacher:
+def _http_teacher(model: str, options: TeacherOptions, api: Api) -> Teacher:
   try:
     from dss_jax.teachers.http import HttpTeacher, RetryPolicy
   except ImportError as error:
@@ -201,12 +208,12 @@ def _http(model: str, options: TeacherOptions, api: str) -> Teacher:
     model,
     url=options.url,
     key_env=options.key_env,
-    api="completion" if api == "completion" else "chat",
+    api=api,
     retry_policy=RetryPolicy(timeout_seconds=options.timeout_seconds, attempts=options.attempts),
   )
 
 
-def _t5(folder: str, options: TeacherOptions) -> Teacher:
+def _student_teacher(folder: str, options: TeacherOptions) -> Teacher:
   from dss_jax.config.schema import MeshConfig
   from dss_jax.parallel.mesh import make_mesh
   from dss_jax.storage.cache import keep_compiled_programs
@@ -222,24 +229,24 @@ def _t5(folder: str, options: TeacherOptions) -> Teacher:
   return T5Teacher(predictor, name, batch_size=options.batch_size)
 
 
-def _prompt(
+def _choose_prompt(
   given: str | None,
   task: TaskDefinition | None,
   rows: Callable[[], Iterable[Row]],
   kind: str,
   output: PathLike | None,
 ) -> Prompt:
-  """The prompt given, the task's, or one made from the rows."""
+  """Returns the given prompt, the task's, or one made from the rows."""
   if given is not None:
     return load_prompt(given)
   if task is not None and task.name in shipped_prompts():
     return load_prompt(task.name)
   if kind == "t5":
-    # A student was trained on bare inputs: there is nothing to show it.
-    return Prompt(instruction="(none: a student takes the bare input)")
+    # A student was trained on inputs without a prompt.
+    return Prompt(instruction="(none: a student gets the input only)")
   if output is not None and exists(prompt_path(output)):
-    say(f"prompt: {prompt_path(output)}, made by an earlier run; delete it to have it made anew")
-    return _with_task(load_prompt(prompt_path(output)), task, kind)
+    say(f"prompt: {prompt_path(output)}, made by an earlier run; delete it to make a new one")
+    return _with_task_parser(load_prompt(prompt_path(output)), task, kind)
   made = default_prompt(rows())
   if output is not None:
     write_text(prompt_path(output), prompt_to_yaml(made))
@@ -247,11 +254,11 @@ def _prompt(
       f"prompt: made from the rows, {len(made.exemplars)} of them as examples;"
       f" written to {prompt_path(output)}, where you can edit it"
     )
-  return _with_task(made, task, kind)
+  return _with_task_parser(made, task, kind)
 
 
-def _with_task(prompt: Prompt, task: TaskDefinition | None, kind: str) -> Prompt:
-  """Recorded answers have the form that the task's own parser reads, whatever the prompt."""
+def _with_task_parser(prompt: Prompt, task: TaskDefinition | None, kind: str) -> Prompt:
+  """Makes the task's own parser read recorded answers, because they do not follow the prompt."""
   if task is None or kind != "recorded":
     return prompt
   return dataclasses.replace(

@@ -1,11 +1,11 @@
-"""The annotation as an Apache Beam pipeline: parts of the rows, each annotated by one worker.
+"""Annotation as an Apache Beam pipeline: the rows are split into parts, one worker per part.
 
-The launcher reads and checks the rows and writes them in parts into a folder beside the output;
-a worker annotates one part at a time just as `dss annotate` annotates a file, and leaves its
-rows and its answers there; the launcher then joins the parts in the order of the input. Beam
-repeats a part whose worker died, and a run that was killed is given again: answers that stand in
-the folder are not asked for again. On local disks those are all answers that came; under a URL,
-where nothing can be appended to, those of the parts that were finished.
+The launcher checks the rows and writes them as parts into a folder beside the output. A worker
+annotates one part at a time, as `dss annotate` annotates a file, and writes rows and answers into
+that folder. The launcher then joins the parts in input order. Beam repeats a part whose worker
+died, and a killed run can be repeated; neither requests again an answer that is in the folder. On
+local disks that is every answer received; under a URL, where files cannot be appended to, the
+answers of the parts that ended.
 """
 
 import asyncio
@@ -44,20 +44,20 @@ from dss_jax.storage.files import (
 )
 from dss_jax.teachers.base import Teacher, TeacherRequest, TeacherResponse, split_teacher
 
-# Enough for a worker's while, few enough to hold: a part is what Beam hands out and repeats.
-PART_ROWS = 1000
+# Small enough for memory, large enough to keep a worker busy; Beam schedules and repeats parts.
+ROWS_PER_PART = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """One part of the rows, by the files that belong to it."""
+  """The files of one part of the rows."""
 
   folder: str
   number: int
 
   @property
   def rows(self) -> str:
-    """Lines of {"number": what recorded answers know the row by, "row": the row}."""
+    """Returns the path of lines {"number": row number for recorded answers, "row": the row}."""
     return f"{self.folder}/{self.number:06d}.rows.jsonl"
 
   @property
@@ -66,37 +66,38 @@ class _Part:
 
   @property
   def outcome(self) -> str:
-    """{"figures": of annotate} or {"error": a sentence}; {} as long as there is neither."""
+    """Returns the path of {"figures": of annotate} or {"error": message}; {} until then."""
     return f"{self.folder}/{self.number:06d}.outcome.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
-  """What a worker is told, in values that can be sent to any machine.
+class _Job:
+  """The arguments of a worker; all can be pickled.
 
   Attributes:
-    folder: of the parts.
+    folder: the folder of the parts.
     open_teacher: opens the teacher; a key comes from the worker's own environment.
-    is_connected: whether it talks over connections, which belong to one part's event loop.
-    prompt, parse_task: the prompt as YAML, and by what name the task of its parse rules is found.
+    uses_event_loop: whether the teacher has connections, which belong to one part's event loop.
+    prompt: the prompt as YAML, without the task of its parse rules.
+    parse_task: the name or file of that task, for load_task.
   """
 
   folder: str
   open_teacher: Callable[[], Teacher]
-  is_connected: bool
+  uses_event_loop: bool
   prompt: str
   parse_task: str | None
   config: AnnotationConfig
   request_config: RequestConfig
 
-  def made_prompt(self) -> Prompt:
+  def load_prompt(self) -> Prompt:
     prompt = prompt_from(yaml.safe_load(self.prompt), "the prompt")
     task = None if self.parse_task is None else load_task(self.parse_task)
     return dataclasses.replace(prompt, parse=dataclasses.replace(prompt.parse, task=task))
 
 
 def parts_folder(output: PathLike) -> str:
-  """Where the parts of an output file lie, and their answers."""
+  """Returns the folder of an output file's parts and their answers."""
   name = os.fspath(output)
   return f"{name if is_url(name) else os.path.abspath(name)}.parts"
 
@@ -113,34 +114,33 @@ def annotate_with_beam(
   runner: str,
   runner_options: Sequence[str] = (),
   parse_task: str | None = None,
-  part_rows: int | None = None,
+  rows_per_part: int | None = None,
 ) -> dict[str, Any]:
-  """As teacher.annotate.annotate, by Beam's workers: the same rows in the same order.
+  """Annotates rows with Beam's workers; same output as annotation.run.annotate.
 
   Args:
-    teacher: as --teacher names it.
-    open_teacher: opens it; something that can be pickled.
+    teacher: the value of --teacher.
+    open_teacher: opens it; must be picklable.
     runner: DirectRunner or DataflowRunner.
-    runner_options: Beam's own and the runner's, each "name=value", or "name" for a switch.
-    parse_task: what load_task finds the task of the prompt's parse rules by; by default its name.
-    part_rows: rows a part; by default PART_ROWS.
+    runner_options: options of Beam and the runner, each "name=value", or "name" for a switch.
+    parse_task: the name or file of the task of the prompt's parse rules; by default its name.
 
   Raises:
-    UserError: as annotate does, by the first part that cannot be annotated; a runner, options
-      and places that do not fit together; a pipeline that does not run.
+    UserError: as annotate, for the first part that fails; an invalid runner, option or path; a
+      pipeline that fails.
   """
   started = time.monotonic()
   check_samples(config)
-  kind, place = split_teacher(teacher)
-  _check_places(output, kind, place, runner)
+  kind, location = split_teacher(teacher)
+  _check_paths(output, kind, location, runner)
   if request_config.budget_tokens is not None:
     raise UserError(
-      "--budget-tokens: Beam's workers cannot share a budget; leave it out, or leave --runner out"
+      "--budget-tokens: Beam's workers cannot share a budget; leave out this flag or --runner"
     )
   options = pipeline_options(runner_options)
-  parts = _write_parts(rows(), parts_folder(output), part_rows or PART_ROWS)
+  parts = _write_parts(rows(), parts_folder(output), rows_per_part or ROWS_PER_PART)
   rules = prompt.parse
-  work = _Work(
+  job = _Job(
     parts_folder(output),
     open_teacher,
     kind == "openai",
@@ -149,7 +149,7 @@ def annotate_with_beam(
     config,
     request_config,
   )
-  _run(work, len(parts), runner, options)
+  _run(job, len(parts), runner, options)
   figures = [_figures(part) for part in parts]
   tally = Tally()
   write_rows(output, _joined(parts, tally))
@@ -170,44 +170,44 @@ def annotate_with_beam(
 
 
 def pipeline_options(texts: Sequence[str]) -> PipelineOptions:
-  """Beam's options from "name=value" and "name"; UserError where Beam does not know one."""
+  """Parses Beam's options, "name=value" or "name"; raises UserError for an unknown one."""
   known = set(PipelineOptions([]).get_all_options())
   for text in texts:
     name = text.partition("=")[0]
     if name not in known and name.removeprefix("no_") not in known:
       near = difflib.get_close_matches(name, known, 1)
-      mend = f"did you mean {near[0]}?" if near else "write it as Beam's documentation has it"
+      mend = f"did you mean {near[0]}?" if near else "see Beam's documentation"
       raise UserError(f"--runner-option {text}: Beam has no option {name!r}; {mend}")
-  said = io.StringIO()
+  stderr = io.StringIO()
   try:
     # Beam's parser prints and exits.
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(stderr):
       options = PipelineOptions([f"--{text}" for text in texts])
       options.get_all_options()
   except SystemExit:
-    why = said.getvalue().strip().rpartition("error: ")[2]
-    raise UserError(f"--runner-option: {why}; write NAME=VALUE, or NAME for a switch") from None
+    problem = stderr.getvalue().strip().rpartition("error: ")[2]
+    raise UserError(f"--runner-option: {problem}; write NAME=VALUE, or NAME for a switch") from None
   return options
 
 
-def _check_places(output: PathLike, kind: str, place: str, runner: str) -> None:
-  """Raises UserError where workers on other machines would have to see this one's files."""
+def _check_paths(output: PathLike, kind: str, location: str, runner: str) -> None:
+  """Raises UserError if workers on other machines would need local files."""
   if runner != "DataflowRunner":
     return
   if not is_url(output):
     raise UserError(
-      f"--output {os.fspath(output)}: the workers of {runner} write to a bucket; name a URL"
+      f"--output {os.fspath(output)}: the workers of {runner} write to a bucket; give a URL"
       " like gs://BUCKET/FILE.jsonl"
     )
-  if kind == "t5" or (kind == "recorded" and not is_url(place)):
+  if kind == "t5" or (kind == "recorded" and not is_url(location)):
     raise UserError(
-      f"--teacher {kind}:{place}: the workers of {runner} cannot read it; give openai:MODEL, or"
+      f"--teacher {kind}:{location}: the workers of {runner} cannot read it; give openai:MODEL, or"
       " recorded: with a URL"
     )
 
 
-def _write_parts(rows: Iterable[Row], folder: str, part_rows: int) -> list[_Part]:
-  """The rows in parts, each in a file of its own; nothing is asked before all are good."""
+def _write_parts(rows: Iterable[Row], folder: str, rows_per_part: int) -> list[_Part]:
+  """Writes each part of the rows into its own file, so that bad rows are found first."""
   make_folder(folder)
   parts: list[_Part] = []
   lines: list[bytes] = []
@@ -215,14 +215,14 @@ def _write_parts(rows: Iterable[Row], folder: str, part_rows: int) -> list[_Part
   def end_part() -> None:
     part = _Part(folder, len(parts))
     write_bytes(part.rows, b"".join(lines))
-    # What an earlier run left is no outcome of this one.
+    # Overwrites the outcome of an earlier run.
     write_bytes(part.outcome, b"{}")
     parts.append(part)
     lines.clear()
 
   for number, row in enumerate(rows):
     lines.append(json.dumps({"number": number, "row": row}).encode("ascii") + b"\n")
-    if len(lines) == part_rows:
+    if len(lines) == rows_per_part:
       end_part()
   if lines:
     end_part()
@@ -230,44 +230,44 @@ def _write_parts(rows: Iterable[Row], folder: str, part_rows: int) -> list[_Part
 
 
 class _AnnotatePart(beam.DoFn):
-  """Annotates parts by their numbers; gives nothing: what comes of a part lies in its files."""
+  """Annotates the part of a number; the result is in the part's files."""
 
-  def __init__(self, work: _Work):
-    self._work = work
+  def __init__(self, job: _Job):
+    self._job = job
     self._prompt: Prompt | None = None
-    self._lasting: Teacher | None = None
+    self._shared_teacher: Teacher | None = None
     self._error: UserError | None = None
 
   def process(self, number: int) -> None:
-    part = _Part(self._work.folder, number)
+    part = _Part(self._job.folder, number)
     outcome: dict[str, Any]
     try:
-      # What ended one part (no such server, a refused key) would end the others, each as slowly.
+      # The cause (no such server, a rejected key) would make the other parts fail as well.
       if self._error is not None:
         raise self._error
       outcome = {"figures": self._annotate(part)}
     except UserError as error:
-      # Left to itself, Beam would repeat the part, and then show a traceback.
+      # If it were raised, Beam would repeat the part and then print a traceback.
       self._error = error
       outcome = {"error": str(error)}
     write_bytes(part.outcome, json.dumps(outcome).encode())
 
   def teardown(self) -> None:
-    if self._lasting is not None:
-      asyncio.run(self._lasting.close())
-      self._lasting = None
+    if self._shared_teacher is not None:
+      asyncio.run(self._shared_teacher.close())
+      self._shared_teacher = None
 
   def _annotate(self, part: _Part) -> dict[str, Any]:
     with open_bytes(part.rows) as file:
       lines = [json.loads(line) for line in file]
-    work = self._work
-    self._prompt = self._prompt or work.made_prompt()
+    job = self._job
+    self._prompt = self._prompt or job.load_prompt()
     with contextlib.ExitStack() as stack:
       output = part.output
       if is_url(output):
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dss_part_"))
         output = os.path.join(folder, "part.jsonl")
-        # Kept even where the part fails: what was answered is not asked again.
+        # Kept even if the part fails, so that its answers are not requested again.
         stack.callback(_copy, journal_path(output), journal_path(part.output))
         _copy(journal_path(part.output), journal_path(output))
       figures = annotate(
@@ -275,8 +275,8 @@ class _AnnotatePart(beam.DoFn):
         output,
         self._teacher(),
         self._prompt,
-        work.config,
-        work.request_config,
+        job.config,
+        job.request_config,
         [line["number"] for line in lines],
       )
       if output != part.output:
@@ -284,15 +284,15 @@ class _AnnotatePart(beam.DoFn):
     return figures
 
   def _teacher(self) -> Teacher:
-    if self._work.is_connected:
-      return self._work.open_teacher()
-    if self._lasting is None:
-      self._lasting = self._work.open_teacher()
-    return _Lasting(self._lasting)
+    if self._job.uses_event_loop:
+      return self._job.open_teacher()
+    if self._shared_teacher is None:
+      self._shared_teacher = self._job.open_teacher()
+    return _SharedTeacher(self._shared_teacher)
 
 
-class _Lasting:
-  """A teacher that outlives the part that closes it: read from disk once, it serves for all."""
+class _SharedTeacher:
+  """A teacher that is loaded once for all parts; closing it after a part does nothing."""
 
   def __init__(self, teacher: Teacher):
     self._teacher = teacher
@@ -307,19 +307,19 @@ class _Lasting:
     pass
 
 
-def _run(work: _Work, count: int, runner: str, options: PipelineOptions) -> None:
-  """Runs the pipeline to its end; raises UserError where it cannot be built, or failed."""
+def _run(job: _Job, count: int, runner: str, options: PipelineOptions) -> None:
+  """Runs the pipeline; raises UserError if it cannot be built or fails."""
   try:
     pipeline = beam.Pipeline(runner=runner, options=options)
   except (ImportError, ValueError) as error:
     raise UserError(
-      f"--runner {runner}: {reason(error)}; give what it asks for by --runner-option, or install"
-      " what is missing"
+      f"--runner {runner}: {reason(error)}; give the missing --runner-option, or install"
+      " the missing package"
     ) from None
   numbers = pipeline | "Parts" >> beam.Create(range(count))
-  # Without it, a runner may give all parts to one worker.
+  # Without the reshuffle, a runner may give all parts to one worker.
   numbers = numbers | "Spread" >> beam.Reshuffle()
-  _ = numbers | "Annotate" >> beam.ParDo(_AnnotatePart(work))
+  _ = numbers | "Annotate" >> beam.ParDo(_AnnotatePart(job))
   try:
     state = str(pipeline.run().wait_until_finish())
   except Exception as error:
@@ -328,8 +328,8 @@ def _run(work: _Work, count: int, runner: str, options: PipelineOptions) -> None
     state = reason(error)
   if state != "DONE":
     raise UserError(
-      f"--runner {runner}: the pipeline ended otherwise than it should ({state}); see its log,"
-      " then give the same command again"
+      f"--runner {runner}: the pipeline failed ({state}); see its log,"
+      " then run the same command again"
     )
 
 
@@ -337,7 +337,7 @@ def _figures(part: _Part) -> dict[str, Any]:
   with open_bytes(part.outcome) as file:
     outcome = json.loads(file.read())
   if "figures" not in outcome:
-    raise UserError(outcome.get("error", f"{part.rows}: was not annotated; give the command again"))
+    raise UserError(outcome.get("error", f"{part.rows}: was not annotated; run the command again"))
   return outcome["figures"]
 
 
@@ -351,7 +351,7 @@ def _joined(parts: Iterable[_Part], tally: Tally) -> Iterator[Row]:
 
 
 def _remove_parts(parts: Sequence[_Part]) -> None:
-  """Removes all but the answers; the folder, too, where there are none."""
+  """Removes all files but the answers, and the folder if it is empty then."""
   for part in parts:
     for name in (part.rows, part.output, part.outcome):
       remove(name)
@@ -361,6 +361,6 @@ def _remove_parts(parts: Sequence[_Part]) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-  """Copies a file that exists."""
+  """Copies a file if it exists."""
   if exists(source):
     write_bytes(target, read_bytes(source))

@@ -1,4 +1,4 @@
-"""What a run would ask and cost, without asking: filled prompts, expected tokens and money."""
+"""Dry run: the filled prompts and the expected tokens and cost, without sending requests."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,16 +10,16 @@ from dss_jax.annotation.run import RequestConfig, request_for
 from dss_jax.data.records import Row
 from dss_jax.teachers.base import TeacherRequest
 
-SHOWN_PROMPTS = 3
+_SHOWN_PROMPTS = 3
 
 
 def dry_run(
   rows: Iterable[Row], prompt: Prompt, config: AnnotationConfig, request_config: RequestConfig
 ) -> dict[str, Any]:
-  """The first prompts as they would be sent, and what all of them would cost.
+  """Returns the first prompts as they would be sent, and the cost of all requests.
 
-  Tokens are estimated from bytes, some 25 % either way for English; answers already in a
-  journal are not taken off.
+  Tokens are estimated from bytes, within about 25 % for English. Answers already in a journal
+  are not subtracted.
   """
   budget = TokenBudget(None)
   total = requests = 0
@@ -31,8 +31,8 @@ def dry_run(
     if mode is None:
       continue
     request = request_for(row, index, mode, 0, prompt, config, request_config.api)
-    if len(shown) < SHOWN_PROMPTS:
-      shown.append(as_text(request))
+    if len(shown) < _SHOWN_PROMPTS:
+      shown.append(_as_text(request))
     requests += config.samples
     prompt_tokens += budget.expected_prompt_tokens(request) * config.samples
     most_completion_tokens += request.max_tokens * config.samples
@@ -51,8 +51,8 @@ def dry_run(
   }
 
 
-def as_text(request: TeacherRequest) -> str:
-  """A request as a person reads it."""
+def _as_text(request: TeacherRequest) -> str:
+  """Formats a request as readable text."""
   if request.messages is None:
     return request.text or ""
-  return "\n\n".join(f"[{one['role']}]\n{one['content']}" for one in request.messages)
+  return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in request.messages)

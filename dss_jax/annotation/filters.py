@@ -1,4 +1,4 @@
-"""What may be wrong with a rationale or a vote, each concern with a name to filter by."""
+"""Concerns: possible defects of a rationale or a vote, each with a name to filter by."""
 
 import dataclasses
 import re
@@ -10,23 +10,23 @@ CONCERNS = {
   "agreement": "fewer of the samples agree than --min-agreement",
   "gold": "the teacher's label is not the row's own",
   "length": "the rationale is shorter or longer than --rationale-words",
-  "unmentioned": "the rationale never mentions its label",
+  "unmentioned": "the rationale does not mention its label",
   "cut-off": "the rationale ends in the middle of a sentence",
-  "echo": "the rationale is the input or the prompt come back",
+  "echo": "the rationale repeats the input or the prompt",
 }
 
 _NOT_WORD = re.compile(r"[\W_]+")
-# Of a text shorter than this, standing in the prompt is chance.
-_ECHO_CHARACTERS = 24
+# A shorter text may be in the prompt by chance.
+_MIN_ECHO_CHARACTERS = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """What counts as a concern.
+  """Thresholds of concerns.
 
   Attributes:
-    min_agreement: the least share of samples that must give the label.
-    rationale_words: the fewest and the most words of a rationale.
+    min_agreement: minimum share of samples with the winning label.
+    rationale_words: minimum and maximum number of words of a rationale.
   """
 
   min_agreement: float = 0.5
@@ -34,23 +34,23 @@ class Limits:
 
 
 class RationaleFilter:
-  """Finds the concerns of single rationales under one prompt."""
+  """Finds the concerns of a rationale, given the prompt."""
 
   def __init__(self, prompt: Prompt, limits: Limits):
     self._limits = limits
-    told = [prompt.instruction]
+    texts = [prompt.instruction]
     for exemplar in prompt.exemplars:
-      told += [exemplar.input, exemplar.rationale or ""]
-    self._told = f" {' '.join(map(_words, told))} "
+      texts += [exemplar.input, exemplar.rationale or ""]
+    self._prompt_words = f" {' '.join(map(_words, texts))} "
 
   def concerns(
     self, rationale: str, label: str | None, input_text: str, cut_off: bool
   ) -> list[str]:
-    """The names of the concerns, in the order of CONCERNS.
+    """Returns the names of the concerns, in the order of CONCERNS.
 
     Args:
-      label: what the rationale should lead to; None where there is no label.
-      cut_off: whether the teacher was stopped by its limit of tokens.
+      label: the label of the rationale, if there is one.
+      cut_off: whether the answer reached max_tokens.
     """
     found = []
     fewest, most = self._limits.rationale_words
@@ -66,11 +66,13 @@ class RationaleFilter:
 
   def _is_echo(self, rationale: str, input_text: str) -> bool:
     words = f" {_words(rationale)} "
-    if len(words) < _ECHO_CHARACTERS:
+    if len(words) < _MIN_ECHO_CHARACTERS:
       return False
-    given = f" {_words(input_text)} "
+    input_words = f" {_words(input_text)} "
     return (
-      words in given or words in self._told or (len(given) >= _ECHO_CHARACTERS and given in words)
+      words in input_words
+      or words in self._prompt_words
+      or (len(input_words) >= _MIN_ECHO_CHARACTERS and input_words in words)
     )
 
 

@@ -1,9 +1,9 @@
-"""Answers kept as they come: an append-only JSONL file that survives being killed.
+"""The journal: an append-only JSONL file of all answers, safe against kills.
 
-An answer is handed to the system before the run acts on it, so that killing the process loses
-none, and is on the disk (fsync) milliseconds later, so that a power cut loses next to none:
-answers that arrive together are synced together, lest the disk set the pace. A last line that
-was cut off is dropped on opening; the answers before it are found again by their keys.
+An answer is written before the run uses it, so a killed process loses none. It is synced to disk
+(fsync) milliseconds later, so a power failure loses almost none; answers that arrive together
+share one fsync, which is slow. Opening the journal drops an incomplete last line. Answers are
+found by their keys.
 """
 
 import concurrent.futures
@@ -21,24 +21,25 @@ from dss_jax.storage.atomic import sync, writing
 from dss_jax.storage.files import PathLike, reason
 from dss_jax.teachers.base import TeacherRequest, TeacherResponse
 
-# So many places of new answers are kept in a dictionary before they join the sorted arrays.
-_RECENT = 8192
-# Answers that come within so long of each other are synced together.
+# Size of the dictionary of new entries, before they are merged into the sorted arrays.
+_MAX_RECENT = 8192
+# Answers that arrive within this time share one fsync.
 _SYNC_SECONDS = 0.005
 
 
 class Entry(NamedTuple):
-  """One answer of the journal and when it came (ISO 8601, UTC)."""
+  """An answer and its time (ISO 8601, UTC)."""
 
   response: TeacherResponse
   time: str
 
 
 def key_of(teacher: str, prompt_digest: str, request: TeacherRequest) -> str:
-  """32 hexadecimal digits that name a request, its teacher and the sample.
+  """Returns the key of a request: 32 hexadecimal digits.
 
-  Everything that is sent enters it: the filled prompt (so the row, and the label that it
-  shows), the api, stop sequences, length and temperature. How an answer is read does not.
+  It depends on everything that is sent: teacher, filled prompt (with the row and the label that
+  it shows), stop sequences, length, temperature and sample number. It does not depend on the
+  parse rules.
   """
   values = [
     teacher,
@@ -55,13 +56,13 @@ def key_of(teacher: str, prompt_digest: str, request: TeacherRequest) -> str:
 
 
 class Journal:
-  """The answers of one output file; for one run at a time."""
+  """The answers of one output file; only one run can open it at a time."""
 
   def __init__(self, path: PathLike):
-    """Opens or begins the journal, and drops a line that is not whole.
+    """Opens or creates the journal, and drops an incomplete last line.
 
     Raises:
-      UserError: it cannot be written, or another run is writing it.
+      UserError: the file cannot be written, or another run is writing it.
     """
     self.path = os.fspath(path)
     with writing(self.path):
@@ -71,7 +72,7 @@ class Journal:
     except OSError:
       os.close(self._file)
       raise UserError(
-        f"{self.path}: another run is writing these answers; wait for it, or name another --output"
+        f"{self.path}: another run is writing these answers; wait for it, or give another --output"
       ) from None
     self.unreadable_lines = 0
     self._index = _Index()
@@ -85,17 +86,17 @@ class Journal:
     return len(self._index)
 
   def get(self, key: str) -> Entry | None:
-    """The answer under a key, if it was written."""
-    place = self._index.get(key)
-    if place is None:
+    """Returns the answer with this key, or None."""
+    span = self._index.get(key)
+    if span is None:
       return None
-    line = os.pread(self._file, place[1], place[0])
+    line = os.pread(self._file, span[1], span[0])
     values = _entry(line)
-    # Half of the key is indexed; the whole of it decides.
+    # The index has only half of the key.
     return None if values is None or values["key"] != key else _from_values(values)
 
   def append(self, key: str, response: TeacherResponse) -> Entry:
-    """Keeps an answer; raises UserError where the disk does not take it."""
+    """Writes an answer; raises UserError if that fails."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     values = {
       "key": key,
@@ -113,7 +114,7 @@ class Journal:
         while rest:
           rest = rest[os.write(self._file, rest) :]
     except UserError:
-      # Half a line in the middle of the file would spoil the next one.
+      # Removes the incomplete line, which would corrupt the next one.
       os.ftruncate(self._file, self._end)
       raise
     self._index.add(key, self._end, len(line))
@@ -125,7 +126,7 @@ class Journal:
     return Entry(response, now)
 
   def close(self) -> None:
-    """Syncs what is left; raises UserError where the disk does not take it."""
+    """Syncs the last answers; raises UserError if that fails."""
     self._thread.shutdown()
     try:
       self._raise_failed_sync()
@@ -136,7 +137,7 @@ class Journal:
   def _sync(self) -> None:
     while not self._is_synced:
       time.sleep(_SYNC_SECONDS)
-      # Set first: what is appended during the call below is not covered by it.
+      # Set first, because fsync may not cover answers that are appended during the call.
       self._is_synced = True
       with writing(self.path):
         sync(self._file)
@@ -146,7 +147,7 @@ class Journal:
       self._syncing.result()
 
   def _recover(self) -> None:
-    whole = place = 0
+    whole = offset = 0
     try:
       with open(self.path, "rb") as file:
         for line in file:
@@ -155,10 +156,10 @@ class Journal:
             if values is None:
               self.unreadable_lines += 1
             else:
-              self._index.add(values["key"], place, len(line))
-            whole = place + len(line)
-          place += len(line)
-      if whole < place:
+              self._index.add(values["key"], offset, len(line))
+            whole = offset + len(line)
+          offset += len(line)
+      if whole < offset:
         os.ftruncate(self._file, whole)
         sync(self._file)
     except OSError as error:
@@ -167,11 +168,11 @@ class Journal:
 
 
 class _Index:
-  """Key -> (place, length in bytes), in 20 bytes an answer; a later answer hides an earlier."""
+  """Key -> (offset, length in bytes), 20 bytes per answer; a later answer replaces an earlier."""
 
   def __init__(self) -> None:
     self._keys = np.zeros(0, np.uint64)
-    self._places = np.zeros(0, np.int64)
+    self._offsets = np.zeros(0, np.int64)
     self._lengths = np.zeros(0, np.int32)
     self._recent: dict[int, tuple[int, int]] = {}
 
@@ -179,9 +180,9 @@ class _Index:
     known = sum(self._find(key) is not None for key in self._recent)
     return len(self._keys) + len(self._recent) - known
 
-  def add(self, key: str, place: int, length: int) -> None:
-    self._recent[int(key[:16], 16)] = (place, length)
-    if len(self._recent) >= _RECENT:
+  def add(self, key: str, offset: int, length: int) -> None:
+    self._recent[int(key[:16], 16)] = (offset, length)
+    if len(self._recent) >= _MAX_RECENT:
       self._merge()
 
   def get(self, key: str) -> tuple[int, int] | None:
@@ -189,25 +190,27 @@ class _Index:
     found = self._recent.get(number)
     if found is not None:
       return found
-    at = self._find(number)
-    return None if at is None else (int(self._places[at]), int(self._lengths[at]))
+    position = self._find(number)
+    return (
+      None if position is None else (int(self._offsets[position]), int(self._lengths[position]))
+    )
 
   def _find(self, number: int) -> int | None:
-    at = int(np.searchsorted(self._keys, np.uint64(number)))
-    return at if at < len(self._keys) and int(self._keys[at]) == number else None
+    position = int(np.searchsorted(self._keys, np.uint64(number)))
+    return position if position < len(self._keys) and int(self._keys[position]) == number else None
 
   def _merge(self) -> None:
-    places = np.array(list(self._recent.values()), np.int64)
+    spans = np.array(list(self._recent.values()), np.int64)
     keys = np.concatenate([np.array(list(self._recent), np.uint64), self._keys])
-    # np.unique keeps the first of equal keys: the recent one.
+    # np.unique keeps the first of equal keys, which is the recent one.
     self._keys, kept = np.unique(keys, return_index=True)
-    self._places = np.concatenate([places[:, 0], self._places])[kept]
-    self._lengths = np.concatenate([places[:, 1].astype(np.int32), self._lengths])[kept]
+    self._offsets = np.concatenate([spans[:, 0], self._offsets])[kept]
+    self._lengths = np.concatenate([spans[:, 1].astype(np.int32), self._lengths])[kept]
     self._recent = {}
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-  """The values of a line, or None where it is no entry."""
+  """Returns the values of a line, or None if it is not an entry."""
   try:
     values = json.loads(line)
     key = values["key"]

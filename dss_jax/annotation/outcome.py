@@ -1,4 +1,4 @@
-"""From the answers to one row to the row that is written: label, rationale, provenance."""
+"""Turns the answers to one row into the row that is written: label, rationale, provenance."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from dss_jax.data.records import Row
 
 TeacherLabels = Literal["keep", "missing", "teacher"]
 
-# What became of a row. "answered": rationale and label; "undecided": a rationale whose answer
-# is no single label; "unparsable": neither; "failed": no request succeeded; "unasked": the
-# budget was spent; "untouched": nothing was missing.
+# The status of a row. "answered": rationale and label; "undecided": a rationale without a single
+# label; "unparsable": neither; "failed": no request succeeded; "unasked": the budget was spent;
+# "untouched": nothing was missing.
 Status = Literal["answered", "undecided", "unparsable", "failed", "unasked", "untouched"]
 STATUSES: tuple[Status, ...] = (
   "failed",
@@ -29,7 +29,7 @@ PROVENANCE = "provenance"
 
 
 class Failure(NamedTuple):
-  """Why a sample has no answer."""
+  """The reason why a sample has no answer."""
 
   status: Literal["failed", "unasked"]
   reason: str
@@ -37,17 +37,17 @@ class Failure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnotationConfig:
-  """What is asked for and what is kept.
+  """What is requested for a row and what is kept.
 
   Attributes:
-    teacher_labels: "keep": rows keep the labels they have, and gain none; "missing": rows without a
-      label gain the teacher's; "teacher": every row has the teacher's.
-    show_labels: whether a label that a row keeps is shown to the teacher, to be explained.
-    samples: answers asked for a row.
-    temperature: of sampling; 0 takes the likeliest.
-    rationales_per_row: the most rationales that a row keeps.
-    filters: concerns that cost a row its rationale.
-    limits: what counts as a concern.
+    teacher_labels: "keep": no row gets the teacher's label; "missing": rows without a label get it;
+      "teacher": every row gets it.
+    show_labels: whether the teacher sees the row's own label, if the row keeps it.
+    samples: number of answers per row.
+    temperature: sampling temperature; 0 is greedy.
+    rationales_per_row: maximum number of rationales that a row keeps.
+    filters: concerns for which a rationale is dropped.
+    limits: thresholds of concerns.
   """
 
   teacher_labels: TeacherLabels = "missing"
@@ -59,7 +59,7 @@ class AnnotationConfig:
   limits: Limits = dataclasses.field(default_factory=Limits)
 
   def mode(self, row: Row) -> Mode | None:
-    """What a row is asked for; None where it lacks nothing."""
+    """Returns what is requested for a row; None if nothing is missing."""
     has_label, has_rationale = bool(row.get("output_text")), bool(row.get("rationale"))
     wants_label = self.teacher_labels == "teacher" or (
       self.teacher_labels == "missing" and not has_label
@@ -79,7 +79,7 @@ class _Sample(NamedTuple):
 
 
 class Outcomes:
-  """Makes rows out of answers, under one prompt and one set of config."""
+  """Makes annotated rows from answers."""
 
   def __init__(self, teacher: str, prompt: Prompt, config: AnnotationConfig):
     self._teacher = teacher
@@ -88,18 +88,13 @@ class Outcomes:
     self._filter = RationaleFilter(prompt, config.limits)
 
   def untouched(self, row: Row) -> Row:
-    """A row that lacks nothing, with what an earlier run noted on it."""
-    return (
-      row
-      if isinstance(row.get(PROVENANCE), dict)
-      else {
-        **row,
-        PROVENANCE: {"status": "untouched"},
-      }
-    )
+    """Returns a row in which nothing is missing; keeps the provenance of an earlier run."""
+    if isinstance(row.get(PROVENANCE), dict):
+      return row
+    return {**row, PROVENANCE: {"status": "untouched"}}
 
   def row(self, row: Row, mode: Mode, answers: Sequence[Entry | Failure]) -> Row:
-    """The row with what the teacher gave, and under "provenance" how it came about."""
+    """Returns the row with label, rationales and provenance."""
     gold = row.get("output_text")
     samples = [
       self._sample(number, answer, row, mode)
@@ -113,7 +108,7 @@ class Outcomes:
     dropped = sorted(self._config.filters.intersection(concerns))
     own_rationale = row.get("rationale")
     rationales = [] if dropped or own_rationale else kept
-    # A label that few samples give is no better than the rationale that leads to it.
+    # A label with low agreement is as doubtful as its rationale.
     label_is_dropped = "agreement" in dropped or ("gold" in dropped and label != gold)
     status, reason = _status(samples, answers, result, mode)
     provenance: dict[str, Any] = {
@@ -172,19 +167,25 @@ class Outcomes:
     gold: str | None,
     mode: Mode,
   ) -> tuple[list[str], list[str]]:
-    """The concerns of the row, and the rationales that it may keep, the best first."""
+    """Returns the concerns of the row, and the rationales that it may keep, best first."""
     same_label = self._prompt.parse.same_label
-    told = [one for one in samples if one.parsed.rationale is not None]
-    # Reasoning for the row's final label first; else for the vote's; else whatever there is.
+    with_rationale = [one for one in samples if one.parsed.rationale is not None]
+    # Prefer rationales for the row's final label, then for the winning label, then any.
     matching = [
-      one for one in told if label and one.parsed.label and same_label(one.parsed.label, label)
+      one
+      for one in with_rationale
+      if label and one.parsed.label and same_label(one.parsed.label, label)
     ]
-    candidates = matching or [told[i] for i in _numbers(told, samples, result)] or told
+    candidates = (
+      matching
+      or [with_rationale[i] for i in _voter_positions(with_rationale, samples, result)]
+      or with_rationale
+    )
     sound = [one for one in candidates if not self._config.filters.intersection(one.concerns)]
     concerns: list[str] = []
-    if told and result.share < self._config.limits.min_agreement:
+    if with_rationale and result.share < self._config.limits.min_agreement:
       concerns.append("agreement")
-    if told and mode != "rationale" and gold and result.label is not None:
+    if with_rationale and mode != "rationale" and gold and result.label is not None:
       concerns += [] if same_label(result.label, gold) else ["gold"]
     if candidates:
       concerns += (sound or candidates)[0].concerns
@@ -192,10 +193,12 @@ class Outcomes:
     return concerns, rationales[: self._config.rationales_per_row]
 
 
-def _numbers(told: list[_Sample], samples: list[_Sample], result: Vote) -> list[int]:
-  """Where in `told` the voters of the winning label stand."""
+def _voter_positions(
+  with_rationale: list[_Sample], samples: list[_Sample], result: Vote
+) -> list[int]:
+  """Returns the positions in `with_rationale` of the samples with the winning label."""
   voters = {samples[position].number for position in result.voters}
-  return [position for position, one in enumerate(told) if one.number in voters]
+  return [position for position, one in enumerate(with_rationale) if one.number in voters]
 
 
 def _status(
@@ -212,7 +215,7 @@ def _status(
 
 
 def _agrees(gold, result: Vote, mode: Mode, samples, same_label) -> bool | None:
-  """Whether the teacher's label is gold; None where there is no gold, or it was shown."""
+  """Returns whether the teacher's label is gold; None if there is no gold or it was shown."""
   if not gold or mode == "rationale" or not samples:
     return None
   return result.label is not None and same_label(result.label, gold)

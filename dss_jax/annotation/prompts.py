@@ -1,8 +1,7 @@
-"""Few-shot chain-of-thought prompts: read from YAML, filled with a row, as chat or as plain text.
+"""Few-shot chain-of-thought prompts: read from YAML and filled with a row, as chat or plain text.
 
-A prompt file lies beside the tasks (`tasks/prompts/svamp.yaml`) and holds everything that shapes
-an answer: the instruction, exemplars, how a question and an answer are written, where the
-teacher must stop, and how the label is found.
+A prompt file (such as `tasks/prompts/svamp.yaml`) has the instruction, exemplars, templates of
+question and answer, stop sequences, and the rules for parsing answers.
 """
 
 import dataclasses
@@ -25,18 +24,17 @@ from dss_jax.data.task_definition import load_task
 from dss_jax.errors import UserError
 from dss_jax.storage.files import open_text
 
-# What is asked of a row: both its label and its rationale, the rationale of a label that the
-# teacher is shown (rationalisation), or the label that a given rationale leads to.
+# What is requested for a row: label and rationale, a rationale for a label that the teacher sees
+# (rationalisation), or a label for a rationale that the teacher sees.
 Mode = Literal["both", "rationale", "label"]
-Api = Literal["chat", "completion"]
 
 _FIELD = re.compile(r"\{(input|label|rationale)\}")
-_STAND_IN = "The reasoning is given."
+_PLACEHOLDER = "The reasoning is given."
 
 
 @dataclasses.dataclass(frozen=True)
 class Exemplar:
-  """One worked example; without a rationale it is shown as an input and its label."""
+  """An example in the prompt; without a rationale it appears as input and label only."""
 
   input: str
   label: str
@@ -45,17 +43,17 @@ class Exemplar:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """Everything that shapes an answer. The fields are those of a prompt file.
+  """A prompt. The fields are those of a prompt file.
 
   Attributes:
-    question: how a row is put, with {input}.
-    question_with_label: the same where its {label} is known and the reasoning is asked for.
-    question_with_rationale: the same where its {rationale} is known and the label asked for.
-    answer: how an exemplar answers, with {rationale} and then {label}.
-    separator: what stands between the parts of a plain-text prompt.
-    stop: sequences at which the teacher must stop.
-    max_answer_tokens: the most that the teacher may write.
-    parse: how answers are read.
+    question: template of a row, with {input}.
+    question_with_label: template if the {label} is known and the rationale is requested.
+    question_with_rationale: template if the {rationale} is known and the label is requested.
+    answer: template of an exemplar's answer, with {rationale} and then {label}.
+    separator: separates the parts of a plain-text prompt.
+    stop: stop sequences.
+    max_answer_tokens: maximum length of an answer.
+    parse: rules for parsing answers.
   """
 
   instruction: str
@@ -76,32 +74,32 @@ class Prompt:
 
   @functools.cached_property
   def digest(self) -> str:
-    """SHA-256, 16 hexadecimal digits, of all that a teacher is told (not of how it is read)."""
+    """Returns 16 hexadecimal digits of the SHA-256 of all fields but the parse rules."""
     values = dataclasses.asdict(dataclasses.replace(self, parse=ParseRules()))
     del values["parse"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
   def messages(self, row: Row, mode: Mode) -> list[dict[str, str]]:
-    """The prompt for a row as chat messages: system, then a turn an exemplar, then the row."""
+    """Returns the prompt for a row as chat messages: system, exemplars, then the row."""
     messages = [{"role": "system", "content": self._instruction(row)}]
-    for exemplar in self._worked(row):
+    for exemplar in self._exemplars_for(row):
       messages += [
         {"role": "user", "content": self._question(exemplar, mode)},
         {"role": "assistant", "content": self._answer(exemplar, mode)},
       ]
-    return [*messages, {"role": "user", "content": self._question(_of_row(row), mode)}]
+    return [*messages, {"role": "user", "content": self._question(_from_row(row), mode)}]
 
   def text(self, row: Row, mode: Mode) -> str:
-    """The prompt for a row as plain text to be continued."""
+    """Returns the prompt for a row as plain text to continue."""
     parts = [self._instruction(row)]
-    for exemplar in self._worked(row):
+    for exemplar in self._exemplars_for(row):
       parts.append(f"{self._question(exemplar, mode)} {self._answer(exemplar, mode)}")
-    return self.separator.join([*parts, self._question(_of_row(row), mode)])
+    return self.separator.join([*parts, self._question(_from_row(row), mode)])
 
   def read(self, text: str, row: Row, mode: Mode, *, cut_off: bool = False) -> Parsed:
-    """What an answer to the row says; never raises, whatever the text.
+    """Parses an answer to the row; never raises.
 
-    With mode "rationale" the answer must argue for the row's own label; with mode "label" the
+    With mode "rationale" the answer must lead to the row's own label; with mode "label" the
     rationale is the row's own.
     """
     echo = self.question.rpartition("\n")[2].replace("{input}", "").strip()
@@ -109,7 +107,7 @@ class Prompt:
     if echo and answer.startswith(echo):
       answer = answer[len(echo) :].lstrip()
     if mode == "label":
-      answer = f"{_STAND_IN}{self._gap}{answer}"
+      answer = f"{_PLACEHOLDER}{self._answer_whitespace}{answer}"
     parsed = self.parse.parse(answer, input_text=row["input_text"], stop=self.stop, cut_off=cut_off)
     if mode == "label" and parsed.rationale is not None:
       return parsed._replace(rationale=row["rationale"])
@@ -117,28 +115,28 @@ class Prompt:
       if parsed.label is None:
         return Parsed(None, None, parsed.reason)
       if not self.parse.same_label(parsed.label, row["output_text"]):
-        reason = f"it argues for another label than the one shown: {parsed.label[:60]!r}"
+        reason = f"the rationale leads to another label than the one shown: {parsed.label[:60]!r}"
         return Parsed(None, None, reason)
     return parsed
 
   @property
-  def _gap(self) -> str:
+  def _answer_whitespace(self) -> str:
     after = self.answer.partition("{rationale}")[2]
     return after[: len(after) - len(after.lstrip())] or " "
 
-  def _worked(self, row: Row) -> list[Exemplar]:
-    # A row that is an exemplar must not find its own answer in the prompt.
+  def _exemplars_for(self, row: Row) -> list[Exemplar]:
+    # If the row is an exemplar, its answer must not be in the prompt.
     return [one for one in self.exemplars if one.rationale and one.input != row["input_text"]]
 
   def _instruction(self, row: Row) -> str:
-    unexplained = [
+    without_rationale = [
       f"{_fill('{input}', one)}\n-> {one.label}"
       for one in self.exemplars
       if not one.rationale and one.input != row["input_text"]
     ]
-    if not unexplained:
+    if not without_rationale:
       return self.instruction
-    return "\n\n".join([self.instruction, "Some texts and their answers:", *unexplained])
+    return "\n\n".join([self.instruction, "Some texts and their answers:", *without_rationale])
 
   def _question(self, exemplar: Exemplar, mode: Mode) -> str:
     template = {
@@ -155,17 +153,17 @@ class Prompt:
 
 
 def load_prompt(name_or_path: str | os.PathLike[str]) -> Prompt:
-  """The prompt of a shipped task's name ("svamp"), or of a YAML file.
+  """Loads the prompt of a shipped task's name ("svamp"), or of a YAML file.
 
   Raises:
-    UserError: no such file; it is not YAML, or not a prompt.
+    UserError: the file does not exist, is not YAML, or is not a prompt.
   """
   name = os.fspath(name_or_path)
   shipped = shipped_prompts()
   path = shipped.get(name, pathlib.Path(name).expanduser())
   if name not in shipped and not name.endswith((".yaml", ".yml")):
     raise UserError(
-      f"--prompt {name}: no shipped prompt has this name; give one of {', '.join(shipped)},"
+      f"--prompt {name}: no shipped prompt with this name; give one of {', '.join(shipped)},"
       " or a file ending in .yaml"
     )
   with open_text(path) as file:
@@ -176,15 +174,15 @@ def load_prompt(name_or_path: str | os.PathLike[str]) -> Prompt:
     mark = getattr(error, "problem_mark", None)
     line = f":{mark.line + 1}" if mark else ""
     what = getattr(error, "problem", None) or type(error).__name__
-    raise UserError(f"{path}{line}: not YAML ({what}); mend the line") from None
+    raise UserError(f"{path}{line}: not YAML ({what}); correct the line") from None
   return prompt_from(values, str(path))
 
 
 def prompt_from(values: Any, place: str) -> Prompt:
-  """The prompt in the values of a prompt file; raises UserError that names `place` and key."""
+  """Makes a prompt from the values of a prompt file; errors name `place` (the file) and key."""
   values = _mapping(values, place, "", [field.name for field in dataclasses.fields(Prompt)])
   if not isinstance(values.get("instruction"), str) or not values["instruction"].strip():
-    raise UserError(f'{place}: "instruction" is missing; say in words what the teacher is to do')
+    raise UserError(f'{place}: "instruction" is missing; describe what the teacher must do')
   for key in ("question", "question_with_label", "question_with_rationale", "answer", "separator"):
     if key in values and not isinstance(values[key], str):
       raise UserError(f'{place}: "{key}" must be text, not {values[key]!r}')
@@ -203,7 +201,7 @@ def prompt_from(values: Any, place: str) -> Prompt:
 
 
 def prompt_to_yaml(prompt: Prompt) -> str:
-  """The prompt as a file that load_prompt reads; a task in its rules is written by name."""
+  """Writes the prompt as YAML that load_prompt reads; a task is written by its name."""
   values = dataclasses.asdict(dataclasses.replace(prompt, parse=ParseRules()))
   values["exemplars"] = [
     {key: value for key, value in one.items() if value is not None} for one in values["exemplars"]
@@ -221,17 +219,17 @@ def prompt_to_yaml(prompt: Prompt) -> str:
 
 
 def shipped_prompts() -> dict[str, pathlib.Path]:
-  """The prompts that come with the package, by the name of their task."""
+  """Returns the paths of the package's prompts by task name."""
   folder = shipped_folder("tasks") / "prompts"
   return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _of_row(row: Row) -> Exemplar:
+def _from_row(row: Row) -> Exemplar:
   return Exemplar(row["input_text"], row.get("output_text", ""), row.get("rationale", ""))
 
 
 def _fill(template: str, exemplar: Exemplar) -> str:
-  """The template with its fields in place; braces in the texts themselves mean nothing."""
+  """Fills the template in one pass, so that braces in the texts stay as they are."""
   texts = {
     "input": exemplar.input,
     "label": exemplar.label,
@@ -248,7 +246,7 @@ def _mapping(values: Any, place: str, key: str, allowed: Sequence[str]) -> dict[
     if name not in allowed:
       near = difflib.get_close_matches(str(name), allowed, 1)
       mend = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(allowed)}"
-      raise UserError(f"{where}: there is no key {name!r}; {mend}")
+      raise UserError(f"{where}: unknown key {name!r}; {mend}")
   return dict(values)
 
 
@@ -299,7 +297,7 @@ def _pattern(value: Any, place: str) -> re.Pattern[str]:
     pattern = re.compile(value, re.M)
   except (re.error, TypeError) as error:
     raise UserError(
-      f'{place}: "parse.choices" is no regular expression ({error}); mend it'
+      f'{place}: "parse.choices" is not a valid regular expression ({error}); correct it'
     ) from None
   if pattern.groups != 1:
     raise UserError(f'{place}: "parse.choices" needs one group, the label, not {pattern.groups}')

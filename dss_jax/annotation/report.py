@@ -1,4 +1,4 @@
-"""How well a teacher did: the figures of an annotated file, as text and JSON."""
+"""The report on an annotated file: parse rate, agreement, concerns, failures; as text and JSON."""
 
 import os
 from collections.abc import Iterator
@@ -11,25 +11,25 @@ from dss_jax.data.records import Row, numbered_rows
 from dss_jax.errors import UserError
 from dss_jax.storage.files import PathLike
 
-SHOWN_REASONS = 20
-SHOWN_LINES = 5
-# Below this agreement with gold the report warns of the teacher.
-DOUBTFUL_PERCENT = 50.0
+_SHOWN_REASONS = 20
+_SHOWN_LINES = 5
+# Below this agreement with gold the report shows a warning.
+_MIN_AGREEING_PERCENT = 50.0
 _MEANING = {
-  "failed": "no request succeeded; give the same command again to ask once more",
+  "failed": "no request succeeded; run the same command again to retry",
   "unasked": "the budget was spent",
-  "unparsable": "the answer does not hold a rationale and a label",
-  "undecided": "a rationale, but no single label",
+  "unparsable": "the answer has no rationale",
+  "undecided": "a rationale, but not a single label",
   "answered": "a rationale and a label",
   "untouched": "nothing was missing",
 }
 
 
 def read_annotated(path: PathLike) -> Iterator[tuple[int, Row]]:
-  """(line number, row) of an annotated file; UserError where a row was not annotated here."""
+  """Reads (line number, row); raises UserError if a row was not written by dss annotate."""
   for line, row in numbered_rows(path):
     provenance = row.get(PROVENANCE)
-    if not is_provenance(provenance):
+    if not _is_provenance(provenance):
       raise UserError(
         f'{os.fspath(path)}:{line}: the row has no "{PROVENANCE}" of dss annotate; give a file'
         " that it wrote"
@@ -37,8 +37,8 @@ def read_annotated(path: PathLike) -> Iterator[tuple[int, Row]]:
     yield line, row
 
 
-def is_provenance(value: Any) -> bool:
-  """Whether the value has the form that Outcomes writes, as far as reports read it."""
+def _is_provenance(value: Any) -> bool:
+  """Returns whether the value has the fields of Outcomes that reports read."""
   if not isinstance(value, dict) or value.get("status") not in STATUSES:
     return False
   samples = value.get("samples", [])
@@ -55,7 +55,7 @@ def is_provenance(value: Any) -> bool:
 
 
 def report_on(path: PathLike) -> dict[str, Any]:
-  """The figures of Tally, and why rows have no rationale or label, with lines to look at."""
+  """Returns the figures of Tally, and the reasons of missing rationales and labels with lines."""
   tally = Tally()
   reasons: dict[tuple[str, str], list[int]] = {}
   counts: dict[tuple[str, str], int] = {}
@@ -65,16 +65,16 @@ def report_on(path: PathLike) -> dict[str, Any]:
     reason = provenance.get("reason")
     if not isinstance(reason, str):
       continue
-    # What follows the colon is of this one row.
+    # The text after the colon is specific to the row.
     key = (provenance["status"], reason.partition(": ")[0])
-    # Reasons that quote an answer are as many as rows: the rare ones share a line.
+    # Reasons can quote answers, so their number must be limited.
     if key not in counts and len(counts) >= 1000:
       key = (provenance["status"], "other reasons")
     counts[key] = counts.get(key, 0) + 1
     lines = reasons.setdefault(key, [])
-    if len(lines) < SHOWN_LINES:
+    if len(lines) < _SHOWN_LINES:
       lines.append(line)
-  most = sorted(counts, key=lambda key: -counts[key])[:SHOWN_REASONS]
+  most = sorted(counts, key=lambda key: -counts[key])[:_SHOWN_REASONS]
   return {
     "file": os.fspath(path),
     **tally.to_json(),
@@ -87,21 +87,21 @@ def report_on(path: PathLike) -> dict[str, Any]:
 
 
 def to_text(report: dict[str, Any]) -> str:
-  """The report as a person reads it."""
+  """Formats the report as text."""
   lines = [f"{report['file']}: {report['rows']:,} rows"]
   for status in STATUSES:
     count = report["statuses"][status]
     if count:
       lines.append(f"  {status:<11}{count:>9,}  {_MEANING[status]}")
-  lines.append(f"answers that parse: {report['parsed']:,} ({report['parsed_percent']:.2f} %)")
+  lines.append(f"parsed answers: {report['parsed']:,} ({report['parsed_percent']:.2f} %)")
   if report["compared_with_gold"]:
     lines.append(
       f"answers that agree with the row's own label: {report['agreeing']:,} of"
       f" {report['compared_with_gold']:,} ({report['agreeing_percent']:.2f} %)"
     )
-    if report["agreeing_percent"] < DOUBTFUL_PERCENT:
+    if report["agreeing_percent"] < _MIN_AGREEING_PERCENT:
       lines.append(
-        "  warning: this teacher is wrong more often than right here; do not train on its labels,"
+        "  warning: most of this teacher's labels are wrong here; do not train on its labels,"
         " and drop the rationales that lead to them (--filter gold)"
       )
   if report["answers"] > report["rows"] - report["statuses"]["untouched"]:
@@ -119,9 +119,9 @@ def to_text(report: dict[str, Any]) -> str:
     lines.append("concerns (drop such rationales with --filter NAME):")
     lines += [f"  {name:<11}{count:>9,}  {CONCERNS[name]}" for name, count in concerns.items()]
   if report["reasons"]:
-    lines.append("why there is no rationale or no label:")
+    lines.append("reasons for missing rationales or labels:")
     for one in report["reasons"]:
-      where = ", ".join(map(str, one["lines"])) + (", ..." if one["rows"] > SHOWN_LINES else "")
+      where = ", ".join(map(str, one["lines"])) + (", ..." if one["rows"] > _SHOWN_LINES else "")
       lines.append(f"  {one['rows']:>9,}  {one['status']}: {one['reason']} (line {where})")
   return "\n".join(lines)
 

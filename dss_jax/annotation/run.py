@@ -1,4 +1,4 @@
-"""Rows in, annotated rows out: concurrent, bounded, resumable, in the order of the input."""
+"""Annotates rows: concurrent requests, constant memory, resumable, output in input order."""
 
 import asyncio
 import collections
@@ -13,31 +13,31 @@ from typing import Any
 from dss_jax.annotation.budget import TokenBudget
 from dss_jax.annotation.journal import Entry, Journal, key_of
 from dss_jax.annotation.outcome import AnnotationConfig, Failure, Outcomes
-from dss_jax.annotation.prompts import Api, Mode, Prompt
+from dss_jax.annotation.prompts import Mode, Prompt
 from dss_jax.annotation.usage import Prices, Tally
 from dss_jax.data.records import Row, write_rows
 from dss_jax.errors import UserError
 from dss_jax.progress import ProgressLine, progress_line
 from dss_jax.storage.files import PathLike
-from dss_jax.teachers.base import RequestFailed, Teacher, TeacherRequest
+from dss_jax.teachers.base import Api, RequestFailed, Teacher, TeacherRequest
 
-# Rows between the oldest one without an answer and the newest one read.
+# Maximum number of rows read after the oldest unfinished row.
 LOOK_AHEAD_ROWS = 1024
-# So many requests set aside without an answer in between, and the teacher is taken for gone.
-_HOPELESS_FAILURES = 64
-# Where nothing has been answered yet, a wrong URL or model is likelier than so many bad rows.
-_HOPELESS_FAILURES_AT_START = 8
+# After so many consecutive failed requests the run ends.
+_MAX_CONSECUTIVE_FAILURES = 64
+# The same before the first answer, when a wrong URL or model is the likely cause.
+_MAX_FAILURES_AT_START = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestConfig:
-  """How a run goes about it; none of it changes what an answer says.
+  """How requests are sent.
 
   Attributes:
-    api: chat messages, or plain text to be continued.
-    max_requests_in_flight: requests at a time.
-    budget_tokens: the most tokens, of this run and the answers that it takes over.
-    prices: for the cost so far and to come.
+    api: "chat" sends chat messages, "completion" plain text to continue.
+    max_requests_in_flight: maximum number of concurrent requests.
+    budget_tokens: maximum number of tokens, including answers from the journal.
+    prices: for the cost.
   """
 
   api: Api = "chat"
@@ -47,7 +47,7 @@ class RequestConfig:
 
 
 def journal_path(output: PathLike) -> str:
-  """Where the answers of an output file are kept."""
+  """Returns the path of an output file's journal."""
   return f"{os.fspath(output)}.answers.jsonl"
 
 
@@ -58,26 +58,26 @@ def annotate(
   prompt: Prompt,
   config: AnnotationConfig,
   request_config: RequestConfig | None = None,
-  numbers: Sequence[int] | None = None,
+  row_numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-  """Asks the teacher for what rows lack and writes them; returns the figures.
+  """Requests missing labels and rationales from the teacher, writes the rows, returns figures.
 
-  The rows are gone through twice: once to count and check them before anything is asked, once
-  to ask. Answers are kept in journal_path(output) as they come; the output appears whole, in
-  the order of the rows, once every row is accounted for.
+  Reads the rows twice: first to check and count them, then to send requests. Each answer is
+  written to journal_path(output) when it arrives; the output is written atomically, in the order
+  of the rows, when all rows are done.
 
   Args:
-    numbers: what recorded answers know each row by; by default its place, from 0.
+    row_numbers: the index of each row in recorded answers; by default its position, from 0.
 
   Raises:
-    UserError: rows or output are not as they must be, or the teacher answers nothing.
+    UserError: rows or output are invalid, or the teacher does not answer.
   """
   request_config = request_config or RequestConfig()
   total = sum(1 for _ in rows())
   check_samples(config)
   started = time.monotonic()
   tally = Tally()
-  numbered = zip(itertools.count() if numbers is None else numbers, rows(), strict=False)
+  numbered = zip(itertools.count() if row_numbers is None else row_numbers, rows(), strict=False)
   run = _Run(numbered, output, teacher, prompt, config, request_config)
   with progress_line("annotating", total) as line:
 
@@ -88,7 +88,7 @@ def annotate(
           line.update(tally.rows, run.note(tally.rows, total))
           yield row
 
-    run.warn(line)
+    run.report_journal(line)
     try:
       with contextlib.closing(written()) as annotated:
         write_rows(output, annotated)
@@ -98,7 +98,7 @@ def annotate(
   return {
     **tally.to_json(),
     "requests": run.requests,
-    "answers_from_journal": run.taken_over,
+    "answers_from_journal": run.from_journal,
     "retries": teacher.retries,
     "tokens_spent": run.budget.spent,
     "cost": run.cost,
@@ -111,7 +111,7 @@ def annotate(
 
 
 def check_samples(config: AnnotationConfig) -> None:
-  """Raises UserError where several samples would all be the same."""
+  """Raises UserError if several samples would be identical."""
   if config.samples > 1 and config.temperature == 0:
     raise UserError(
       f"--samples {config.samples}: at temperature 0 all samples of a row are the same; give"
@@ -128,7 +128,7 @@ def request_for(
   config: AnnotationConfig,
   api: Api,
 ) -> TeacherRequest:
-  """The request for one sample of a row."""
+  """Makes the request for one sample of a row."""
   is_chat = api == "chat"
   return TeacherRequest(
     index=index,
@@ -143,8 +143,8 @@ def request_for(
 
 
 @dataclasses.dataclass(slots=True)
-class _Pending:
-  """A row on its way: the samples that it waits for."""
+class _PendingRow:
+  """A row that waits for `missing` samples; `done` is set when the output waits for it."""
 
   row: Row
   index: int
@@ -155,7 +155,7 @@ class _Pending:
 
 
 class _Run:
-  """One pass over the rows: a window of pending rows, and workers that ask for their samples."""
+  """One pass over the rows: a window of pending rows, and workers that request samples."""
 
   def __init__(
     self,
@@ -173,22 +173,22 @@ class _Run:
     self._request_config = request_config
     self._outcomes = Outcomes(teacher.name, prompt, config)
     self._journal = None if teacher.is_recorded else Journal(journal_path(output))
-    self._window: collections.deque[_Pending] = collections.deque()
-    self._jobs: collections.deque[tuple[_Pending, int]] = collections.deque()
+    self._window: collections.deque[_PendingRow] = collections.deque()
+    self._jobs: collections.deque[tuple[_PendingRow, int]] = collections.deque()
     self._idle: list[asyncio.Future[None]] = []
     self._in_flight: dict[str, asyncio.Future[Entry | Failure]] = {}
     self._error: Exception | None = None
-    self._failures_in_a_row = 0
-    self._hopeless_failures = _HOPELESS_FAILURES_AT_START
+    self._consecutive_failures = 0
+    self._max_consecutive_failures = _MAX_FAILURES_AT_START
     self._started = time.monotonic()
     self.budget = TokenBudget(request_config.budget_tokens)
     self.requests = 0
-    self.taken_over = 0
+    self.from_journal = 0
 
   def rows(self) -> Generator[Row, None, None]:
-    """The annotated rows, in order; the event loop runs while the next one is waited for."""
+    """Yields the annotated rows in order; the event loop runs while the next one is pending."""
     with asyncio.Runner() as runner:
-      # Not runner.run, which changes signal handlers and back at each of as many calls as rows.
+      # Not runner.run, which sets and resets signal handlers at every call.
       run = runner.get_loop().run_until_complete
       workers = run(self._start())
       try:
@@ -197,8 +197,8 @@ class _Run:
       finally:
         run(self._stop(workers))
 
-  def warn(self, line: ProgressLine) -> None:
-    """Says what an earlier run left behind."""
+  def report_journal(self, line: ProgressLine) -> None:
+    """Prints the state of the journal of an earlier run."""
     if self._journal is None:
       return
     if len(self._journal):
@@ -206,11 +206,11 @@ class _Run:
     if self._journal.unreadable_lines:
       line.say(
         f"warning: {self._journal.path}: {self._journal.unreadable_lines:,} lines are damaged;"
-        " their rows are asked again"
+        " their requests are sent again"
       )
 
   def note(self, done: int, total: int) -> str:
-    """Rate, tokens and cost so far and to come."""
+    """Returns rate, tokens, cost and expected remaining cost."""
     seconds = max(time.monotonic() - self._started, 1e-9)
     note = f"{done / seconds:.1f} rows/s  {self.budget.spent:,} tokens"
     cost = self.cost
@@ -220,7 +220,7 @@ class _Run:
 
   @property
   def cost(self) -> float | None:
-    """The money spent so far, on this run's answers and those taken over."""
+    """Returns the cost so far, including answers from the journal."""
     return self._request_config.prices.cost(
       self.budget.prompt_tokens, self.budget.completion_tokens
     )
@@ -240,7 +240,7 @@ class _Run:
     await self._teacher.close()
 
   async def _next_rows(self) -> list[Row]:
-    """The finished rows at the head of the window, one at least; none at the end."""
+    """Waits for the finished rows at the head of the window; returns [] at the end."""
     if self._error is not None:
       raise self._error
     self._fill()
@@ -252,11 +252,11 @@ class _Run:
       await head.done
     rows = []
     while self._window and not self._window[0].missing:
-      rows.append(self._finished(self._window.popleft()))
+      rows.append(self._annotated_row(self._window.popleft()))
     return rows
 
   def _fill(self) -> None:
-    """Reads rows until the window is full, and hands their samples to the workers."""
+    """Reads rows until the window is full, and wakes workers for their samples."""
     while len(self._window) < LOOK_AHEAD_ROWS:
       item = next(self._rows, None)
       if item is None:
@@ -264,7 +264,7 @@ class _Run:
       index, row = item
       mode = self._config.mode(row)
       samples = 0 if mode is None else self._config.samples
-      pending = _Pending(row, index, mode, [None] * samples, samples)
+      pending = _PendingRow(row, index, mode, [None] * samples, samples)
       self._window.append(pending)
       self._jobs.extend((pending, sample) for sample in range(samples))
     for _ in range(min(len(self._idle), len(self._jobs))):
@@ -272,14 +272,14 @@ class _Run:
       if not idle.done():
         idle.set_result(None)
 
-  def _finished(self, pending: _Pending) -> Row:
+  def _annotated_row(self, pending: _PendingRow) -> Row:
     if pending.mode is None:
       return self._outcomes.untouched(pending.row)
     answers = [answer for answer in pending.answers if answer is not None]
     return self._outcomes.row(pending.row, pending.mode, answers)
 
   async def _work(self) -> None:
-    """One worker: asks for one sample after the other."""
+    """Runs one worker: requests one sample after another."""
     while True:
       while not self._jobs:
         idle = asyncio.get_running_loop().create_future()
@@ -288,9 +288,9 @@ class _Run:
       pending, sample = self._jobs.popleft()
       try:
         answer = await self._answer(pending, sample)
-      # Whatever it is ends the run, where the row is waited for.
+      # Raised again in _next_rows, where it ends the run.
       except Exception as error:
-        # The first one is the cause; others may follow from workers still under way.
+        # The first error is the cause; later ones may be consequences.
         self._error = self._error or error
         head = self._window[0].done
         if head is not None and not head.done():
@@ -301,8 +301,8 @@ class _Run:
       if not pending.missing and pending.done is not None:
         pending.done.set_result(None)
 
-  async def _answer(self, pending: _Pending, sample: int) -> Entry | Failure:
-    """The answer to one sample: from the journal, from a like request in flight, or anew."""
+  async def _answer(self, pending: _PendingRow, sample: int) -> Entry | Failure:
+    """Returns one sample's answer: from the journal, an equal request in flight, or the teacher."""
     assert pending.mode is not None
     request = request_for(
       pending.row,
@@ -314,37 +314,37 @@ class _Run:
       self._request_config.api,
     )
     if self._journal is None:
-      return await self._recorded(request)
+      return await self._ask_recorded(request)
     key = key_of(self._teacher.name, self._prompt.digest, request)
     entry = self._journal.get(key)
     if entry is not None:
-      self.taken_over += 1
+      self.from_journal += 1
       self.budget.count(request, entry.response)
       return entry
-    # Equal rows ask the same: one request answers them all.
+    # Equal rows share one request.
     return await self._shared(key, self._ask(self._journal, key, request))
 
   async def _shared(
-    self, key: str, asking: Coroutine[Any, Any, Entry | Failure]
+    self, key: str, request: Coroutine[Any, Any, Entry | Failure]
   ) -> Entry | Failure:
     if key in self._in_flight:
-      asking.close()
+      request.close()
       return await asyncio.shield(self._in_flight[key])
     answer: asyncio.Future[Entry | Failure] = asyncio.get_running_loop().create_future()
     self._in_flight[key] = answer
     try:
-      result = await asking
+      result = await request
       answer.set_result(result)
       return result
     except BaseException as error:
       answer.set_exception(error)
-      # Marked as seen: there may be nobody else who waits for it.
+      # Avoids asyncio's warning if no other row waits for this answer.
       answer.exception()
       raise
     finally:
       del self._in_flight[key]
 
-  async def _recorded(self, request: TeacherRequest) -> Entry | Failure:
+  async def _ask_recorded(self, request: TeacherRequest) -> Entry | Failure:
     try:
       return Entry(await self._teacher.ask(request), "")
     except RequestFailed as error:
@@ -361,19 +361,19 @@ class _Run:
     try:
       response = await self._teacher.ask(request)
     except RequestFailed as error:
-      self._failures_in_a_row += 1
-      if self._failures_in_a_row >= self._hopeless_failures:
+      self._consecutive_failures += 1
+      if self._consecutive_failures >= self._max_consecutive_failures:
         raise UserError(
-          f"--teacher {self._teacher.name}: {self._failures_in_a_row} requests in a row failed,"
-          f" the last one so: {error}; check the server, then give the same command again:"
+          f"--teacher {self._teacher.name}: {self._consecutive_failures} consecutive requests"
+          f" failed, the last with: {error}; check the server, then run the same command again:"
           f" {len(journal):,} answers are kept in {journal.path}"
         ) from None
       return Failure("failed", str(error))
     finally:
       self.budget.settle(request, reserved, response)
-    self._failures_in_a_row = 0
-    # Requests in flight together may all meet one short outage.
-    self._hopeless_failures = max(
-      _HOPELESS_FAILURES, 2 * self._request_config.max_requests_in_flight
+    self._consecutive_failures = 0
+    # One short outage can fail all requests in flight.
+    self._max_consecutive_failures = max(
+      _MAX_CONSECUTIVE_FAILURES, 2 * self._request_config.max_requests_in_flight
     )
     return journal.append(key, response)

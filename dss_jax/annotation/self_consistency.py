@@ -1,16 +1,16 @@
-"""Several answers to one row: the label most of them give, and the share that gives it."""
+"""Self-consistency: a majority vote over the labels of several answers."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
 class Vote(NamedTuple):
-  """The outcome of a vote.
+  """The result of a vote.
 
   Attributes:
-    label: the label with the most votes, as its first voter spelt it; None without a vote.
-    share: its votes over all answers, those without a label included (0 without answers).
-    voters: the answers, by their number, that gave it.
+    label: the label with the most votes, in its first spelling; None without votes.
+    share: its votes / all answers, including those without a label; 0 without answers.
+    voters: indices of the answers with this label.
   """
 
   label: str | None
@@ -19,10 +19,10 @@ class Vote(NamedTuple):
 
 
 def vote(labels: Sequence[str | None], same_label: Callable[[str, str], bool]) -> Vote:
-  """Counts labels, one an answer; None is an answer without a label.
+  """Counts the labels of all answers; None is an answer without a label.
 
-  Self-consistency (Wang et al. 2023, section 2) with the plain majority. Of equally many votes
-  the label that came first wins, so that a vote does not depend on chance.
+  Unweighted majority vote (self-consistency, Wang et al. 2023, section 2). In a tie the first
+  label wins, so the result is deterministic.
   """
   groups: list[list[int]] = []
   for number, label in enumerate(labels):

@@ -1,4 +1,4 @@
-"""What a teacher's answers amount to: counts and shares over annotated rows."""
+"""Statistics of annotated rows: counts, percentages, tokens, cost."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ from dss_jax.data.task_definition import percent
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-  """Money for a million tokens, in whatever currency; None where it is unknown."""
+  """Prices per million tokens, in any currency; None if unknown."""
 
   prompt: float | None = None
   completion: float | None = None
@@ -24,14 +24,14 @@ class Prices:
 
 
 class Tally:
-  """Adds up annotated rows, in constant memory."""
+  """Counts annotated rows in constant memory."""
 
   def __init__(self) -> None:
     self.rows = 0
     self.prompt_tokens = self.completion_tokens = self.answers = 0
     self._statuses: collections.Counter[str] = collections.Counter()
     self._concerns: collections.Counter[str] = collections.Counter()
-    self._dropped = self._labelled = self._explained = 0
+    self._dropped = self._labelled = self._with_rationale = 0
     self._compared = self._agreeing = 0
     self._agreement = 0.0
     self._voted = 0
@@ -40,7 +40,7 @@ class Tally:
     provenance = row[PROVENANCE]
     self.rows += 1
     self._labelled += bool(row.get("output_text"))
-    self._explained += bool(row.get("rationale"))
+    self._with_rationale += bool(row.get("rationale"))
     self._statuses[provenance["status"]] += 1
     self._concerns.update(provenance.get("concerns", ()))
     self._dropped += bool(provenance.get("dropped_for"))
@@ -57,10 +57,10 @@ class Tally:
       self.completion_tokens += sample.get("completion_tokens", 0)
 
   def to_json(self) -> dict[str, Any]:
-    """The figures; shares in percent.
+    """Returns the figures.
 
-    parsed_percent and agreeing_percent are over the answered rows (agreeing over those of them
-    with a label of their own that was not shown), unparsable ones included.
+    parsed_percent is relative to the rows with an answer, agreeing_percent to those of them with
+    their own label that the teacher did not see; both include unparsable answers.
     """
     statuses = {status: self._statuses[status] for status in STATUSES}
     answered = sum(statuses[s] for s in ("answered", "undecided", "unparsable"))
@@ -68,7 +68,7 @@ class Tally:
     return {
       "rows": self.rows,
       "labelled": self._labelled,
-      "with_rationale": self._explained,
+      "with_rationale": self._with_rationale,
       "statuses": statuses,
       "parsed": parsed,
       "parsed_percent": percent(parsed, answered),

@@ -1,4 +1,4 @@
-"""The rows of a training run, annotated by its teacher first, as a resumable part of the run."""
+"""Annotates the rows of a training run before training, as a resumable stage."""
 
 import json
 import pathlib
@@ -23,106 +23,102 @@ ANNOTATED = "annotated.jsonl"
 STAMP = "annotated.json"
 
 
-class _Asked(NamedTuple):
-  """The rows that a teacher is to complete.
+class _UnannotatedRows(NamedTuple):
+  """The rows that the teacher annotates.
 
   Attributes:
-    place: where they come from, for messages.
-    rows: iterable any number of times.
-    task: whose prompt and parser serve; None for the rows of a data set.
-    numbers: of the rows in the task's published file, as recorded answers count them.
+    place: their file, for messages.
+    rows: can be iterated several times.
+    task: provides prompt and parser; None for a data set without a task.
+    row_numbers: the rows' numbers in the task's published file, for recorded answers.
   """
 
   place: str
   rows: Iterable[Row]
   task: TaskDefinition | None = None
-  numbers: list[int] | None = None
+  row_numbers: list[int] | None = None
 
 
 def annotate_training_rows(config: RunConfig) -> tuple[str | None, dict[str, Any] | None]:
-  """The file to train from and the figures of the annotation; twice None where nobody is asked.
+  """Returns the annotated training file and the figures; (None, None) without a teacher.
 
-  With a teacher, the rows of the data set, or of the task's train split, are annotated into
-  MODEL_DIR/annotated.jsonl, once: a run that is taken up again trains on what it began with.
+  Annotates the rows of the data set, or of the task's train split, into
+  MODEL_DIR/annotated.jsonl, once: a resumed run trains on the same file.
 
   Raises:
-    UserError: the settings do not fit together, the rows are no longer those that the run
-      began with, or as annotate_rows does.
+    UserError: invalid settings; rows that changed since the run began; as annotate_rows.
   """
   teacher = config.teacher
   if teacher.name is None:
     return None, None
-  asked = _asked(config)
-  # A mistake in what comes after the teacher must not cost an annotation first.
+  source = _rows_to_annotate(config)
+  # Checked first, so that a later error does not waste an annotation.
   load_vocabulary(T5_VOCABULARY if config.data.vocabulary is None else config.data.vocabulary)
   if config.data.eval_dataset is not None:
     summarise(FileRows(config.data.eval_dataset))
   folder = pathlib.Path(config.model_dir)
-  stamp = {"rows": summarise(asked.rows).digest, "teacher": _what_shapes_answers(config)}
-  found = _read_stamp(folder)
+  stamp = {"rows": summarise(source.rows).digest, "teacher": _answer_settings(config)}
+  previous = _read_stamp(folder)
   output = folder / ANNOTATED
-  if found is not None and {key: found.get(key) for key in stamp} == stamp:
-    return str(output), found["figures"]
-  if found is not None and students.has_begun_training(config):
+  if previous is not None and {key: previous.get(key) for key in stamp} == stamp:
+    return str(output), previous["figures"]
+  if previous is not None and students.has_begun_training(config):
     raise UserError(
-      f"--model-dir {folder}: the rows of {asked.place} are not those that this run began with;"
+      f"--model-dir {folder}: the rows of {source.place} are not those that this run began with;"
       " give a new folder, or the old rows to resume"
     )
   with students.locked(config):
-    figures = _annotate(config, asked, output)
+    figures = _annotate(config, source, output)
     write_text(folder / STAMP, json.dumps({**stamp, "figures": figures}, indent=2) + "\n")
   agreement = ""
   if figures["compared_with_gold"]:
     agreement = f" {figures['agreeing_percent']:.1f} % agree with the row's own label,"
   say(
     f"teacher: {figures['parsed']:,} answers parse ({figures['parsed_percent']:.2f} %),{agreement}"
-    f" {figures['with_rationale']:,} of {figures['rows']:,} rows are explained;"
+    f" {figures['with_rationale']:,} of {figures['rows']:,} rows have a rationale;"
     f" read them with dss annotate report {output} --html PAGE.html"
   )
   return str(output), figures
 
 
-def _asked(config: RunConfig) -> _Asked:
-  """The rows that the configuration names; raises UserError where it cannot."""
+def _rows_to_annotate(config: RunConfig) -> _UnannotatedRows:
+  """Returns the rows of the configured data set or task; raises UserError if it is invalid."""
   data = config.data
   check_data(data)
   if data.dataset is not None:
-    return _Asked(data.dataset, FileRows(data.dataset))
+    return _UnannotatedRows(data.dataset, FileRows(data.dataset))
   assert data.task is not None
   assert data.data_dir is not None
   task = load_task(data.task)
   numbered = rows_to_annotate(task, data.data_dir, data.label_source)
-  numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
-  return _Asked(f"{data.data_dir} for task {task.name}", rows, task, numbers)
+  row_numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
+  return _UnannotatedRows(f"{data.data_dir} for task {task.name}", rows, task, row_numbers)
 
 
-def _annotate(config: RunConfig, asked: _Asked, output: pathlib.Path) -> dict[str, Any]:
+def _annotate(config: RunConfig, source: _UnannotatedRows, output: pathlib.Path) -> dict[str, Any]:
   teacher = config.teacher
-  options, choices, settings = annotation_settings(teacher)
   return annotate_rows(
-    lambda: asked.rows,
+    lambda: source.rows,
     output,
-    options,
-    choices,
-    settings,
-    task=asked.task,
+    *annotation_settings(teacher),
+    task=source.task,
     prompt=teacher.prompt,
-    numbers=asked.numbers,
+    row_numbers=source.row_numbers,
   )
 
 
-def _what_shapes_answers(config: RunConfig) -> dict[str, Any]:
-  """The settings of the teacher by which a finished annotation is known again, as JSON has them."""
+def _answer_settings(config: RunConfig) -> dict[str, Any]:
+  """Returns the teacher settings, as JSON, whose change makes an annotation invalid."""
   fields = flatten(config.teacher)
   kept = {name: value for name, value in fields.items() if name not in MUTABLE_ON_RESUME}
   return json.loads(json.dumps(kept))
 
 
 def _read_stamp(folder: pathlib.Path) -> dict[str, Any] | None:
-  """What is known of the annotation in MODEL_DIR; None where there is none, or not a whole one."""
+  """Reads the stamp of the annotation in MODEL_DIR; None unless stamp and rows are complete."""
   try:
     stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return None
-  is_whole = isinstance(stamp, dict) and isinstance(stamp.get("figures"), dict)
-  return stamp if is_whole and (folder / ANNOTATED).is_file() else None
+  is_complete = isinstance(stamp, dict) and isinstance(stamp.get("figures"), dict)
+  return stamp if is_complete and (folder / ANNOTATED).is_file() else None

@@ -1,4 +1,4 @@
-"""How a server is reached: its URL, the key from the environment, a proxy on the way."""
+"""Access to a server: its URL, the key from the environment, and the proxy."""
 
 import os
 import urllib.parse
@@ -8,32 +8,32 @@ from dss_jax.errors import UserError
 
 DEFAULT_URL = "https://api.openai.com/v1"
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
-_SHORTEST_KEY = 8
+_MIN_KEY_CHARACTERS = 8
 
 
 def checked_url(url: str) -> str:
-  """The URL without slashes at its end; UserError where it is none, or carries a secret."""
+  """Returns the URL without trailing slashes; raises UserError if invalid or with a secret."""
   try:
     parts = urllib.parse.urlsplit(url)
     host, _ = parts.hostname, parts.port
   except ValueError:
     parts, host = None, None
   if parts is None or parts.scheme not in ("http", "https") or not host:
-    raise UserError("--teacher-url: is no URL; write it like http://HOST:PORT/v1")
+    raise UserError("--teacher-url: not a valid URL; write it like http://HOST:PORT/v1")
   if parts.username or parts.password or parts.query or parts.fragment:
-    # Not shown: what stands there may be a secret.
+    # These parts may be a secret, so the message does not show them.
     raise UserError(
-      f"--teacher-url with host {host}: carries a user name, password or query;"
+      f"--teacher-url with host {host}: contains a user name, password or query;"
       " give the key in an environment variable (--teacher-key-env)"
     )
   return url.rstrip("/")
 
 
-def key_in(key_env: str, url: str) -> str:
-  """The key that the variable holds; "" where a server of one's own needs none.
+def read_key(key_env: str, url: str) -> str:
+  """Returns the key in the environment variable, or "" if the user's own server needs none.
 
   Raises:
-    UserError: there is no key where one is needed, or what the variable holds cannot be one.
+    UserError: a required key is missing, or the value of the variable cannot be a key.
   """
   key = os.environ.get(key_env, "").strip()
   if not key:
@@ -43,16 +43,16 @@ def key_in(key_env: str, url: str) -> str:
         " set it, or name another with --teacher-key-env"
       )
     return ""
-  if len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+  if len(key) < _MIN_KEY_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key:
     raise UserError(
-      f"--teacher-key-env {key_env}: holds no key (a key has {_SHORTEST_KEY} or more printable"
-      " characters without spaces); set it again"
+      f"--teacher-key-env {key_env}: the value is not a key (a key has {_MIN_KEY_CHARACTERS} or"
+      " more printable ASCII characters and no spaces); set it again"
     )
   return key
 
 
 def proxy_for(url: str) -> str | None:
-  """The proxy that the environment names for the URL (HTTP_PROXY, HTTPS_PROXY, NO_PROXY)."""
+  """Returns the proxy that the environment sets for the URL (HTTP_PROXY, HTTPS_PROXY, NO_PROXY)."""
   parts = urllib.parse.urlsplit(url)
   if urllib.request.proxy_bypass(parts.netloc):
     return None

@@ -1,23 +1,26 @@
-"""Teachers: one protocol, and which client `--teacher` names."""
+"""The interface of teachers, and the syntax of `--teacher`."""
 
 import dataclasses
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dss_jax.errors import UserError
 
-KINDS = ("openai:MODEL", "recorded:FILE", "t5:MODEL")
+# The API of a request: chat messages, or plain text to continue.
+Api = Literal["chat", "completion"]
+
+_FORMATS = "openai:MODEL, recorded:FILE, t5:MODEL"
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherRequest:
-  """One request: the filled prompt, and how to answer it.
+  """One request: the filled prompt and the sampling settings.
 
   Attributes:
-    index: the row's number in its file, from 0; what recorded answers go by.
-    input_text: the row's own text, for teachers that were trained to take it bare.
-    messages: the prompt as chat messages; None asks for a continuation of `text`.
-    text: the prompt as plain text; None asks for a chat answer.
-    sample: which of several answers to the same row, from 0.
+    index: the row's number in its file, from 0; the key of recorded answers.
+    input_text: the row's own text, for teachers that were trained without a prompt.
+    messages: the prompt as chat messages; None with the completion API.
+    text: the prompt as plain text; None with the chat API.
+    sample: the number of the sample, from 0, if several answers to a row are requested.
   """
 
   index: int
@@ -32,13 +35,14 @@ class TeacherRequest:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherResponse:
-  """A teacher's answer as it came.
+  """A teacher's answer, not parsed yet.
 
   Attributes:
-    text: valid Unicode, of bounded length, free of the key.
-    finish: "stop", "length" (cut off at max_tokens), another word of the server, or None.
-    prompt_tokens, completion_tokens: as the teacher counts them; None where it does not.
-    model: the name under which the server answered; None where there is none.
+    text: valid Unicode, of bounded length, without the key.
+    finish: the finish reason: "stop", "length" (max_tokens reached), another word of the server,
+      or None.
+    prompt_tokens, completion_tokens: counted by the teacher; None if it does not count.
+    model: the model name in the server's response; None if there is none.
   """
 
   text: str
@@ -47,22 +51,18 @@ class TeacherResponse:
   completion_tokens: int | None = None
   model: str | None = None
 
-  @property
-  def tokens(self) -> int:
-    return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
-
 
 class RequestFailed(Exception):
-  """One request failed for good: its row is set aside with this reason, the run goes on."""
+  """A request failed for good: its row is marked as failed with this reason, the run continues."""
 
 
 class Teacher(Protocol):
-  """Whoever answers questions.
+  """Answers requests.
 
   Attributes:
-    name: as it stands in the provenance.
-    is_recorded: whether its answers lie on disk already, so that none is journalled.
-    retries: requests sent again so far.
+    name: the name in the provenance.
+    is_recorded: whether the answers are on disk already, so that no journal is needed.
+    retries: number of requests sent again so far.
   """
 
   name: str
@@ -70,11 +70,11 @@ class Teacher(Protocol):
   retries: int
 
   async def ask(self, request: TeacherRequest) -> TeacherResponse:
-    """The answer.
+    """Returns the answer.
 
     Raises:
       RequestFailed: this request cannot be answered.
-      UserError: no request can (a wrong key, no such model).
+      UserError: no request can be answered (a wrong key, an unknown model).
     """
     ...
 
@@ -84,8 +84,12 @@ class Teacher(Protocol):
 
 
 def split_teacher(teacher: str) -> tuple[str, str]:
-  """The kind ("openai", "recorded", "t5") and what follows its colon; UserError for others."""
-  kind, colon, rest = teacher.partition(":")
-  if not colon or not rest or kind not in ("openai", "recorded", "t5"):
-    raise UserError(f"--teacher {teacher}: is none of {', '.join(KINDS)}; write one of these")
+  """Returns the kind ("openai", "recorded", "t5") and the text after the colon of `--teacher`.
+
+  Raises:
+    UserError: the kind is unknown, or nothing follows it.
+  """
+  kind, _, rest = teacher.partition(":")
+  if not rest or kind not in ("openai", "recorded", "t5"):
+    raise UserError(f"--teacher {teacher}: must be one of {_FORMATS}")
   return kind, rest

@@ -1,9 +1,8 @@
 """A teacher behind an OpenAI-compatible API: vLLM, JetStream, llama.cpp, Ollama, Gemini, ...
 
-Requests go through aiohttp, whose share of the processor leaves room for hundreds a second;
-OpenAI's own library takes four times as much. Around it stands what a long run needs: a time-out
-on the whole of each attempt, a bound on the size of what comes back, retries that honour
-Retry-After for all requests at once, and a key that leaves this module in requests only.
+Uses aiohttp, which sends hundreds of requests a second on one CPU core; OpenAI's own library needs
+four times the CPU time. Adds a timeout on each whole attempt, a limit on the response size, and
+retries that apply Retry-After to all requests. The key leaves this module in requests only.
 """
 
 import asyncio
@@ -14,42 +13,42 @@ import random
 import time
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 
 from dss_jax import __version__
 from dss_jax.errors import UserError
-from dss_jax.teachers.access import DEFAULT_KEY_ENV, DEFAULT_URL, checked_url, key_in, proxy_for
-from dss_jax.teachers.base import RequestFailed, TeacherRequest, TeacherResponse
+from dss_jax.teachers.access import DEFAULT_KEY_ENV, DEFAULT_URL, checked_url, proxy_for, read_key
+from dss_jax.teachers.base import Api, RequestFailed, TeacherRequest, TeacherResponse
 
 MAX_RESPONSE_BYTES = 2**20
 _TOO_LARGE = f"the response has more than {MAX_RESPONSE_BYTES:,} bytes"
 _REFUSED = {
-  401: "the key was refused; set {env} to a key that is valid there",
-  403: "the key may not use this; set {env} to one that may, or name another model",
-  404: "there is no such model or path; check the model's name, and that the URL ends in /v1",
+  401: "the key was rejected; set {env} to a valid key",
+  403: "the key has no access; set {env} to a key that has, or give another model",
+  404: "no such model or path; check the model's name, and that the URL ends in /v1",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-  """How long one request is waited for and how often it is sent again.
+  """The timeout, number of attempts and backoff of one request.
 
-  Attempt n waits base * 2^(n-1) seconds, at most `longest_wait_seconds`, times a random
-  number from 0.5 to 1; a Retry-After of the server replaces the wait where it is longer.
+  After attempt n the backoff is base * 2^(n-1) seconds, at most `longest_wait_seconds`, times a
+  random number from 0.5 to 1. A longer Retry-After of the server replaces it.
   """
 
   timeout_seconds: float = 120.0
   attempts: int = 6
   base_wait_seconds: float = 0.5
   longest_wait_seconds: float = 30.0
-  # A server that asks for more has no room today: the row is set aside.
+  # If the server asks for a longer wait, the request fails.
   longest_retry_after_seconds: float = 300.0
 
 
-class _Attempt(Exception):
-  """One attempt failed; `retry` says whether another may do better."""
+class _AttemptFailed(Exception):
+  """One attempt failed; `retry` says whether another attempt may succeed."""
 
   def __init__(self, reason: str, *, retry: bool, retry_after: float | None = None):
     super().__init__(reason)
@@ -58,7 +57,7 @@ class _Attempt(Exception):
 
 
 class HttpTeacher:
-  """Asks `model` at `url` for chat answers or continuations."""
+  """Requests chat answers or text completions of `model` at `url`."""
 
   is_recorded = False
 
@@ -68,50 +67,50 @@ class HttpTeacher:
     *,
     url: str | None = None,
     key_env: str = DEFAULT_KEY_ENV,
-    api: Literal["chat", "completion"] = "chat",
+    api: Api = "chat",
     retry_policy: RetryPolicy | None = None,
   ):
-    """Opens no connection yet.
+    """Checks URL and key; opens no connection yet.
 
     Args:
-      url: up to and including /v1; by default OpenAI's own.
-      key_env: the environment variable that holds the key. A server of one's own may need none.
+      url: up to and including /v1; by default OpenAI's.
+      key_env: the environment variable with the key. The user's own server may need none.
 
     Raises:
-      UserError: the URL or the key cannot be one.
+      UserError: the URL or the key is invalid.
     """
     self.name = f"openai:{model}"
     self.retries = 0
     self._model = model
     self._url = checked_url(url or DEFAULT_URL)
     self._key_env = key_env
-    self._key = key_in(key_env, self._url)
+    self._key = read_key(key_env, self._url)
     self._api = api
     self._retry_policy = retry_policy or RetryPolicy()
-    self._not_before = 0.0
-    # OpenAI's own newer models know the limit under this name alone, other servers the old.
+    self._blocked_until = 0.0
+    # OpenAI's newer models accept only the first name, other servers know the second.
     is_openai = urllib.parse.urlsplit(self._url).hostname == "api.openai.com"
     self._limit_key = "max_completion_tokens" if is_openai and api == "chat" else "max_tokens"
     path = "/chat/completions" if api == "chat" else "/completions"
     self._endpoint = self._url + path
-    # Opened by the first request: it belongs to the event loop that it is opened in.
+    # Opened by the first request, because a session belongs to one event loop.
     self._session: aiohttp.ClientSession | None = None
 
   async def ask(self, request: TeacherRequest) -> TeacherResponse:
-    """As Teacher.ask: sends the request again, with retry_policy, where that may help."""
+    """Returns the answer, as Teacher.ask; sends the request again after failures that may pass."""
     retry_policy = self._retry_policy
     for attempt in range(1, retry_policy.attempts + 1):
-      await self._until_allowed()
+      await self._wait_until_allowed()
       try:
         return await self._attempt(request)
-      except _Attempt as error:
+      except _AttemptFailed as error:
         times = f" ({attempt} attempts)" if attempt > 1 else ""
         failure = RequestFailed(f"{self._redacted(str(error))}{times}")
-        wait = self._wait(attempt, error)
-        if not error.retry or attempt == retry_policy.attempts or wait is None:
+        delay = self._retry_delay(attempt, error)
+        if not error.retry or attempt == retry_policy.attempts or delay is None:
           raise failure from None
       self.retries += 1
-      await asyncio.sleep(wait)
+      await asyncio.sleep(delay)
     raise AssertionError("at least one attempt is made")
 
   async def close(self) -> None:
@@ -119,13 +118,13 @@ class HttpTeacher:
       await self._session.close()
       self._session = None
 
-  async def _until_allowed(self) -> None:
-    while (wait := self._not_before - time.monotonic()) > 0:
-      # Spread out, lest all requests come back in one instant.
+  async def _wait_until_allowed(self) -> None:
+    while (wait := self._blocked_until - time.monotonic()) > 0:
+      # Jitter, so that the requests do not all arrive at the same moment.
       await asyncio.sleep(wait * random.uniform(1.0, 1.1))
 
-  def _wait(self, attempt: int, error: _Attempt) -> float | None:
-    """Seconds until the next attempt; None where the server asks for too many."""
+  def _retry_delay(self, attempt: int, error: _AttemptFailed) -> float | None:
+    """Returns the seconds until the next attempt; None if the server asks for too many."""
     retry_policy = self._retry_policy
     wait = min(
       retry_policy.base_wait_seconds * 2 ** (attempt - 1), retry_policy.longest_wait_seconds
@@ -135,8 +134,8 @@ class HttpTeacher:
       return wait
     if error.retry_after > retry_policy.longest_retry_after_seconds:
       return None
-    # The server turns the client away, not this one request: all of them hold.
-    self._not_before = max(self._not_before, time.monotonic() + error.retry_after)
+    # A rate limit applies to the client, so all of its requests wait.
+    self._blocked_until = max(self._blocked_until, time.monotonic() + error.retry_after)
     return max(wait, error.retry_after * random.uniform(1.0, 1.1))
 
   async def _attempt(self, request: TeacherRequest) -> TeacherResponse:
@@ -144,27 +143,27 @@ class HttpTeacher:
     try:
       async with (
         asyncio.timeout(seconds),
-        self._open().post(
+        self._open_session().post(
           self._endpoint, data=self._body(request), allow_redirects=False
         ) as response,
       ):
-        content = await _content(response)
-    except _Attempt:
+        content = await _read_body(response)
+    except _AttemptFailed:
       raise
     except TimeoutError:
-      raise _Attempt(f"no whole answer within {seconds:g} seconds", retry=True) from None
+      raise _AttemptFailed(f"no complete response within {seconds:g} seconds", retry=True) from None
     except Exception as error:
       what = f"{type(error).__name__}: {_one_line(str(error))}".rstrip(": ")
-      raise _Attempt(f"the connection failed: {what}", retry=True) from None
+      raise _AttemptFailed(f"the connection failed: {what}", retry=True) from None
     if not 200 <= response.status < 300:
-      raise self._status(response.status, response.headers, content)
-    return self._response(content)
+      raise self._status_error(response.status, response.headers, content)
+    return self._parse(content)
 
-  def _open(self) -> aiohttp.ClientSession:
+  def _open_session(self) -> aiohttp.ClientSession:
     if self._session is None:
       headers = {
         "accept": "application/json",
-        # A few compressed bytes could unpack into more than memory holds.
+        # A small compressed response could expand beyond the memory.
         "accept-encoding": "identity",
         "content-type": "application/json",
         "user-agent": f"dss_jax/{__version__}",
@@ -172,7 +171,7 @@ class HttpTeacher:
       if self._key:
         headers["authorization"] = f"Bearer {self._key}"
       self._session = aiohttp.ClientSession(
-        # The caller bounds the requests in flight.
+        # The caller limits the requests in flight.
         connector=aiohttp.TCPConnector(limit=0),
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -196,45 +195,45 @@ class HttpTeacher:
       body["stop"] = list(request.stop)
     return json.dumps(body).encode("ascii")
 
-  def _status(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
-    said = self._redacted(_one_line(_message(content)))
+  def _status_error(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
+    message = self._redacted(_one_line(_error_message(content)))
     if status in _REFUSED:
       mend = _REFUSED[status].format(env=self._key_env)
-      return UserError(f"--teacher {self.name} at {self._url}: HTTP {status} {said}: {mend}")
-    # 408 time-out, 409 conflict, 425 too early, 429 too many requests; all of the server's own.
+      return UserError(f"--teacher {self.name} at {self._url}: HTTP {status} {message}: {mend}")
+    # 408 timeout, 409 conflict, 425 too early, 429 too many requests, 5xx server errors.
     retry = status in (408, 409, 425, 429) or status >= 500
-    reason = f"HTTP {status} {said}".strip()
-    return _Attempt(reason, retry=retry, retry_after=_retry_after(headers) if retry else None)
+    reason = f"HTTP {status} {message}".strip()
+    return _AttemptFailed(reason, retry=retry, retry_after=_retry_after(headers) if retry else None)
 
-  def _response(self, content: bytes) -> TeacherResponse:
-    """What a response says, strictly; a body of another shape is worth another attempt."""
+  def _parse(self, content: bytes) -> TeacherResponse:
+    """Parses the body of a response; a malformed body is a failed attempt."""
     try:
       response = json.loads(content)
     except (ValueError, RecursionError):
-      raise _Attempt("the response is not JSON", retry=True) from None
+      raise _AttemptFailed("the response is not JSON", retry=True) from None
     try:
       choice = response["choices"][0]
       text = choice["message"]["content"] if self._api == "chat" else choice["text"]
       finish, usage = choice.get("finish_reason"), response.get("usage")
       model = response.get("model")
     except (KeyError, IndexError, TypeError, AttributeError):
-      raise _Attempt("the response is JSON, but no completion", retry=True) from None
+      raise _AttemptFailed("the response is JSON, but not a completion", retry=True) from None
     if text is None:
       text = ""
     if not isinstance(text, str):
-      raise _Attempt("the response's content is no text", retry=True)
+      raise _AttemptFailed("the response's content is not text", retry=True)
     usage = usage if isinstance(usage, Mapping) else {}
     return TeacherResponse(
-      # Half of a surrogate pair is legal JSON, but no file can hold it.
+      # A lone surrogate is legal JSON but cannot be encoded in UTF-8.
       text=self._redacted(text.encode("utf-8", "replace").decode("utf-8")),
-      finish=self._word(finish),
+      finish=self._short_text(finish),
       prompt_tokens=_count(usage.get("prompt_tokens")),
       completion_tokens=_count(usage.get("completion_tokens")),
-      model=self._word(model),
+      model=self._short_text(model),
     )
 
-  def _word(self, value: Any) -> str | None:
-    """A short text of the server's, safe to keep."""
+  def _short_text(self, value: Any) -> str | None:
+    """Returns a text of the server as one short line without the key."""
     if not isinstance(value, str):
       return None
     return self._redacted(_one_line(value.encode("utf-8", "replace").decode("utf-8")))
@@ -243,25 +242,25 @@ class HttpTeacher:
     return text.replace(self._key, "[key]") if self._key else text
 
 
-async def _content(response: aiohttp.ClientResponse) -> bytes:
-  """The body of a response, read no further than MAX_RESPONSE_BYTES."""
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+  """Reads the body of a response; fails beyond MAX_RESPONSE_BYTES."""
   encoding = response.headers.get("content-encoding", "identity").strip().lower()
   if encoding not in ("", "identity"):
-    what = f"the response is compressed ({_one_line(encoding)[:20]}), which was not asked for"
-    raise _Attempt(what, retry=False)
+    what = f"the response is compressed ({_one_line(encoding)[:20]}), which was not requested"
+    raise _AttemptFailed(what, retry=False)
   length = response.headers.get("content-length", "")
   if length.isdecimal() and int(length) > MAX_RESPONSE_BYTES:
-    raise _Attempt(_TOO_LARGE, retry=False)
+    raise _AttemptFailed(_TOO_LARGE, retry=False)
   content = bytearray()
   async for part in response.content.iter_any():
     content += part
     if len(content) > MAX_RESPONSE_BYTES:
-      raise _Attempt(_TOO_LARGE, retry=False)
+      raise _AttemptFailed(_TOO_LARGE, retry=False)
   return bytes(content)
 
 
-def _message(content: bytes) -> str:
-  """What the body of an error says."""
+def _error_message(content: bytes) -> str:
+  """Returns the message in the body of an error response."""
   try:
     body = json.loads(content)
   except (ValueError, RecursionError):
@@ -274,7 +273,7 @@ def _message(content: bytes) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-  """Seconds of a Retry-After header: a number, a date, or retry-after-ms; None for junk."""
+  """Returns the seconds of Retry-After (a number or a date) or retry-after-ms; None if invalid."""
   try:
     if "retry-after-ms" in headers:
       seconds = float(headers["retry-after-ms"]) / 1000
@@ -288,7 +287,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
   except (ValueError, TypeError, OverflowError):
     return None
-  # NaN compares as false with everything.
+  # Also false for NaN.
   return max(seconds, 0.0) if seconds < float("inf") else None
 
 

@@ -1,4 +1,4 @@
-"""A teacher whose answers were recorded in a file."""
+"""A teacher that returns the recorded answers of a file."""
 
 import json
 import os
@@ -10,20 +10,21 @@ from dss_jax.teachers.base import RequestFailed, TeacherRequest, TeacherResponse
 
 
 class RecordedTeacher:
-  """Answers that were recorded earlier: lines of {"index": row, "llm_output": text}.
+  """Returns answers that were recorded earlier: lines of {"index": row, "llm_output": text}.
 
-  The texts are copied to a temporary file; memory holds a place a row.
+  The texts are copied to a temporary file; only their offsets are kept in memory.
   """
 
   is_recorded = True
   retries = 0
 
   def __init__(self, path: PathLike):
-    """Reads the file once; raises UserError where a line is no recorded answer."""
+    """Reads the file once; raises UserError if a line is not a recorded answer."""
     self.name = f"recorded:{os.path.basename(os.fspath(path))}"
     self._path = os.fspath(path)
-    self._places: dict[int, tuple[int, int]] = {}
-    # Removed by the system when it is closed.
+    # Row number -> (offset, length in bytes).
+    self._spans: dict[int, tuple[int, int]] = {}
+    # Deleted when it is closed.
     self._texts = tempfile.TemporaryFile(prefix="dss_recorded_")  # noqa: SIM115
     try:
       with open_bytes(path) as file:
@@ -35,11 +36,11 @@ class RecordedTeacher:
       raise
 
   async def ask(self, request: TeacherRequest) -> TeacherResponse:
-    place = self._places.get(request.index)
-    if place is None:
-      raise RequestFailed(f"no answer to row {request.index} (from 0) is recorded")
-    self._texts.seek(place[0])
-    return TeacherResponse(self._texts.read(place[1]).decode("utf-8"))
+    span = self._spans.get(request.index)
+    if span is None:
+      raise RequestFailed(f"no recorded answer to row {request.index} (from 0)")
+    self._texts.seek(span[0])
+    return TeacherResponse(self._texts.read(span[1]).decode("utf-8"))
 
   async def close(self) -> None:
     self._texts.close()
@@ -52,11 +53,11 @@ class RecordedTeacher:
       index = text = None
     if type(index) is not int or index < 0 or not isinstance(text, str):
       raise UserError(
-        f'{self._path}:{line}: not a recorded answer; each line is {{"index": number of the row'
+        f'{self._path}:{line}: not a recorded answer; each line must be {{"index": row number'
         ' from 0, "llm_output": text}'
       )
-    if index in self._places:
-      raise UserError(f'{self._path}:{line}: the "index" {index} stands twice; keep one answer')
+    if index in self._spans:
+      raise UserError(f'{self._path}:{line}: the "index" {index} appears twice; keep one answer')
     encoded = text.encode("utf-8", "replace")
-    self._places[index] = (self._texts.tell(), len(encoded))
+    self._spans[index] = (self._texts.tell(), len(encoded))
     self._texts.write(encoded)

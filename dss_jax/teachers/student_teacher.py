@@ -1,4 +1,4 @@
-"""A student as teacher: a T5 checkpoint that was trained here labels and explains rows itself."""
+"""A student as teacher: a T5 checkpoint that was trained here writes labels and rationales."""
 
 import asyncio
 import concurrent.futures
@@ -9,15 +9,15 @@ from dss_jax.teachers.base import TeacherRequest, TeacherResponse
 if TYPE_CHECKING:
   from dss_jax.student.predictor import Predictor
 
-# A batch that is not full waits so long for more questions.
-_LINGER_SECONDS = 0.02
+# How long an incomplete batch waits for more requests.
+_BATCH_WAIT_SECONDS = 0.02
 
 
 class T5Teacher:
-  """Answers by a student's two tasks, in batches on its mesh, greedily.
+  """Decodes a student's rationale and label greedily, in batches on its mesh.
 
-  The student takes the row's bare input under the prefixes that it was trained with; its
-  rationale and label are put together as "RATIONALE\\nAnswer: LABEL".
+  The student gets the row's input with the prefixes that it was trained with, and no prompt. The
+  answer is "RATIONALE\\nAnswer: LABEL".
   """
 
   is_recorded = False
@@ -27,33 +27,33 @@ class T5Teacher:
     self.name = name
     self._predictor = predictor
     self._batch_size = batch_size
-    self._waiting: list[tuple[str, asyncio.Future[str]]] = []
-    self._runner: asyncio.Task[None] | None = None
-    # Decoding runs beside the event loop, one batch at a time.
-    self._thread = concurrent.futures.ThreadPoolExecutor(1, "t5_teacher")
+    self._queue: list[tuple[str, asyncio.Future[str]]] = []
+    self._decoding: asyncio.Task[None] | None = None
+    # One thread: decoding must not block the event loop, and runs one batch at a time.
+    self._executor = concurrent.futures.ThreadPoolExecutor(1, "t5_teacher")
 
   async def ask(self, request: TeacherRequest) -> TeacherResponse:
     answer = asyncio.get_running_loop().create_future()
-    self._waiting.append((request.input_text, answer))
-    if self._runner is None or self._runner.done():
-      self._runner = asyncio.create_task(self._run())
+    self._queue.append((request.input_text, answer))
+    if self._decoding is None or self._decoding.done():
+      self._decoding = asyncio.create_task(self._run())
     return TeacherResponse(await answer, finish="stop")
 
   async def close(self) -> None:
-    self._thread.shutdown()
+    self._executor.shutdown()
 
   async def _run(self) -> None:
     loop = asyncio.get_running_loop()
-    while self._waiting:
-      if len(self._waiting) < self._batch_size:
-        await asyncio.sleep(_LINGER_SECONDS)
-      batch = self._waiting[: self._batch_size]
-      self._waiting = self._waiting[self._batch_size :]
+    while self._queue:
+      if len(self._queue) < self._batch_size:
+        await asyncio.sleep(_BATCH_WAIT_SECONDS)
+      batch = self._queue[: self._batch_size]
+      self._queue = self._queue[self._batch_size :]
       try:
         texts = await loop.run_in_executor(
-          self._thread, self._answers, [input_text for input_text, _ in batch]
+          self._executor, self._answers, [input_text for input_text, _ in batch]
         )
-      # Handed to whoever waits: an error of the device ends the run with its own message.
+      # Raised in the waiting requests, so that the run ends with the device's own message.
       except Exception as error:
         for _, answer in batch:
           if not answer.done():

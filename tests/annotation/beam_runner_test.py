@@ -173,7 +173,7 @@ def test_the_key_stays_secret(annotated, server, tmp_path, monkeypatch):
     ("none/o.jsonl", {}, "its folder does not exist"),
     ("o.jsonl", {"runner": "DataflowRunner"}, "write to a bucket; name a URL like gs://"),
     ("memory://b/o.jsonl", {"runner": "DataflowRunner"}, "--runner DataflowRunner: "),
-    ("o.jsonl", {"runner": None, "runner_options": ["a=b"]}, "belongs to --runner"),
+    ("o.jsonl", {"runner": None, "runner_options": ["a=b"]}, "needs --runner"),
   ],
 )
 def test_mistakes(output, keywords, message, annotated, server):

@@ -155,7 +155,7 @@ def test_a_server_that_is_gone_ends_the_run(
   """After 8 failures where nothing was ever answered, after 64 in a row where something was."""
   server.fault = lambda row, attempt: (500, b"down", ()) if row >= answered else None
   rows = numbered(500)
-  with pytest.raises(UserError, match=f"{failures} requests in a row failed.*HTTP 500"):
+  with pytest.raises(UserError, match=f"{failures} consecutive requests failed.*HTTP 500"):
     annotate(
       lambda: rows,
       tmp_path / "out.jsonl",

@@ -40,7 +40,7 @@ def test_answers(text, rationale, label):
     ("It rains.", 'no "Answer:" in the answer'),
     ("Answer: wet", "there is no reasoning before the answer"),
     ("It rains.\nAnswer:", 'nothing follows "Answer:"'),
-    ("It rains. Answer: wet. Answer: dry", '"Answer:" stands more than once in the answer'),
+    ("It rains. Answer: wet. Answer: dry", '"Answer:" occurs more than once in the answer'),
     ("x" * (MAX_ANSWER_CHARACTERS + 1), "the answer has 32,769 characters, over 32,768"),
   ],
 )
@@ -52,11 +52,11 @@ def test_answers_that_do_not_parse(text, reason):
   ("rules", "text", "reason"),
   [
     (OPEN, "Rain.\nAnswer: ...", "no letter and no digit"),
-    (OPEN, "Rain.\nAnswer: {label}", "is the place for one"),
-    (OPEN, "Rain.\nAnswer: <your answer>", "is the place for one"),
+    (OPEN, "Rain.\nAnswer: {label}", "is a placeholder"),
+    (OPEN, "Rain.\nAnswer: <your answer>", "is a placeholder"),
     (OPEN, "Rain.\nAnswer: " + "wet " * 60, "over 200"),
-    (CLASSES, "Rain.\nAnswer: Maybe", "none of those allowed for the row: 'Maybe'"),
-    (CLASSES, "Rain.\nAnswer: Yes and No", "none of those allowed"),
+    (CLASSES, "Rain.\nAnswer: Maybe", "not allowed for the row: 'Maybe'"),
+    (CLASSES, "Rain.\nAnswer: Yes and No", "not allowed"),
   ],
 )
 def test_answers_without_a_label_keep_their_rationale(rules, text, reason):
@@ -96,7 +96,7 @@ def test_a_task_file_that_fails_is_a_reason(svamp_prompt):
   assert "KeyError" in rules.parse("It rains.", input_text="x").reason
   assert not rules.same_label("a", "a")
   rules = ParseRules(task=dataclasses.replace(task, parse_answer=lambda text: (1, 2)))
-  assert "no Answer of texts" in rules.parse("It rains.", input_text="x").reason
+  assert "did not return an Answer of texts" in rules.parse("It rains.", input_text="x").reason
 
 
 PIECES = st.lists(

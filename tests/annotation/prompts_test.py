@@ -62,7 +62,7 @@ def test_a_known_rationale_asks_for_the_label_alone():
 def test_rationalisation_must_argue_for_the_label_shown():
   assert PROMPT.read("3 plus 3.\nAnswer: 6", ROW, "rationale").rationale == "3 plus 3."
   refused = PROMPT.read("3 plus 3.\nAnswer: 7", ROW, "rationale")
-  assert refused == (None, None, "it argues for another label than the one shown: '7'")
+  assert refused == (None, None, "the rationale leads to another label than the one shown: '7'")
 
 
 def test_an_exemplar_never_meets_its_own_row():
@@ -124,7 +124,7 @@ def test_yaml_round_trip(tmp_path):
     ("", "must be keys with values"),
     ("[1]", "must be keys with values"),
     ("a: b: c", r"p.yaml:1: not YAML"),
-    ("a: &x [*x, *x]\n" * 1, "there is no key 'a'"),
+    ("a: &x [*x, *x]\n" * 1, "unknown key 'a'"),
     ("!!python/object/apply:os.system ['true']", "not YAML"),
     ("exemplars: []", '"instruction" is missing'),
     ("instruction: Add.\nexamplars: []", "did you mean 'exemplars'"),
@@ -134,7 +134,7 @@ def test_yaml_round_trip(tmp_path):
     ("instruction: Add.\nanswer: '{label} {rationale}'", '"answer" needs'),
     ("instruction: Add.\nstop: Q", '"stop" must be a list'),
     ("instruction: Add.\nmax_answer_tokens: 0", "from 1, not 0"),
-    ("instruction: Add.\nparse: {choices: '('}", "no regular expression"),
+    ("instruction: Add.\nparse: {choices: '('}", "not a valid regular expression"),
     ("instruction: Add.\nparse: {choices: 'a'}", "needs one group"),
     ("instruction: Add.\nparse: {task: nothing}", "'nothing' does not exist"),
     ("instruction: Add.\nparse: {marker: ''}", "parse.marker"),

@@ -60,13 +60,13 @@ def test_figures(annotated):
   assert [(one["reason"], one["rows"], one["lines"]) for one in report["reasons"]] == [
     ('no "Answer:" in the answer', 1, [4]),
     ("HTTP 500", 1, [5]),
-    ("the label '...' holds no letter and no digit", 1, [6]),
+    ("the label '...' has no letter and no digit", 1, [6]),
   ]
   assert json.loads(json.dumps(report)) == report
   text = to_text(report)
-  assert "answers that parse: 4 (80.00 %)" in text
+  assert "parsed answers: 4 (80.00 %)" in text
   assert "1 of 3 (33.33 %)" in text
-  assert "warning: this teacher is wrong more often than right" in text
+  assert "warning: most of this teacher's labels are wrong" in text
   assert "warning" not in to_text({**report, "agreeing_percent": 50.0})
   assert "warning" not in to_text({**report, "compared_with_gold": 0})
   assert "1  failed: HTTP 500 (line 5)" in text

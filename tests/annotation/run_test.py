@@ -1,55 +1,17 @@
 """The stage as a whole: published figures, taking up again, budgets, bounded memory."""
 
-import json
 import tracemalloc
 
 import pytest
 
 from dss_jax.annotation import journal
 from dss_jax.annotation import run as annotate_module
-from dss_jax.annotation.annotate_file import (
-  TeacherOptions,
-  annotate_file,
-  dry_run_file,
-  prompt_path,
-)
 from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt
 from dss_jax.annotation.run import RequestConfig, annotate, journal_path
 from dss_jax.annotation.usage import Prices
-from dss_jax.data.records import read_rows, write_rows
-from dss_jax.errors import UserError
+from dss_jax.data.records import read_rows
 from dss_jax.teachers.base import TeacherResponse
-from dss_jax.teachers.recorded import RecordedTeacher
-
-
-@pytest.mark.parametrize(
-  ("task", "name", "rows", "parsed", "agreeing"),
-  [
-    ("cqa", "train", 9741, 9738, 7234),
-    ("cqa", "test", 1221, 1221, 943),
-    ("svamp", "train", 800, 787, 594),
-    ("esnli", "valid", 9842, 9838, 7201),
-  ],
-)
-def test_recorded_answers_give_the_published_figures(
-  task, name, rows, parsed, agreeing, shared, tmp_path
-):
-  folder = shared / "data" / task
-  report = annotate_file(
-    folder / f"{name}.jsonl",
-    tmp_path / "out.jsonl",
-    TeacherOptions(teacher=f"recorded:{folder / name}_palm_cot.jsonl"),
-    AnnotationConfig(),
-    RequestConfig(),
-    task=task,
-  )
-  assert [report[key] for key in ("rows", "parsed", "compared_with_gold", "agreeing")] == [
-    rows, parsed, rows, agreeing,
-  ]  # fmt: skip
-  assert report["with_rationale"] == parsed
-  assert report["labelled"] == rows
-  assert not list(tmp_path.glob("*.answers.jsonl"))
 
 
 def test_the_order_and_the_rest_of_a_row_stay(
@@ -183,7 +145,7 @@ class _Echo:
 def test_memory_is_flat(tmp_path, monkeypatch):
   """Eight times the rows need no more memory: rows are read, asked and written as a stream."""
   monkeypatch.setattr(annotate_module, "LOOK_AHEAD_ROWS", 128)
-  monkeypatch.setattr(journal, "_RECENT", 128)
+  monkeypatch.setattr(journal, "_MAX_RECENT", 128)
   prompt = Prompt(instruction="Say.")
 
   def peak(count):
@@ -222,111 +184,6 @@ def test_an_error_of_the_program_ends_the_run_and_leaves_no_output(tmp_path):
     lambda: rows, tmp_path / "o.jsonl", _Echo(), Prompt(instruction="Say."), AnnotationConfig()
   )
   assert report["answers_from_journal"] >= 69
-
-
-def test_bad_rows_are_found_before_anything_is_asked(server, quick_teacher, tmp_path):
-  data = tmp_path / "in.jsonl"
-  data.write_text('{"input_text": "row 1"}\n{"input": "row 2"}\n')
-  options = TeacherOptions(teacher="openai:m", url=server.url)
-  with pytest.raises(UserError, match=r"in.jsonl:2: \"input_text\" is missing"):
-    annotate_file(data, tmp_path / "o.jsonl", options, AnnotationConfig(), RequestConfig())
-  assert not server.requests
-  assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-def test_a_made_prompt_is_kept_and_can_be_edited(server, tmp_path, monkeypatch, numbered):
-  monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-  data, output = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
-  known = [{"input_text": f"known row {n}?", "output_text": "yes", "rationale": "It is so."}
-           for n in range(3)]  # fmt: skip
-  write_rows(data, known + numbered(4))
-  server.answer = lambda row: f"Row {row} is so.\nAnswer: yes"
-  options = TeacherOptions(teacher="openai:m", url=server.url)
-  report = annotate_file(data, output, options, AnnotationConfig(), RequestConfig())
-  assert report["statuses"] == {
-    "failed": 0, "unasked": 0, "unparsable": 0, "undecided": 0, "answered": 4, "untouched": 3,
-  }  # fmt: skip
-  assert "known row 2?" in json.dumps(server.bodies[0])
-  path = tmp_path / "o.jsonl.prompt.yaml"
-  assert str(path) == prompt_path(output)
-  path.write_text(path.read_text().replace("You are given a text.", "EDITED"))
-  annotate_file(data, output, options, AnnotationConfig(), RequestConfig())
-  assert len(server.requests) == 8
-  assert "EDITED" in json.dumps(server.bodies[-1])
-
-
-def test_dry_run(numbered, tmp_path):
-  data = tmp_path / "in.jsonl"
-  write_rows(data, numbered(100))
-  request_config = RequestConfig(prices=Prices(1.0, 2.0))
-  options = TeacherOptions(teacher="openai:m", url="http://127.0.0.1:9/v1")
-  config = AnnotationConfig(samples=2, temperature=0.7)
-  expected = dry_run_file(data, options, config, request_config, prompt="svamp")
-  assert (expected["rows"], expected["requests"]) == (100, 200)
-  assert len(expected["prompts"]) == 3
-  assert "[system]\nSolve the arithmetic word problem." in expected["prompts"][0]
-  assert "row 2: there are 2" in expected["prompts"][2]
-  size = len(expected["prompts"][0].encode())
-  assert 0.8 * size / 4 < expected["expected_prompt_tokens"] / 200 < 1.2 * size / 4
-  assert expected["expected_completion_tokens"] == 200 * 80
-  assert expected["most_completion_tokens"] == 200 * 256
-  tokens = expected["expected_prompt_tokens"] + 2 * expected["expected_completion_tokens"]
-  assert expected["expected_cost"] == pytest.approx(tokens / 1e6, rel=1e-3)
-  assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    ({"teacher": "gpt"}, "is none of openai:MODEL, recorded:FILE, t5:MODEL"),
-    ({"teacher": "openai:"}, "is none of"),
-    ({"teacher": "recorded:nowhere.jsonl"}, "nowhere.jsonl: no such file"),
-    ({"teacher": "recorded:in.jsonl"}, "in.jsonl:1: not a recorded answer"),
-    ({"teacher": "recorded:in.jsonl", "url": "http://h/v1"}, "belong to openai:MODEL"),
-    ({"output": "gs://bucket/o.jsonl"}, "name a local file"),
-    ({"output": "none/o.jsonl"}, "its folder does not exist"),
-    ({"output": "."}, "is a folder"),
-    ({"output": "in.jsonl"}, "is the input"),
-    ({"config": AnnotationConfig(samples=2)}, "at temperature 0 all samples"),
-    ({"teacher": "t5:d", "config": AnnotationConfig(temperature=1.0)}, "decodes greedily"),
-  ],
-)
-def test_options_that_do_not_fit(changes, message, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  write_rows("in.jsonl", [{"input_text": "row 1"}])
-  given = {
-    "teacher": "openai:m",
-    "url": None,
-    "output": "o.jsonl",
-    "config": AnnotationConfig(),
-    **changes,
-  }
-  options = TeacherOptions(teacher=given["teacher"], url=given["url"])
-  with pytest.raises(UserError, match=message):
-    annotate_file(
-      "in.jsonl", given["output"], options, given["config"], RequestConfig(), prompt="cqa"
-    )
-  assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-def test_recorded_answers_may_lack_rows_and_come_in_any_order(tmp_path):
-  path = tmp_path / "r.jsonl"
-  texts = {2: "Two.\nAnswer: b\ud800", 0: "Zero.\nAnswer: a"}
-  path.write_text(
-    "".join(json.dumps({"index": n, "llm_output": t}) + "\n\n" for n, t in texts.items())
-  )
-  rows = [{"input_text": f"{n}"} for n in range(3)]
-  prompt = Prompt(instruction="Say.")
-  report = annotate(
-    lambda: rows, tmp_path / "o.jsonl", RecordedTeacher(path), prompt, AnnotationConfig()
-  )
-  written = list(read_rows(tmp_path / "o.jsonl"))
-  assert [row.get("output_text") for row in written] == ["a", None, "b?"]
-  assert written[1]["provenance"]["reason"] == "no answer to row 1 (from 0) is recorded"
-  assert report["statuses"]["failed"] == 1
-  path.write_text('{"index": 0, "llm_output": "a"}\n' * 2)
-  with pytest.raises(UserError, match=r'r.jsonl:2: the "index" 0 stands twice'):
-    RecordedTeacher(path)
 
 
 def test_the_journal_lies_beside_the_output():

@@ -76,7 +76,7 @@ def test_statuses_that_set_a_row_aside_at_once(status, server, quick_teacher):
 
 @pytest.mark.parametrize(
   ("status", "mend"),
-  [(401, "set OPENAI_API_KEY"), (403, "may not use this"), (404, "no such model or path")],
+  [(401, "set OPENAI_API_KEY"), (403, "the key has no access"), (404, "no such model or path")],
 )
 def test_statuses_that_end_the_run(status, mend, server, quick_teacher):
   server.fault = lambda row, attempt: (status, b"{}", ())
@@ -167,10 +167,10 @@ def test_nobody_listens(server, quick_teacher):
   [
     ("hang up", r"the connection failed: ServerDisconnectedError"),
     ("reset", r"the connection failed: \w+: "),
-    ("trickle", "no whole answer within 0.2 seconds"),
+    ("trickle", "no complete response within 0.2 seconds"),
     ((200, b"{}", ("content-type application/json",)), "the connection failed: .*header"),
     ((200, b"<html>busy</html>", ("content-type: text/html",)), "the response is not JSON"),
-    ((200, b'"yes"', ()), "the response is JSON, but no completion"),
+    ((200, b'"yes"', ()), "the response is JSON, but not a completion"),
     ((502, "oops \u2713\n".encode(), ()), "HTTP 502 oops \u2713 "),
   ],
 )
@@ -213,11 +213,11 @@ def test_odd_bodies(body, text, server, quick_teacher):
 @pytest.mark.parametrize(
   ("url", "message"),
   [
-    ("localhost:8000/v1", "is no URL"),
-    ("ftp://host/v1", "is no URL"),
-    ("http://[::1/v1", "is no URL"),
-    (f"http://user:{KEY}@host/v1", "carries a user name"),
-    (f"http://host/v1?key={KEY}", "carries a user name, password or query"),
+    ("localhost:8000/v1", "not a valid URL"),
+    ("ftp://host/v1", "not a valid URL"),
+    ("http://[::1/v1", "not a valid URL"),
+    (f"http://user:{KEY}@host/v1", "contains a user name"),
+    (f"http://host/v1?key={KEY}", "contains a user name, password or query"),
   ],
 )
 def test_urls_that_are_none(url, message):
@@ -234,7 +234,7 @@ def test_a_key_that_is_missing_or_none(monkeypatch):
     HttpTeacher("m", url="http://127.0.0.1:1/v1", key_env="MINE")
   for bad in ("short", "with a space 123", "n\u00f6n-ascii-key"):
     monkeypatch.setenv("MINE", bad)
-    with pytest.raises(UserError, match="MINE: holds no key") as error:
+    with pytest.raises(UserError, match="MINE: the value is not a key") as error:
       HttpTeacher("m", url="http://127.0.0.1:1/v1", key_env="MINE")
     assert bad not in str(error.value)
 
