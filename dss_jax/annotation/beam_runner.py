@@ -114,7 +114,6 @@ def annotate_with_beam(
   runner: str,
   runner_options: Sequence[str] = (),
   parse_task: str | None = None,
-  rows_per_part: int | None = None,
 ) -> dict[str, Any]:
   """Annotates rows with Beam's workers; same output as annotation.run.annotate.
 
@@ -138,7 +137,7 @@ def annotate_with_beam(
       "--budget-tokens: Beam's workers cannot share a budget; leave out this flag or --runner"
     )
   options = pipeline_options(runner_options)
-  parts = _write_parts(rows(), parts_folder(output), rows_per_part or ROWS_PER_PART)
+  parts = _write_parts(rows(), parts_folder(output), ROWS_PER_PART)
   rules = prompt.parse
   job = _Job(
     parts_folder(output),

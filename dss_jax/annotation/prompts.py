@@ -29,7 +29,7 @@ from dss_jax.storage.files import open_text
 Mode = Literal["both", "rationale", "label"]
 
 _FIELD = re.compile(r"\{(input|label|rationale)\}")
-_PLACEHOLDER = "The reasoning is given."
+_DUMMY_RATIONALE = "The reasoning is given."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Prompt:
     if echo and answer.startswith(echo):
       answer = answer[len(echo) :].lstrip()
     if mode == "label":
-      answer = f"{_PLACEHOLDER}{self._answer_whitespace}{answer}"
+      answer = f"{_DUMMY_RATIONALE}{self._answer_whitespace}{answer}"
     parsed = self.parse.parse(answer, input_text=row["input_text"], stop=self.stop, cut_off=cut_off)
     if mode == "label" and parsed.rationale is not None:
       return parsed._replace(rationale=row["rationale"])

@@ -27,7 +27,7 @@ ROWS = 35
 def annotated(server, numbered, tmp_path, monkeypatch):
   """A function that annotates numbered rows, ten a part where Beam does it: (figures, output)."""
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-  monkeypatch.setattr(beam_runner, "PART_ROWS", 10)
+  monkeypatch.setattr(beam_runner, "ROWS_PER_PART", 10)
   write_rows(tmp_path / "in.jsonl", numbered(ROWS))
 
   def run(name, teacher=None, config=None, request_config=None, **keywords):
@@ -108,7 +108,7 @@ def test_recorded_answers_a_task_and_a_prompt_of_ones_own(annotated, tmp_path):
 @pytest.mark.parametrize("output", ["beam.jsonl", "memory://bucket/beam.jsonl"])
 def test_a_run_that_failed_goes_on(output, annotated, server):
   server.fault = lambda row, attempt: (401, b"{}", ()) if row >= 20 else None
-  with pytest.raises(UserError, match=r"HTTP 401 .*: the key was refused"):
+  with pytest.raises(UserError, match=r"HTTP 401 .*: the key was rejected"):
     annotated(output, runner="DirectRunner")
   assert not fsspec.core.url_to_fs(output)[0].exists(output)
   assert set(server.completed) == set(range(20))
@@ -171,7 +171,7 @@ def test_the_key_stays_secret(annotated, server, tmp_path, monkeypatch):
     ("o.jsonl", {"runner_options": ["direct_num_workers=x"]}, "invalid int value: 'x'"),
     ("o.jsonl", {"request_config": RequestConfig(budget_tokens=9)}, "cannot share a budget"),
     ("none/o.jsonl", {}, "its folder does not exist"),
-    ("o.jsonl", {"runner": "DataflowRunner"}, "write to a bucket; name a URL like gs://"),
+    ("o.jsonl", {"runner": "DataflowRunner"}, "write to a bucket; give a URL like gs://"),
     ("memory://b/o.jsonl", {"runner": "DataflowRunner"}, "--runner DataflowRunner: "),
     ("o.jsonl", {"runner": None, "runner_options": ["a=b"]}, "needs --runner"),
   ],
