@@ -1,4 +1,4 @@
-"""`dss annotate --runner DirectRunner`: the rows of the ordinary run, in parts, resumable."""
+"""`dss annotate --runner DirectRunner`: same output as without Beam, in parts, resumable."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ ROWS = 35
 
 @pytest.fixture
 def annotated(server, numbered, tmp_path, monkeypatch):
-  """A function that annotates numbered rows, ten a part where Beam does it: (figures, output)."""
+  """A function that annotates numbered rows, with Beam ten per part: (figures, output)."""
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)
   monkeypatch.setattr(beam_runner, "ROWS_PER_PART", 10)
   write_rows(tmp_path / "in.jsonl", numbered(ROWS))
@@ -71,7 +71,7 @@ SAME = (
   "config",
   [AnnotationConfig(), AnnotationConfig(samples=3, temperature=0.7, rationales_per_row=2)],
 )
-def test_the_output_is_the_ordinary_runs(config, annotated, server):
+def test_same_output_as_without_beam(config, annotated, server):
   server.latency = lambda row: 0.01 * (row % 3)
   server.fault = lambda row, attempt: (400, b'{"error": "no"}', ()) if row == 17 else None
   ordinary, first = annotated("ordinary.jsonl", config=config)
@@ -83,8 +83,8 @@ def test_the_output_is_the_ordinary_runs(config, annotated, server):
   assert (by_beam["requests"], by_beam["rows"]) == (ordinary["requests"], ROWS)
 
 
-def test_recorded_answers_a_task_and_a_prompt_of_ones_own(annotated, tmp_path):
-  """The numbers of rows go through all parts, and the task's own parser to the workers."""
+def test_recorded_answers_with_a_task_file(annotated, tmp_path):
+  """Row numbers continue over all parts, and workers use the task's own parser."""
   lines = [
     json.dumps({"index": n, "llm_output": f"It is {n} and 1. The answer is ({n} + 1)."})
     for n in range(ROWS)
@@ -106,13 +106,13 @@ def test_recorded_answers_a_task_and_a_prompt_of_ones_own(annotated, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["beam.jsonl", "memory://bucket/beam.jsonl"])
-def test_a_run_that_failed_goes_on(output, annotated, server):
+def test_a_failed_run_is_resumed(output, annotated, server):
   server.fault = lambda row, attempt: (401, b"{}", ()) if row >= 20 else None
   with pytest.raises(UserError, match=r"HTTP 401 .*: the key was rejected"):
     annotated(output, runner="DirectRunner")
   assert not fsspec.core.url_to_fs(output)[0].exists(output)
   assert set(server.completed) == set(range(20))
-  # The last part is not even tried.
+  # The last part is not tried.
   assert max(row for row, _ in server.requests) < 30
   asked = len(server.requests)
   server.fault = lambda row, attempt: None
@@ -123,8 +123,8 @@ def test_a_run_that_failed_goes_on(output, annotated, server):
   assert annotated(output, runner="DirectRunner")[0]["requests"] == 0
 
 
-def test_killed_and_given_again(server, numbered, tmp_path):
-  """SIGKILL in the middle of a part: no row whose answer was written is asked again."""
+def test_a_killed_run_is_resumed(server, numbered, tmp_path):
+  """SIGKILL in the middle of a part: answers in the journal are not requested again."""
   server.latency = lambda row: 0.1
   write_rows(tmp_path / "in.jsonl", numbered(60))
   output = tmp_path / "out.jsonl"
@@ -154,7 +154,7 @@ def test_killed_and_given_again(server, numbered, tmp_path):
   assert [row["output_text"] for row in read_rows(output)] == [f"({n} + 1)" for n in range(60)]
 
 
-def test_the_key_stays_secret(annotated, server, tmp_path, monkeypatch):
+def test_the_key_is_not_written(annotated, server, tmp_path, monkeypatch):
   key = "sk-secret-0123456789abcdef"
   monkeypatch.setenv("OPENAI_API_KEY", key)
   annotated("beam.jsonl", runner="DirectRunner")
@@ -176,7 +176,7 @@ def test_the_key_stays_secret(annotated, server, tmp_path, monkeypatch):
     ("o.jsonl", {"runner": None, "runner_options": ["a=b"]}, "needs --runner"),
   ],
 )
-def test_mistakes(output, keywords, message, annotated, server):
+def test_invalid_options(output, keywords, message, annotated, server):
   with pytest.raises(UserError, match=message) as error:
     annotated(output, **{"runner": "DirectRunner", **keywords})
   assert "\n" not in str(error.value)

@@ -61,7 +61,7 @@ def test_annotate_report_and_page(dss, server, numbered, tmp_path, monkeypatch):
   assert json.loads(again)["statuses"] == figures["statuses"]
 
 
-def test_flags_reach_the_run(dss, server, numbered, tmp_path, monkeypatch):
+def test_flags_are_applied(dss, server, numbered, tmp_path, monkeypatch):
   monkeypatch.setenv("MY_KEY", "sk-0123456789")
   write_rows(tmp_path / "in.jsonl", [{**row, "output_text": "(9 + 9)"} for row in numbered(4)])
   code, out, err = dss(
@@ -83,7 +83,7 @@ def test_flags_reach_the_run(dss, server, numbered, tmp_path, monkeypatch):
   assert json.loads(out)["rows_that_lost_their_rationale"] == 4
 
 
-def test_dry_run_asks_nothing(dss, server, numbered, tmp_path):
+def test_dry_run_sends_nothing(dss, server, numbered, tmp_path):
   write_rows(tmp_path / "in.jsonl", numbered(5))
   code, out, _ = dss(
     "annotate", tmp_path / "in.jsonl", "--teacher", "openai:m", "--teacher-url", server.url,
@@ -110,7 +110,7 @@ def test_dry_run_asks_nothing(dss, server, numbered, tmp_path):
     (["--teacher", "openai:m", "--output", "o.jsonl"], "OPENAI_API_KEY is not set"),
   ],
 )
-def test_mistakes(arguments, message, dss, numbered, tmp_path, monkeypatch):
+def test_invalid_flags(arguments, message, dss, numbered, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)
   write_rows("in.jsonl", numbered(3))

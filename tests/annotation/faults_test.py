@@ -1,4 +1,4 @@
-"""Annotating against a server that fails in every way: nothing is lost, nothing is asked twice."""
+"""Annotation with a faulty server: no answer is lost or requested twice."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from dss_jax.errors import UserError
 
 ROWS = 1000
 HUGE = b'{"choices": [{"message": {"content": "' + b"x" * 2**20 + b'"}}]}'
-# What goes wrong once, by the last two digits of the row.
+# Faults of the first attempt, by the last two digits of the row.
 ONCE = {
   1: (500, b"oops", ()),
   3: "reset",
@@ -29,7 +29,7 @@ ONCE = {
   9: (200, b'{"choices": [{"message": {"content": 7}}]}', ()),
   11: "hang up",
 }
-# What goes wrong at every attempt, and the reason that the row is set aside with.
+# Faults of every attempt, and the reason in the provenance.
 ALWAYS = {
   93: ("endless", r"more than 1,048,576 bytes"),
   94: ((200, HUGE, ()), r"more than 1,048,576 bytes"),
@@ -53,7 +53,7 @@ def _fault(row, attempt):
   return ONCE.get(kind) if attempt == 0 else None
 
 
-def test_every_row_is_accounted_for(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+def test_every_fault_gives_its_status(server, quick_teacher, svamp_prompt, numbered, tmp_path):
   server.fault = _fault
   server.latency = lambda row: random.uniform(0, 0.02)
   good_answer = server.answer
@@ -82,14 +82,14 @@ def test_every_row_is_accounted_for(server, quick_teacher, svamp_prompt, numbere
   assert report["statuses"] == {
     "failed": 60, "unasked": 0, "unparsable": 1, "undecided": 0, "answered": 939, "untouched": 0,
   }  # fmt: skip
-  # The server still counts requests that it hangs on or trickles to when the client has left.
+  # The server also counts hanging and slow requests that the client has given up.
   assert server.most_in_flight <= 2 * 32
-  # After a 429 the row waits for as long as the server said.
-  turned_away = [time for row, time in server.requests if row == 30]
-  assert len(turned_away) == 3
-  assert all(later - earlier >= 0.15 for earlier, later in itertools.pairwise(turned_away))
+  # After a 429 the row waits for Retry-After.
+  rate_limited = [time for row, time in server.requests if row == 30]
+  assert len(rate_limited) == 3
+  assert all(later - earlier >= 0.15 for earlier, later in itertools.pairwise(rate_limited))
 
-  # Rows that failed are asked again by a second run, and no other row.
+  # A second run requests the failed rows and no others.
   server.fault = lambda row, attempt: None
   asked = len(server.requests)
   report = annotate(lambda: rows, output, quick_teacher(), svamp_prompt, AnnotationConfig())
@@ -100,8 +100,8 @@ def test_every_row_is_accounted_for(server, quick_teacher, svamp_prompt, numbere
   assert report["answers_from_journal"] == 940
 
 
-def test_killed_ten_times(server, numbered, tmp_path):
-  """SIGKILL at random moments: no row whose answer was written is asked again, none is lost."""
+def test_a_run_killed_ten_times_loses_nothing(server, numbered, tmp_path):
+  """SIGKILL at random moments: no answer in the journal is lost or requested again."""
   server.latency = lambda row: random.uniform(0.005, 0.03)
   data, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
   write_rows(data, numbered(ROWS))
@@ -115,11 +115,11 @@ def test_killed_ten_times(server, numbered, tmp_path):
     kept, most_repeated = set(), 0
     for _ in range(10):
       before = len(server.requests)
-      # Long enough to answer some rows, short enough that there is something left to kill.
+      # Long enough for some answers, too short for all.
       driver.stdin.write(f"{random.uniform(0.02, 0.25)}\n")
       driver.stdin.flush()
       outcome = driver.stdout.readline().strip()
-      assert outcome == "killed", "the run ended before ten kills: give it less time"
+      assert outcome == "killed", "the run ended before ten kills: use shorter times"
       assert not output.exists()
       server.wait_until_idle()
       asked = [row for row, _ in server.requests[before:]]
@@ -142,17 +142,17 @@ def test_killed_ten_times(server, numbered, tmp_path):
 
 
 def _kept(output):
-  """The rows whose answers stand whole in the journal."""
+  """Returns the rows with a complete line in the journal."""
   path = pathlib.Path(journal_path(output))
   whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
   return {int(re.search(r"answer is \((\d+)", line)[1]) for line in whole.splitlines()}
 
 
 @pytest.mark.parametrize(("answered", "failures"), [(0, 8), (100, 64)])
-def test_a_server_that_is_gone_ends_the_run(
+def test_consecutive_failures_end_the_run(
   answered, failures, server, quick_teacher, svamp_prompt, numbered, tmp_path
 ):
-  """After 8 failures where nothing was ever answered, after 64 in a row where something was."""
+  """The limit is 8 before the first answer, and 64 after it."""
   server.fault = lambda row, attempt: (500, b"down", ()) if row >= answered else None
   rows = numbered(500)
   with pytest.raises(UserError, match=f"{failures} consecutive requests failed.*HTTP 500"):

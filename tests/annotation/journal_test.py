@@ -1,4 +1,4 @@
-"""The journal: found again, cut off anywhere, damaged anywhere, and for one run at a time."""
+"""The journal: lookup, truncated and damaged files, locking, a full disk, fsync."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def _key(number):
 
 @pytest.fixture
 def filled(tmp_path):
-  """The path of a journal of ten answers."""
+  """The path of a journal with ten answers."""
   journal = Journal(tmp_path / "j.jsonl")
   for number in range(10):
     journal.append(_key(number), TeacherResponse(f"answer {number}"))
@@ -28,7 +28,7 @@ def filled(tmp_path):
   return tmp_path / "j.jsonl"
 
 
-def test_answers_are_found_again(tmp_path):
+def test_a_later_answer_replaces_an_earlier(tmp_path):
   journal = Journal(tmp_path / "j.jsonl")
   assert journal.get(_key(1)) is None
   entry = journal.append(_key(1), RESPONSE)
@@ -41,7 +41,7 @@ def test_answers_are_found_again(tmp_path):
   journal.close()
 
 
-def test_a_reply_comes_back_as_it_was(tmp_path):
+def test_a_response_round_trips(tmp_path):
   journal = Journal(tmp_path / "j.jsonl")
   entry = journal.append(_key(3), RESPONSE)
   journal.close()
@@ -52,7 +52,7 @@ def test_a_reply_comes_back_as_it_was(tmp_path):
   journal.close()
 
 
-def test_cut_off_at_any_byte_the_whole_lines_stay(filled):
+def test_truncation_at_any_byte_keeps_complete_lines(filled):
   whole = filled.read_bytes()
   ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
   for size in [*range(0, len(whole), 37), len(whole)]:
@@ -72,7 +72,7 @@ def test_cut_off_at_any_byte_the_whole_lines_stay(filled):
 @pytest.mark.parametrize(
   "line", [b"\n", b"{}\n", b'{"key": 3}\n', b"\xff\x00\n", b"[" * 9999 + b"\n", b'{"key": "x"}\n']
 )
-def test_a_damaged_line_is_counted_and_passed_over(line, filled):
+def test_a_damaged_line_is_counted_and_skipped(line, filled):
   lines = filled.read_bytes().splitlines(keepends=True)
   filled.write_bytes(b"".join([*lines[:5], line, *lines[5:]]))
   journal = Journal(filled)
@@ -81,7 +81,7 @@ def test_a_damaged_line_is_counted_and_passed_over(line, filled):
   journal.close()
 
 
-def test_junk_in_an_entry_is_no_count(filled):
+def test_invalid_optional_fields_are_none(filled):
   with filled.open("a") as file:
     values = {"key": _key(50), "text": "t", "prompt_tokens": "5", "finish": 3}
     file.write(json.dumps(values) + "\n")
@@ -90,14 +90,14 @@ def test_junk_in_an_entry_is_no_count(filled):
   journal.close()
 
 
-def test_half_a_key_in_common_is_not_the_same(tmp_path):
+def test_keys_with_the_same_first_half_differ(tmp_path):
   journal = Journal(tmp_path / "j.jsonl")
   journal.append("a" * 32, RESPONSE)
   assert journal.get("a" * 16 + "b" * 16) is None
   journal.close()
 
 
-def test_two_runs_do_not_write_one_journal(filled):
+def test_only_one_run_opens_a_journal(filled):
   journal = Journal(filled)
   with pytest.raises(UserError, match="another run is writing"):
     Journal(filled)
@@ -108,7 +108,7 @@ def test_two_runs_do_not_write_one_journal(filled):
   Journal(filled).close()
 
 
-def test_a_full_disk_is_named_and_leaves_whole_lines(filled, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_complete_lines(filled, monkeypatch):
   journal = Journal(filled)
   write = os.write
 
@@ -155,7 +155,7 @@ def test_index_against_a_dictionary():
   assert index.get("f" * 32) is None
 
 
-def test_the_key_is_of_all_that_is_sent():
+def test_the_key_depends_on_all_that_is_sent():
   request = TeacherRequest(0, "x", [{"role": "user", "content": "x"}], None, ("Q",), 5, 0.0)
   key = key_of("t", "p", request)
   changes = [
@@ -171,5 +171,5 @@ def test_the_key_is_of_all_that_is_sent():
   keys |= {key_of("u", "p", request), key_of("t", "q", request)}
   assert len(keys) == 9
   assert key not in keys
-  # Where the row stands in its file is not what is asked.
+  # The row number is not sent.
   assert key_of("t", "p", TeacherRequest(**{**vars(request), "index": 8})) == key

@@ -1,7 +1,7 @@
 """Runs `annotate` in children that are killed: `killed_run.py DATA OUTPUT URL`.
 
-Reads a number of seconds a line; each starts a child, which is killed with SIGKILL after so long.
-Prints "killed", or "ended" where the child was done before.
+Reads a number of seconds per line. Each line starts a child, which is killed with SIGKILL after
+that time. Prints "killed", or "ended" if the child ended before.
 """
 
 import os

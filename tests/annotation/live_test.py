@@ -1,7 +1,7 @@
-"""A real server with OpenAI's API, named by the environment: `make test-live`.
+"""A real server with OpenAI's API, set in the environment: `make test-live`.
 
-DSS_LIVE_TEACHER is what --teacher takes (openai:MODEL), DSS_LIVE_URL the server's URL up to /v1;
-a key stands in OPENAI_API_KEY as ever.
+DSS_LIVE_TEACHER is the value of --teacher (openai:MODEL), DSS_LIVE_URL the server's URL with /v1,
+OPENAI_API_KEY the key.
 """
 
 import os
@@ -18,7 +18,7 @@ TEACHER, URL = os.environ.get("DSS_LIVE_TEACHER"), os.environ.get("DSS_LIVE_URL"
 
 pytestmark = [
   pytest.mark.live,
-  pytest.mark.skipif(not TEACHER, reason="no teacher is named: set DSS_LIVE_TEACHER, DSS_LIVE_URL"),
+  pytest.mark.skipif(not TEACHER, reason="no teacher is set: set DSS_LIVE_TEACHER, DSS_LIVE_URL"),
 ]
 
 ROWS = [
@@ -30,7 +30,7 @@ ROWS = [
 
 @pytest.mark.parametrize("api", ["chat", "completion"])
 def test_a_few_rows(api, tmp_path, capsys):
-  """Whatever the model makes of them: each row has a whole answer, and is asked for once."""
+  """Each row has an answer, right or wrong, and is requested once."""
   rows = [{"input_text": text, "output_text": label} for text, label in ROWS]
   write_rows(tmp_path / "in.jsonl", rows)
 

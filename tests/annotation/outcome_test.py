@@ -1,4 +1,4 @@
-"""From answers to rows: votes, concerns, filters, and whose label stands."""
+"""Annotated rows from answers: votes, concerns, filters, labels."""
 
 import pytest
 
@@ -53,14 +53,14 @@ def test_votes():
     ("teacher", True, {}, "both"),
   ],
 )
-def test_what_a_row_is_asked_for(labels, show, row, mode):
+def test_mode(labels, show, row, mode):
   assert (
     AnnotationConfig(teacher_labels=labels, show_labels=show).mode({"input_text": "x", **row})
     == mode
   )
 
 
-def test_a_row_with_nothing_gains_both():
+def test_an_unlabelled_row_gets_label_and_rationale():
   row = _row({"input_text": "x", "id": 7}, [_answer("It sings, so happy it is.", "happy")])
   assert list(row) == ["input_text", "output_text", "rationale", "id", "provenance"]
   assert (row["output_text"], row["rationale"]) == ("happy", "It sings, so happy it is.")
@@ -100,7 +100,7 @@ def test_a_row_with_nothing_gains_both():
     ("teacher", None, "happy"),
   ],
 )
-def test_whose_label_stands(labels, gold, label):
+def test_teacher_labels(labels, gold, label):
   row = {"input_text": "x", **({"output_text": gold} if gold else {})}
   answer = _answer("It sings, so happy it is.", "happy")
   row = _row(row, [answer], teacher_labels=labels, show_labels=False)
@@ -111,7 +111,7 @@ def test_whose_label_stands(labels, gold, label):
   assert row["provenance"].get("gold_label") == (gold if labels == "teacher" else None)
 
 
-def test_of_several_samples_the_vote_decides_and_its_rationales_are_kept():
+def test_the_winning_label_and_its_rationales_are_kept():
   answers = [
     _answer("Tears fall, so it is sad.", "sad"),
     _answer("It sings, so happy it is.", "happy"),
@@ -127,7 +127,7 @@ def test_of_several_samples_the_vote_decides_and_its_rationales_are_kept():
   assert "rationales" not in one
 
 
-def test_with_gold_kept_the_rationale_is_one_that_argues_for_it():
+def test_a_kept_gold_label_gets_a_matching_rationale():
   answers = [
     _answer("It sings, so happy it is.", "happy"),
     _answer("It dances, which is happy.", "happy"),
@@ -140,7 +140,7 @@ def test_with_gold_kept_the_rationale_is_one_that_argues_for_it():
   assert row["provenance"]["agrees_with_gold"] is False
 
 
-def test_samples_that_fail_count_against_nobody_who_answered():
+def test_failed_samples_do_not_lower_the_agreement():
   answers = [Failure("failed", "HTTP 500"), _answer("It sings, so happy it is.", "happy")]
   row = _row({"input_text": "x"}, answers, samples=2, temperature=1.0)
   assert row["provenance"]["status"] == "answered"
@@ -150,13 +150,13 @@ def test_samples_that_fail_count_against_nobody_who_answered():
 
 
 @pytest.mark.parametrize("status", ["failed", "unasked"])
-def test_a_row_without_an_answer_keeps_what_it_had(status):
+def test_a_row_without_an_answer_keeps_its_label(status):
   row = _row({"input_text": "x", "output_text": "sad"}, [Failure(status, "because")])
   assert (row["output_text"], row.get("rationale")) == ("sad", None)
   assert (row["provenance"]["status"], row["provenance"]["reason"]) == (status, "because")
 
 
-def test_an_answer_that_does_not_parse_leaves_no_rationale():
+def test_an_unparsable_answer_gives_no_rationale():
   entry = Entry(TeacherResponse("No idea."), "")
   row = _row({"input_text": "x"}, [entry])
   assert set(row) == {"input_text", "provenance"}
@@ -164,7 +164,7 @@ def test_an_answer_that_does_not_parse_leaves_no_rationale():
   assert row["provenance"]["samples"][0]["raw"] == "No idea."
 
 
-def test_what_an_earlier_run_wrote_is_replaced():
+def test_results_of_an_earlier_run_are_replaced():
   earlier = {"input_text": "x", "rationales": ["old"], "provenance": {"status": "failed"}}
   row = _row(earlier, [_answer("It sings, so happy it is.", "happy")])
   assert "rationales" not in row
@@ -196,7 +196,7 @@ def test_concerns(rationale, label, cut_off, concerns):
   assert set(found) <= set(CONCERNS)
 
 
-def test_filters_drop_the_rationale_and_say_so():
+def test_a_filter_drops_the_rationale_and_records_it():
   answers = [_answer("It sings all day long.", "happy")]
   row = _row({"input_text": "x"}, answers)
   assert row["provenance"]["concerns"] == ["unmentioned"]
@@ -208,7 +208,7 @@ def test_filters_drop_the_rationale_and_say_so():
   assert row["provenance"]["samples"][0]["rationale"] == "It sings all day long."
 
 
-def test_a_filter_spares_the_samples_that_it_does_not_hit():
+def test_a_filter_keeps_the_other_samples():
   answers = [_answer("It sings all day long.", "happy"), _answer("Such happy songs.", "happy")]
   row = _row(
     {"input_text": "x"},

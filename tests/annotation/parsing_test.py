@@ -1,4 +1,4 @@
-"""Reading answers: the strict rules one by one, and then whatever a model could write."""
+"""Parsing answers: each rule, then arbitrary text."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ CLASSES = ParseRules(labels=("Yes", "No"))
     ("It rains.\nAnswer: Washington D.C..", "It rains.", "Washington D.C.."),
   ],
 )
-def test_answers(text, rationale, label):
+def test_valid_answers(text, rationale, label):
   assert OPEN.parse(text, input_text="x", stop=["\nText:"]) == Parsed(rationale, label, "")
 
 
@@ -44,7 +44,7 @@ def test_answers(text, rationale, label):
     ("x" * (MAX_ANSWER_CHARACTERS + 1), "the answer has 32,769 characters, over 32,768"),
   ],
 )
-def test_answers_that_do_not_parse(text, reason):
+def test_unparsable_answers(text, reason):
   assert OPEN.parse(text, input_text="x", stop=["\nText:"]) == Parsed(None, None, reason)
 
 
@@ -65,19 +65,19 @@ def test_answers_without_a_label_keep_their_rationale(rules, text, reason):
   assert reason in parsed.reason
 
 
-def test_a_label_is_spelt_as_the_classes_are():
+def test_a_label_gets_the_spelling_of_its_class():
   assert CLASSES.parse("Rain.\nAnswer: YES.", input_text="x").label == "Yes"
 
 
-def test_a_label_that_may_be_cut_off_is_none():
+def test_a_label_that_may_be_cut_off_is_rejected():
   text = "Rain.\nAnswer: wet"
   assert OPEN.parse(text, input_text="x", cut_off=True).label is None
   assert OPEN.parse(text + "\nIt", input_text="x", cut_off=True).label == "wet"
-  # The server had it write on past the stop sequence: the label is whole.
+  # Text after the stop sequence shows that the label is complete.
   assert OPEN.parse(text + "\nText: z", input_text="x", stop=["\nText:"], cut_off=True).label
 
 
-def test_choices_are_those_of_the_row():
+def test_only_the_choices_of_the_row_are_allowed():
   prompt = load_prompt("cqa")
   row = {"input_text": "Where?\nAnswer Choices:\n(a) a pond\n(b) sea\n(c) x\n(d) y\n(e) z"}
   assert prompt.read("It swims. So the answer is (b) sea.", row, "both").label == "sea"
@@ -87,7 +87,7 @@ def test_choices_are_those_of_the_row():
   assert none.label is None
 
 
-def test_a_task_file_that_fails_is_a_reason(svamp_prompt):
+def test_an_error_of_a_task_file_becomes_the_reason(svamp_prompt):
   def fails(text):
     raise KeyError("mistake of its author")
 
@@ -129,7 +129,7 @@ IS_LABEL = {
 @pytest.mark.parametrize("mode", ["both", "rationale", "label"])
 @settings(max_examples=60, deadline=None)
 @given(text=PIECES, cut_off=st.booleans())
-def test_nothing_raises_or_passes_as_a_label(name, mode, text, cut_off):
+def test_no_text_raises_or_yields_an_invalid_label(name, mode, text, cut_off):
   gold = {"svamp": "(3 + 4)", "cqa": "sea", "esnli": "neutral", "classes": "Yes", "open": "wet"}
   row = {"input_text": INPUT, "output_text": gold[name], "rationale": "Because."}
   prompt = PROMPTS[name]
@@ -150,14 +150,18 @@ def test_nothing_raises_or_passes_as_a_label(name, mode, text, cut_off):
 
 
 @pytest.mark.parametrize("name", sorted(PROMPTS))
-def test_the_longest_answers_are_read_in_no_time(name):
-  """Repetitions that would make a careless expression take hours."""
+def test_long_repetitive_answers_are_unparsable(name):
+  """A regular expression that backtracks would take hours for these texts."""
   for piece in ("So the answer is ", "The answer is (", "(a) ", "Answer:", "\nAnswer: x", "("):
     text = (piece * MAX_ANSWER_CHARACTERS)[: MAX_ANSWER_CHARACTERS - 1]
-    PROMPTS[name].read(text, {"input_text": INPUT, "output_text": "x"}, "both")
+    parsed = PROMPTS[name].read(text, {"input_text": INPUT, "output_text": "x"}, "both")
+    assert (parsed.rationale, parsed.label) == (None, None)
+    # Not rejected for its length: the parser read all of it.
+    assert parsed.reason
+    assert "characters" not in parsed.reason
 
 
-def test_reasons_stay_on_one_line():
+def test_reasons_are_one_line():
   rules = ParseRules(task=load_task("esnli"))
   reason = rules.parse("Hug.\nAnswer: " + "a\x0bb" * 500, input_text="x").reason
   assert len(reason) <= 200

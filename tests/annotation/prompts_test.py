@@ -1,4 +1,4 @@
-"""Prompt files: what is sent for a row, which mistakes are named, and the prompt made from rows."""
+"""Prompts: the messages for a row, invalid prompt files, and the default prompt."""
 
 import pytest
 import yaml
@@ -42,7 +42,7 @@ def test_plain_text():
   )
 
 
-def test_the_label_is_shown_in_rationalisation_alone():
+def test_only_rationalisation_shows_the_label():
   shown = PROMPT.messages(ROW, "rationale")
   assert "The answer is known to be: 6\n" in shown[-1]["content"]
   assert "The answer is known to be: 2\n" in shown[1]["content"]
@@ -51,7 +51,7 @@ def test_the_label_is_shown_in_rationalisation_alone():
   assert "6" not in blind
 
 
-def test_a_known_rationale_asks_for_the_label_alone():
+def test_mode_label_requests_the_label_only():
   messages = PROMPT.messages(ROW, "label")
   assert messages[2]["content"] == "Answer: 2"
   assert "3 and 3 is 6." in messages[-1]["content"]
@@ -59,33 +59,33 @@ def test_a_known_rationale_asks_for_the_label_alone():
   assert parsed == ("3 and 3 is 6.", "6", "")
 
 
-def test_rationalisation_must_argue_for_the_label_shown():
+def test_rationalisation_must_lead_to_the_label_shown():
   assert PROMPT.read("3 plus 3.\nAnswer: 6", ROW, "rationale").rationale == "3 plus 3."
   refused = PROMPT.read("3 plus 3.\nAnswer: 7", ROW, "rationale")
   assert refused == (None, None, "the rationale leads to another label than the one shown: '7'")
 
 
-def test_an_exemplar_never_meets_its_own_row():
+def test_an_exemplar_is_left_out_for_its_own_row():
   row = {"input_text": "2 and 2?"}
   assert "It is 4" not in PROMPT.text(row, "both")
   assert len(PROMPT.messages(row, "both")) == 4
 
 
-def test_exemplars_without_rationale_are_shown_as_answers():
+def test_exemplars_without_rationale_are_in_the_instruction():
   prompt = Prompt(instruction="Add up.", exemplars=(Exemplar("1 and 1?", "2"),))
   messages = prompt.messages(ROW, "both")
   assert len(messages) == 2
   assert messages[0]["content"].endswith("1 and 1?\n-> 2")
 
 
-def test_an_echo_of_how_answers_begin_is_no_reasoning(svamp_prompt):
+def test_a_repeated_answer_prefix_is_not_part_of_the_rationale(svamp_prompt):
   row = {"input_text": "x"}
   assert svamp_prompt.read("A: It is. The answer is (1 + 1).", row, "both").rationale == "It is."
 
 
 @pytest.mark.parametrize("name", ["cqa", "esnli", "svamp"])
-def test_shipped_prompts_answer_their_own_exemplars(name):
-  """An exemplar's answer, as the teacher is shown it, must read as its label and rationale."""
+def test_answers_of_exemplars_in_shipped_prompts_parse(name):
+  """An exemplar's answer in the prompt must parse as its label and rationale."""
   prompt = load_prompt(name)
   assert len(prompt.exemplars) >= 3
   for exemplar in prompt.exemplars:
@@ -98,7 +98,7 @@ def test_shipped_prompts_answer_their_own_exemplars(name):
     ]
 
 
-def test_digest_is_of_what_is_told_not_of_how_it_is_read():
+def test_digest_depends_on_all_but_the_parse_rules():
   values = {"instruction": "Add.", "stop": ["Q:"]}
   digest = prompt_from(values, "p").digest
   assert prompt_from({**values, "parse": {"labels": ["1"]}}, "p").digest == digest
@@ -140,7 +140,7 @@ def test_yaml_round_trip(tmp_path):
     ("instruction: Add.\nparse: {marker: ''}", "parse.marker"),
   ],
 )
-def test_mistakes_in_a_prompt_file(text, message, tmp_path):
+def test_invalid_prompt_files(text, message, tmp_path):
   path = tmp_path / "p.yaml"
   path.write_text(text)
   with pytest.raises(UserError, match=message) as error:

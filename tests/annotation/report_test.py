@@ -1,4 +1,4 @@
-"""The report: figures by hand, reasons with lines, and a page that is data and nothing else."""
+"""The report: figures worked out by hand, reasons with lines, and the HTML page."""
 
 import html.parser
 import json
@@ -22,7 +22,7 @@ EVIL = "</td><script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
 
 @pytest.fixture
 def annotated(tmp_path):
-  """A file of six rows, one of each kind that a report tells apart."""
+  """A file with one row of each kind that a report distinguishes."""
   config = AnnotationConfig(show_labels=False)
   outcomes = Outcomes("openai:m", Prompt(instruction="Say."), config)
 
@@ -72,7 +72,7 @@ def test_figures(annotated):
   assert "1  failed: HTTP 500 (line 5)" in text
 
 
-class _Page(html.parser.HTMLParser):
+class _PageParser(html.parser.HTMLParser):
   def __init__(self, text):
     super().__init__()
     self.tags, self.attributes, self.cells, self.texts = [], [], [], []
@@ -94,9 +94,9 @@ class _Page(html.parser.HTMLParser):
 def test_page(annotated, tmp_path):
   write_page(annotated, tmp_path / "p.html", report_on(annotated), max_rows=100)
   text = (tmp_path / "p.html").read_text()
-  page = _Page(text)
+  page = _PageParser(text)
   lines = [cells[0] for cells in page.cells if cells]
-  # Failures, then what does not parse, is undecided, disagrees, worries; then the rest.
+  # Failed, unparsable, undecided, disagreeing, with concerns; then the rest.
   assert lines == ["5", "4", "6", "2", "3", "1", "7"]
   evil = next(cells for cells in page.cells if cells and cells[0] == "3")
   assert evil[2] == evil[4] == EVIL
@@ -109,20 +109,20 @@ def test_page(annotated, tmp_path):
   assert policy.startswith("default-src 'none'; script-src 'sha256-")
 
 
-def test_page_shows_the_rows_own_label_beside_the_teachers(tmp_path):
+def test_page_shows_gold_and_teacher_labels(tmp_path):
   outcomes = Outcomes("t", Prompt(instruction="Say."), AnnotationConfig(teacher_labels="teacher"))
   answer = Entry(TeacherResponse("It is yes, so yes.\nAnswer: yes"), "2030-01-01T00:00:00Z")
   row = outcomes.row({"input_text": "x", "output_text": "no"}, "both", [answer])
   write_rows(tmp_path / "o.jsonl", [row])
   write_page(tmp_path / "o.jsonl", tmp_path / "p.html", report_on(tmp_path / "o.jsonl"), max_rows=9)
-  cells = _Page((tmp_path / "p.html").read_text()).cells[-1]
+  cells = _PageParser((tmp_path / "p.html").read_text()).cells[-1]
   assert (row["output_text"], cells[3], cells[4]) == ("yes", "no", "yes")
 
 
-def test_page_shows_the_worst_rows_where_there_are_more(annotated, tmp_path):
+def test_page_with_fewer_rows_shows_the_worst(annotated, tmp_path):
   write_page(annotated, tmp_path / "p.html", report_on(annotated), max_rows=3)
   text = (tmp_path / "p.html").read_text()
-  assert [cells[0] for cells in _Page(text).cells if cells] == ["5", "4", "6"]
+  assert [cells[0] for cells in _PageParser(text).cells if cells] == ["5", "4", "6"]
   assert "3 rows (4 more rows are in the file)" in text
 
 
@@ -138,14 +138,14 @@ def test_page_shows_the_worst_rows_where_there_are_more(annotated, tmp_path):
     {"status": "answered", "concerns": [1]},
   ],
 )
-def test_rows_of_another_kind_are_named(provenance, tmp_path):
+def test_rows_without_valid_provenance_are_errors(provenance, tmp_path):
   row = {"input_text": "x"} if provenance is None else {"input_text": "x", "provenance": provenance}
   write_rows(tmp_path / "o.jsonl", [row])
   with pytest.raises(UserError, match=r'o.jsonl:1: the row has no "provenance" of dss annotate'):
     report_on(tmp_path / "o.jsonl")
 
 
-def test_rows_of_one_reason_are_counted_together(tmp_path):
+def test_rows_with_the_same_reason_are_counted_together(tmp_path):
   outcomes = Outcomes("t", Prompt(instruction="Say."), AnnotationConfig())
   rows = [
     outcomes.row({"input_text": f"{n}"}, "both", [Failure("failed", f"HTTP 400: row {n}")])

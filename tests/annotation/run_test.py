@@ -1,4 +1,4 @@
-"""The stage as a whole: published figures, taking up again, budgets, bounded memory."""
+"""Annotation runs: order, resuming, concurrency, budget, cost, memory, errors."""
 
 import tracemalloc
 
@@ -14,9 +14,7 @@ from dss_jax.data.records import read_rows
 from dss_jax.teachers.base import TeacherResponse
 
 
-def test_the_order_and_the_rest_of_a_row_stay(
-  server, quick_teacher, svamp_prompt, numbered, tmp_path
-):
+def test_output_keeps_order_and_other_keys(server, quick_teacher, svamp_prompt, numbered, tmp_path):
   server.latency = lambda row: 0.03 if row % 3 == 0 else 0.0
   rows = [{**row, "id": n} for n, row in enumerate(numbered(60))]
   rows[7] = {"input_text": "done", "output_text": "(1 + 1)", "rationale": "It is."}
@@ -27,7 +25,9 @@ def test_the_order_and_the_rest_of_a_row_stay(
   assert len(server.requests) == 59
 
 
-def test_a_second_run_asks_for_nothing(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+def test_a_second_run_sends_only_new_requests(
+  server, quick_teacher, svamp_prompt, numbered, tmp_path
+):
   rows = numbered(50)
   arguments = (tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
   first = annotate(lambda: rows, *arguments)
@@ -37,13 +37,13 @@ def test_a_second_run_asks_for_nothing(server, quick_teacher, svamp_prompt, numb
   assert len(server.requests) == first["requests"] == 50
   assert (second["requests"], second["answers_from_journal"]) == (0, 50)
   assert (tmp_path / "o.jsonl").read_bytes() == written
-  # Other rows, in another order: only what is new is asked.
+  # Other rows in another order: only the new row is requested.
   rows = [{"input_text": "row 100 and more?"}, *rows[::-1]]
   annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
   assert len(server.requests) == 51
 
 
-def test_a_changed_prompt_or_temperature_asks_anew(
+def test_a_changed_prompt_or_temperature_sends_new_requests(
   server, quick_teacher, svamp_prompt, numbered, tmp_path
 ):
   import dataclasses
@@ -62,7 +62,7 @@ def test_a_changed_prompt_or_temperature_asks_anew(
     assert len(server.requests) == asked
 
 
-def test_equal_rows_are_asked_once(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+def test_equal_rows_share_one_request(server, quick_teacher, svamp_prompt, numbered, tmp_path):
   server.latency = lambda row: 0.02
   rows = numbered(3) * 20
   annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
@@ -71,7 +71,7 @@ def test_equal_rows_are_asked_once(server, quick_teacher, svamp_prompt, numbered
   assert written == ["(0 + 1)", "(1 + 1)", "(2 + 1)"] * 20
 
 
-def test_requests_in_flight_are_bounded(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+def test_requests_in_flight_are_limited(server, quick_teacher, svamp_prompt, numbered, tmp_path):
   server.latency = lambda row: 0.01
   rows = numbered(60)
   request_config = RequestConfig(max_requests_in_flight=5)
@@ -86,11 +86,11 @@ def test_requests_in_flight_are_bounded(server, quick_teacher, svamp_prompt, num
   assert server.most_in_flight == 5
 
 
-def test_the_budget_holds_and_more_of_it_goes_on(
+def test_the_budget_is_kept_and_a_larger_one_continues(
   server, quick_teacher, svamp_prompt, numbered, tmp_path
 ):
   rows = numbered(40)
-  # The server counts 120 tokens an answer; what is reserved is more.
+  # The server counts 120 tokens per answer; a request reserves more.
   spent = []
   for budget in (3000, 3000, 10_000):
     request_config = RequestConfig(budget_tokens=budget, max_requests_in_flight=4)
@@ -112,7 +112,7 @@ def test_the_budget_holds_and_more_of_it_goes_on(
   assert len(server.requests) == 40
 
 
-def test_costs(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+def test_cost(server, quick_teacher, svamp_prompt, numbered, tmp_path):
   rows = numbered(10)
   request_config = RequestConfig(prices=Prices(2.0, 10.0))
   report = annotate(
@@ -127,7 +127,7 @@ def test_costs(server, quick_teacher, svamp_prompt, numbered, tmp_path):
 
 
 class _Echo:
-  """A teacher without a server: answers at once."""
+  """A teacher without a server that answers at once."""
 
   name, is_recorded, retries = "echo", False, 0
 
@@ -142,8 +142,8 @@ class _Echo:
     pass
 
 
-def test_memory_is_flat(tmp_path, monkeypatch):
-  """Eight times the rows need no more memory: rows are read, asked and written as a stream."""
+def test_memory_is_constant(tmp_path, monkeypatch):
+  """Eight times the rows need no more memory, because rows are streamed."""
   monkeypatch.setattr(annotate_module, "LOOK_AHEAD_ROWS", 128)
   monkeypatch.setattr(journal, "_MAX_RECENT", 128)
   prompt = Prompt(instruction="Say.")
@@ -160,11 +160,11 @@ def test_memory_is_flat(tmp_path, monkeypatch):
     return most
 
   few, many = peak(300), peak(2400)
-  # A fraction of what holding the rows' texts alone would take.
+  # A fraction of the memory of the rows' texts.
   assert many - few < 60 * (2400 - 300)
 
 
-def test_an_error_of_the_program_ends_the_run_and_leaves_no_output(tmp_path):
+def test_an_unexpected_error_ends_the_run_without_output(tmp_path):
   def fails(request):
     if request.index == 70:
       raise ZeroDivisionError("a bug")
@@ -179,12 +179,12 @@ def test_an_error_of_the_program_ends_the_run_and_leaves_no_output(tmp_path):
       AnnotationConfig(),
     )
   assert {path.name for path in tmp_path.iterdir()} == {"o.jsonl.answers.jsonl"}
-  # Nothing still holds the journal, and its answers are good.
+  # The journal is unlocked, and its answers are used.
   report = annotate(
     lambda: rows, tmp_path / "o.jsonl", _Echo(), Prompt(instruction="Say."), AnnotationConfig()
   )
   assert report["answers_from_journal"] >= 69
 
 
-def test_the_journal_lies_beside_the_output():
+def test_journal_path():
   assert journal_path("a/o.jsonl") == "a/o.jsonl.answers.jsonl"

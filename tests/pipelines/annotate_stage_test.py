@@ -1,4 +1,4 @@
-"""`dss distill --teacher`: annotated once, taken up again, and every kept rationale trained on."""
+"""`dss distill --teacher`: annotation before training, resuming, and several rationales."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ ROWS = 20
 
 @pytest.fixture
 def config(tmp_path):
-  """A function that gives the configuration of a run with a recorded teacher, and changes."""
+  """A function that returns the config of a run with a recorded teacher, with changes."""
   write_rows(tmp_path / "in.jsonl", [{"input_text": f"row {n}"} for n in range(ROWS)])
   with (tmp_path / "recorded.jsonl").open("w") as file:
     for number in range(ROWS):
@@ -47,40 +47,40 @@ def test_rows_are_annotated_into_the_model_dir(config, tmp_path):
   assert figures["statuses"]["answered"] == ROWS
   source, _ = sources(config().data, path)
   assert (source.summary.labelled, source.summary.with_rationale) == (ROWS, ROWS)
-  # A folder that holds nothing but this is no stranger's.
+  # A folder with only this annotation is accepted as model directory.
   check_directory(config())
 
 
-def test_nothing_is_asked_where_there_is_no_teacher(config, tmp_path):
+def test_no_annotation_without_a_teacher(config, tmp_path):
   asked = config()
   alone = dataclasses.replace(asked, teacher=dataclasses.replace(asked.teacher, name=None))
   assert annotate_training_rows(alone) == (None, None)
   assert not (tmp_path / "model").exists()
 
 
-def test_a_run_taken_up_again_asks_nothing(config, tmp_path):
+def test_a_resumed_run_sends_nothing(config, tmp_path):
   first = annotate_training_rows(config())
   (tmp_path / "recorded.jsonl").unlink()
   assert annotate_training_rows(config()) == first
-  # How the teacher is reached is no other run.
+  # A setting that does not change answers may differ.
   assert annotate_training_rows(config(**{"TeacherConfig.max_requests_in_flight": 3})) == first
   with pytest.raises(UserError, match=r"recorded.jsonl: no such file"):
     annotate_training_rows(config(**{"TeacherConfig.labels": "teacher"}))
 
 
-def test_a_stamp_without_its_rows_is_none(config, tmp_path):
+def test_a_stamp_without_its_rows_is_ignored(config, tmp_path):
   annotate_training_rows(config())
   (tmp_path / "model" / "annotated.jsonl").unlink()
   annotate_training_rows(config())
   assert len(list(read_rows(tmp_path / "model" / "annotated.jsonl"))) == ROWS
 
 
-def test_other_rows_than_the_run_began_with(config, tmp_path):
+def test_changed_rows_after_training_began_are_an_error(config, tmp_path):
   annotate_training_rows(config())
   write_rows(tmp_path / "in.jsonl", [{"input_text": "row 0"}])
   assert annotate_training_rows(config())[1]["rows"] == 1
   write_rows(tmp_path / "in.jsonl", [{"input_text": "row 1"}])
-  # As after the first checkpoint of the run.
+  # The first checkpoint of the run.
   (tmp_path / "model" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").mkdir(parents=True)
   with pytest.raises(UserError, match="not those that this run began with"):
     annotate_training_rows(config())
@@ -101,13 +101,13 @@ def test_other_rows_than_the_run_began_with(config, tmp_path):
     ({"DATASET": None, "MIXTURE_OR_TASK_NAME": "svamp", "DATA_DIR": "."}, "task svamp needs this"),
   ],
 )
-def test_mistakes_are_found_before_anything_is_asked(changes, message, config, tmp_path):
+def test_invalid_settings_fail_before_annotation(changes, message, config, tmp_path):
   with pytest.raises(UserError, match=message):
     annotate_training_rows(config(**changes))
   assert not (tmp_path / "model").exists()
 
 
-def test_settings_reach_the_annotation(config, tmp_path):
+def test_settings_are_applied(config, tmp_path):
   given = {"TeacherConfig.filters": ("unmentioned",), "TeacherConfig.labels": "keep"}
   annotate_training_rows(config(**given))
   rows = list(read_rows(tmp_path / "model" / "annotated.jsonl"))
@@ -115,7 +115,7 @@ def test_settings_reach_the_annotation(config, tmp_path):
   assert all(row["provenance"]["dropped_for"] == ["unmentioned"] for row in rows)
 
 
-def test_each_rationale_is_trained_on_and_each_label_once(tmp_path):
+def test_training_rows_have_each_rationale_and_each_label_once(tmp_path):
   path = tmp_path / "o.jsonl"
   rows = [
     {"input_text": "a", "output_text": "x", "rationale": "r", "rationales": ["r", "s", "t"]},
@@ -133,7 +133,7 @@ def test_each_rationale_is_trained_on_and_each_label_once(tmp_path):
   assert source.summary.rows == 4
 
 
-def test_prepare_trains_on_all_and_reports_on_the_file(config, tmp_path):
+def test_prepare_trains_on_all_rationales_and_reports_file_rows(config, tmp_path):
   from dss_jax.config.schema import LABEL, RATIONALE
   from dss_jax.data.pipeline import prepare
 

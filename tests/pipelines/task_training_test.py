@@ -1,4 +1,4 @@
-"""`dss distill --task --teacher`: a task's rows are completed by a teacher, then trained on."""
+"""`dss distill --task --teacher`: the teacher completes the task's rows before training."""
 
 import json
 
@@ -40,7 +40,7 @@ def data_dir(tmp_path):
 
 @pytest.fixture
 def config(tmp_path, data_dir):
-  """A function that gives the configuration of a run on the task, and changes."""
+  """A function that returns the config of a run on the task, with changes."""
 
   def make(**changes):
     values = {
@@ -58,7 +58,7 @@ def config(tmp_path, data_dir):
 
 @pytest.fixture
 def served(config, server, monkeypatch):
-  """As config, with the fault server for a teacher."""
+  """As config, with the faulty server as teacher."""
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)
   server.answer = answer
 
@@ -73,7 +73,7 @@ def rows_of(path):
   return {int(row["input_text"].split()[1][:-1]): row for row in read_rows(path)}
 
 
-def test_recorded_answers_go_by_the_rows_number_in_the_tasks_file(config, tmp_path):
+def test_recorded_answers_use_row_numbers_of_the_task_file(config, tmp_path):
   recorded = tmp_path / "recorded.jsonl"
   write_answers(recorded, {number: answer(number) for number in range(ROWS)})
   path, figures = annotate_training_rows(config(**{"TeacherConfig.name": f"recorded:{recorded}"}))
@@ -81,15 +81,15 @@ def test_recorded_answers_go_by_the_rows_number_in_the_tasks_file(config, tmp_pa
   rows = rows_of(path)
   assert list(rows) == TRAINED
   assert all(row["rationale"] == f"There are {n} and 1 more." for n, row in rows.items())
-  # The task's own labels stay, in its own spelling.
+  # The task's labels and their spelling do not change.
   assert rows[3]["output_text"] == "( 3.0 + 1.0 )"
 
 
-def test_trained_on_as_the_task_has_it(served, server):
+def test_training_uses_the_split_and_metric_of_the_task(served, server):
   run = served()
   path, figures = annotate_training_rows(run)
   assert figures["statuses"]["answered"] == len(TRAINED) - 2
-  # Shown a label, the teacher argues for another one: the row keeps its label alone.
+  # The rationale leads to another label than the one shown, so it is rejected.
   assert figures["statuses"]["unparsable"] == 2
   assert "Solve the arithmetic word problem" in json.dumps(server.bodies[0])
   train, evaluation = sources(run.data, path)
@@ -97,12 +97,12 @@ def test_trained_on_as_the_task_has_it(served, server):
   assert train.metric(["(1 + 2)"], ["3"])["accuracy"] == 100
   assert (train.summary.labelled, train.summary.with_rationale) == (len(TRAINED), len(TRAINED) - 2)
   assert (evaluation.name, evaluation.summary.rows) == ("svamp_validation", ROWS - len(TRAINED))
-  # Without a teacher the task's recorded answers must be there.
+  # Without a teacher, the task needs its recorded answers.
   with pytest.raises(UserError, match=r"train_palm_cot.jsonl: task svamp needs this file"):
     sources(run.data)
 
 
-def test_only_rows_that_lack_something_are_asked(served, server, data_dir):
+def test_only_incomplete_rows_are_requested(served, server, data_dir):
   texts = {number: answer(number) for number in range(ROWS)}
   texts |= {7: "no idea", 11: "none"}
   write_answers(data_dir / "train_palm_cot.jsonl", texts)
@@ -112,7 +112,7 @@ def test_only_rows_that_lack_something_are_asked(served, server, data_dir):
   assert rows_of(path)[7]["rationale"] == "There are 7 and 1 more."
 
 
-def test_the_teachers_labels(served, server):
+def test_teacher_labels(served, server):
   path, figures = annotate_training_rows(served(**{"TeacherConfig.labels": "teacher"}))
   assert {row for row, _ in server.requests} == set(TRAINED)
   rows = rows_of(path)
@@ -121,8 +121,8 @@ def test_the_teachers_labels(served, server):
   assert figures["agreeing"] == len(TRAINED) - 2
 
 
-def test_taken_up_where_it_was_killed(served, server, tmp_path):
-  """A run that ended midway asks for the rest; one that is whole asks for nothing."""
+def test_an_interrupted_annotation_is_resumed(served, server, tmp_path):
+  """An interrupted run requests the rest; a complete one requests nothing."""
   server.fault = lambda row, attempt: (401, b"{}", ()) if row > 20 else None
   with pytest.raises(UserError, match="HTTP 401"):
     annotate_training_rows(served(**{"TeacherConfig.max_requests_in_flight": 4}))

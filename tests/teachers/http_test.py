@@ -1,4 +1,4 @@
-"""One request: what is sent, what comes back, what is tried again; the key that stays secret."""
+"""The HTTP teacher: requests, responses, retries, and the key, which is never written."""
 
 import asyncio
 import dataclasses
@@ -59,7 +59,7 @@ def test_completion(server, quick_teacher):
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
-def test_statuses_that_are_tried_again(status, server, quick_teacher):
+def test_statuses_that_are_retried(status, server, quick_teacher):
   server.fault = lambda row, attempt: (status, b"{}", ()) if attempt < 3 else None
   teacher = quick_teacher()
   assert _ask(teacher).text == server.answer(1)
@@ -67,7 +67,7 @@ def test_statuses_that_are_tried_again(status, server, quick_teacher):
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_statuses_that_set_a_row_aside_at_once(status, server, quick_teacher):
+def test_statuses_that_fail_at_once(status, server, quick_teacher):
   server.fault = lambda row, attempt: (status, b'{"error": "no\\nthanks"}', ())
   with pytest.raises(RequestFailed, match=f"^HTTP {status} no thanks$"):
     _ask(quick_teacher())
@@ -91,7 +91,7 @@ def test_a_redirect_is_not_followed(server, quick_teacher):
   assert len(server.requests) == 1
 
 
-def test_backoff_grows_with_jitter_and_retry_after_wins(server, quick_teacher, monkeypatch):
+def test_backoff_and_retry_after(server, quick_teacher, monkeypatch):
   waits = []
   sleep = asyncio.sleep
 
@@ -110,7 +110,7 @@ def test_backoff_grows_with_jitter_and_retry_after_wins(server, quick_teacher, m
 
     @staticmethod
     def monotonic():
-      # Only sleeping passes time here.
+      # Time advances by sleeping only.
       clock[0] = sum(waits)
       return clock[0]
 
@@ -124,15 +124,15 @@ def test_backoff_grows_with_jitter_and_retry_after_wins(server, quick_teacher, m
   assert 0.5 <= first <= 1.0 <= second <= 2.0
   assert 7.0 <= third <= 7.7
   assert 97.0 <= fourth <= 110.0
-  # Junk is no header: the backoff goes on, at most 3 seconds.
+  # An invalid header is ignored: the backoff continues, at most 3 seconds.
   assert 1.5 <= rest[-1] <= 3.0
 
 
-def test_retry_after_holds_all_requests(server, quick_teacher):
-  """A request that starts while another was turned away waits as long."""
+def test_retry_after_applies_to_all_requests(server, quick_teacher):
+  """A request that starts after the 429 of another one waits as well."""
   retry_policy = RetryPolicy(base_wait_seconds=0.0, timeout_seconds=30)
-  turned_away = (429, b"{}", ("retry-after-ms: 300",))
-  server.fault = lambda row, attempt: turned_away if row == 1 and attempt == 0 else None
+  rate_limited = (429, b"{}", ("retry-after-ms: 300",))
+  server.fault = lambda row, attempt: rate_limited if row == 1 and attempt == 0 else None
   teacher = quick_teacher(retry_policy)
 
   async def ask_two():
@@ -148,14 +148,14 @@ def test_retry_after_holds_all_requests(server, quick_teacher):
   assert times[2] - times[1] >= 0.29
 
 
-def test_a_server_that_asks_for_an_hour_sets_the_row_aside(server, quick_teacher):
+def test_a_too_long_retry_after_fails_the_request(server, quick_teacher):
   server.fault = lambda row, attempt: (429, b'{"message": "quota"}', ("retry-after: 3600",))
   with pytest.raises(RequestFailed, match="HTTP 429 quota"):
     _ask(quick_teacher())
   assert len(server.requests) == 1
 
 
-def test_nobody_listens(server, quick_teacher):
+def test_no_server(server, quick_teacher):
   teacher = quick_teacher(RetryPolicy(attempts=2, base_wait_seconds=0.0))
   server.close()
   with pytest.raises(RequestFailed, match=r"the connection failed: .*\(2 attempts\)"):
@@ -174,7 +174,7 @@ def test_nobody_listens(server, quick_teacher):
     ((502, "oops \u2713\n".encode(), ()), "HTTP 502 oops \u2713 "),
   ],
 )
-def test_reasons(fault, reason, server, quick_teacher):
+def test_failure_reasons(fault, reason, server, quick_teacher):
   server.fault = lambda row, attempt: fault
   retry_policy = RetryPolicy(timeout_seconds=0.2, attempts=2, base_wait_seconds=0.0)
   with pytest.raises(RequestFailed, match=rf"^{reason}.*\(2 attempts\)$"):
@@ -182,8 +182,8 @@ def test_reasons(fault, reason, server, quick_teacher):
   assert len(server.requests) == 2
 
 
-def test_a_proxy_of_the_environment_is_asked(server, monkeypatch):
-  """The request goes to the proxy, which is the server here, with the whole URL in its head."""
+def test_the_proxy_of_the_environment_is_used(server, monkeypatch):
+  """The test server is the proxy; a proxy request has the whole URL in its first line."""
   monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
   monkeypatch.setenv("no_proxy", "127.0.0.1")
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -203,7 +203,7 @@ def test_a_proxy_of_the_environment_is_asked(server, monkeypatch):
     ({"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": -1}}, "a"),
   ],
 )
-def test_odd_bodies(body, text, server, quick_teacher):
+def test_unusual_bodies(body, text, server, quick_teacher):
   server.fault = lambda row, attempt: (200, json.dumps(body).encode(), ())
   response = _ask(quick_teacher())
   assert response.text == text
@@ -220,13 +220,13 @@ def test_odd_bodies(body, text, server, quick_teacher):
     (f"http://host/v1?key={KEY}", "contains a user name, password or query"),
   ],
 )
-def test_urls_that_are_none(url, message):
+def test_invalid_urls(url, message):
   with pytest.raises(UserError, match=message) as error:
     HttpTeacher("m", url=url)
   assert KEY not in str(error.value)
 
 
-def test_a_key_that_is_missing_or_none(monkeypatch):
+def test_missing_and_invalid_keys(monkeypatch):
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)
   with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
     HttpTeacher("m")
@@ -239,10 +239,10 @@ def test_a_key_that_is_missing_or_none(monkeypatch):
     assert bad not in str(error.value)
 
 
-def test_the_key_is_nowhere_but_in_the_request(
+def test_the_key_is_only_in_requests(
   server, quick_teacher, svamp_prompt, numbered, tmp_path, monkeypatch, capfd, caplog
 ):
-  """A server that says the key back, in answers, errors, headers' words: none of it is written."""
+  """If the server repeats the key in answers and errors, no output contains it."""
   caplog.set_level("DEBUG")
   monkeypatch.setenv("MY_KEY", KEY)
   echo = json.dumps({"error": {"message": f"bad key {KEY}"}}).encode()

@@ -1,4 +1,4 @@
-"""A student as teacher: batches, order, errors, and how its two answers become one."""
+"""A student as teacher: batches, order, errors, and the format of answers."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from dss_jax.teachers.student_teacher import T5Teacher
 
 
 class _Predictor:
-  """Stands in for a student's decoding; notes the batches that it is given."""
+  """A fake student that records its batches."""
 
   def __init__(self):
     self.batches = []
@@ -28,7 +28,7 @@ class _Predictor:
     return [f" {kind.format(text)} " for text in texts]
 
 
-def test_rows_are_answered_in_batches(tmp_path):
+def test_rows_are_decoded_in_batches(tmp_path):
   predictor = _Predictor()
   rows = [{"input_text": f"{n}", **({"output_text": "gold"} if n == 3 else {})} for n in range(50)]
   teacher = T5Teacher(predictor, "t5:mine", batch_size=16)
@@ -45,7 +45,7 @@ def test_rows_are_answered_in_batches(tmp_path):
   assert len(predictor.batches) <= 2 * 8
   assert len(predictor.threads) == 1
   assert report["statuses"]["answered"] == 50
-  # Its answers are kept, too.
+  # Its answers are in the journal, too.
   predictor.batches.clear()
   teacher = T5Teacher(predictor, "t5:mine", batch_size=16)
   annotate(lambda: rows, tmp_path / "o.jsonl", teacher, prompt, config, request_config)
@@ -61,7 +61,7 @@ def test_an_error_of_the_device_ends_the_run(tmp_path):
     )
 
 
-def test_a_question_that_comes_while_a_batch_runs_is_answered(monkeypatch):
+def test_a_request_during_a_batch_is_answered(monkeypatch):
   from dss_jax.teachers.base import TeacherRequest
 
   class _Slow(_Predictor):
