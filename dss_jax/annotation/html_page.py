@@ -1,7 +1,7 @@
-"""One self-contained page to read a teacher's rationales in: failures first, sort, search.
+"""A self-contained HTML page of a teacher's rationales: failures first, sortable, searchable.
 
-All text of rows and answers is escaped, and the page may load or send nothing: its policy lets
-only its own script and style run, by their hashes.
+All texts of rows and answers are escaped. The content security policy allows only the page's own
+script and style, by their hashes, and no requests.
 """
 
 import base64
@@ -64,13 +64,13 @@ _COLUMNS = ("line", "status", "input", "label", "teacher's label", "agreement", 
 
 
 def write_page(path: PathLike, page: PathLike, report: dict[str, Any], *, max_rows: int) -> None:
-  """Writes the page on an annotated file.
+  """Writes the page of an annotated file.
 
   Args:
     report: report_on(path).
-    max_rows: the most rows shown; of more, those that come first by concern and line.
+    max_rows: maximum number of rows; the worst rows are shown, in order of severity and line.
   """
-  # The worst rows in constant memory; a tie goes by line, so rows are never compared.
+  # Constant memory; the key has no rows, which cannot be compared.
   rows = heapq.nsmallest(
     max_rows, ((_rank(row), line, row) for line, row in read_annotated(path)), key=lambda r: r[:2]
   )
@@ -80,7 +80,7 @@ def write_page(path: PathLike, page: PathLike, report: dict[str, Any], *, max_ro
 
 
 def _rank(row: Row) -> int:
-  """Failures first, then disagreement, then other concerns, then the rest."""
+  """Returns the sort key: failures, then disagreement, then other concerns, then the rest."""
   provenance = row[PROVENANCE]
   status = STATUSES.index(provenance["status"])
   if provenance["status"] != "answered":
@@ -121,10 +121,10 @@ def _row(line: int, row: Row) -> str:
   rationale = row.get("rationale") or provenance.get("reason", "")
   if "rationales" in row and isinstance(row["rationales"], list):
     rationale = "\n\n".join(map(str, row["rationales"]))
-  told = provenance.get("agreement")
+  agreement = provenance.get("agreement")
   concerns = [*provenance.get("concerns", [])]
   concerns += [f"dropped for {name}" for name in provenance.get("dropped_for", [])]
-  # With --teacher-labels teacher the row's label is the teacher's, which has a column of its own.
+  # If every row gets the teacher's label, provenance has the row's own.
   gold = provenance.get("gold_label") or row.get("output_text", "")
   cells = [
     f'<td data-key="{line}">{line}</td>',
@@ -132,7 +132,7 @@ def _row(line: int, row: Row) -> str:
     _text(row["input_text"]),
     _text(gold),
     _text(provenance.get("label") or ""),
-    f"<td>{'' if told is None else html.escape(f'{told:.2f}')}</td>",
+    f"<td>{'' if agreement is None else html.escape(f'{agreement:.2f}')}</td>",
     _text(rationale),
     f"<td>{html.escape(', '.join(concerns))}</td>",
     f"<td>{_answers(samples)}</td>",

@@ -1,1 +1,1 @@
-"""Teachers: who is asked for labels and rationales."""
+"""Teachers: sources of labels and rationales."""
