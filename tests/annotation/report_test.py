@@ -1,5 +1,7 @@
 """The report: figures worked out by hand, reasons with lines, and the HTML page."""
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
@@ -106,7 +108,34 @@ def test_page(annotated, tmp_path):
   assert not {name for name in names if name.startswith("on") or name in ("src", "href")}
   assert not re.search(r"https?://|url\(|@import", text)
   policy = next(value for name, value in page.attributes if name == "content")
-  assert policy.startswith("default-src 'none'; script-src 'sha256-")
+  hashes = [
+    base64.b64encode(hashlib.sha256(re.search(f"<{tag}>(.*?)</{tag}>", text, re.S)[1].encode())
+                     .digest()).decode()
+    for tag in ("script", "style")
+  ]  # fmt: skip
+  assert policy == (
+    f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'"
+  )
+
+
+def test_page_cells(annotated, tmp_path):
+  """The rationale, or the reason why there is none; agreement, concerns, and raw answers."""
+  write_page(annotated, tmp_path / "p.html", report_on(annotated), max_rows=100)
+  page = _PageParser((tmp_path / "p.html").read_text())
+  rows = {cells[0]: [cell.strip() for cell in cells[5:]] for cells in page.cells if cells}
+  assert rows["5"] == ["0.00", "HTTP 500: out of order", "", ""]
+  assert rows["7"][:3] == ["", "It is.", ""]
+  answer = "It is yes, so yes."
+  assert rows["2"] == ["1.00", answer, "gold", f"1{answer}\nAnswer: yes"]
+
+
+def test_page_shows_all_rationales(tmp_path):
+  provenance = {"status": "answered", "dropped_for": ["length", "echo"]}
+  row = {"input_text": "x", "rationale": "a", "rationales": ["a", "b"], "provenance": provenance}
+  write_rows(tmp_path / "o.jsonl", [row])
+  write_page(tmp_path / "o.jsonl", tmp_path / "p.html", report_on(tmp_path / "o.jsonl"), max_rows=9)
+  cells = _PageParser((tmp_path / "p.html").read_text()).cells[-1]
+  assert cells[6:8] == ["a\n\nb", "dropped for length, dropped for echo"]
 
 
 def test_page_shows_gold_and_teacher_labels(tmp_path):
