@@ -219,14 +219,14 @@ def _student_teacher(folder: str, options: TeacherOptions) -> Teacher:
   from dss_jax.storage.cache import keep_compiled_programs
   from dss_jax.student.predictor import Predictor
   from dss_jax.student.student import Student
-  from dss_jax.teachers.student_teacher import T5Teacher
+  from dss_jax.teachers.student_teacher import StudentTeacher
 
   keep_compiled_programs()
   student = Student.open(folder)
   mesh = make_mesh(MeshConfig(), options.batch_size)
   predictor = Predictor(student, mesh, batch_size=options.batch_size)
   name = f"t5:{pathlib.Path(folder).name}"
-  return T5Teacher(predictor, name, batch_size=options.batch_size)
+  return StudentTeacher(predictor, name, batch_size=options.batch_size)
 
 
 def _choose_prompt(

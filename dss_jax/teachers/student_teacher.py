@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _BATCH_WAIT_SECONDS = 0.02
 
 
-class T5Teacher:
+class StudentTeacher:
   """Decodes a student's rationale and label greedily, in batches on its mesh.
 
   The student gets the row's input with the prefixes that it was trained with, and no prompt. The

@@ -9,7 +9,7 @@ from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt
 from dss_jax.annotation.run import RequestConfig, annotate
 from dss_jax.data.records import read_rows
-from dss_jax.teachers.student_teacher import T5Teacher
+from dss_jax.teachers.student_teacher import StudentTeacher
 
 
 class _Predictor:
@@ -31,7 +31,7 @@ class _Predictor:
 def test_rows_are_decoded_in_batches(tmp_path):
   predictor = _Predictor()
   rows = [{"input_text": f"{n}", **({"output_text": "gold"} if n == 3 else {})} for n in range(50)]
-  teacher = T5Teacher(predictor, "t5:mine", batch_size=16)
+  teacher = StudentTeacher(predictor, "t5:mine", batch_size=16)
   request_config = RequestConfig(max_requests_in_flight=32)
   prompt = Prompt(instruction="-")
   config = AnnotationConfig(show_labels=False)
@@ -47,13 +47,13 @@ def test_rows_are_decoded_in_batches(tmp_path):
   assert report["statuses"]["answered"] == 50
   # Its answers are in the journal, too.
   predictor.batches.clear()
-  teacher = T5Teacher(predictor, "t5:mine", batch_size=16)
+  teacher = StudentTeacher(predictor, "t5:mine", batch_size=16)
   annotate(lambda: rows, tmp_path / "o.jsonl", teacher, prompt, config, request_config)
   assert not predictor.batches
 
 
 def test_an_error_of_the_device_ends_the_run(tmp_path):
-  teacher = T5Teacher(_Predictor(), "t5:mine", batch_size=4)
+  teacher = StudentTeacher(_Predictor(), "t5:mine", batch_size=4)
   rows = [{"input_text": "good"}, {"input_text": "bad"}]
   with pytest.raises(ZeroDivisionError, match="a device failed"):
     annotate(
@@ -70,7 +70,7 @@ def test_a_request_during_a_batch_is_answered(monkeypatch):
       return super().answers(texts, task)
 
   gate = threading.Event()
-  teacher = T5Teacher(_Slow(), "t5:mine", batch_size=4)
+  teacher = StudentTeacher(_Slow(), "t5:mine", batch_size=4)
 
   async def run():
     first = asyncio.create_task(teacher.ask(TeacherRequest(0, "a", None, "", (), 1, 0.0)))
