@@ -10,7 +10,7 @@ quickstart: setup  ## trains two small students on synthetic rows and compares t
 	$(BIN)/dss quickstart --model-dir runs/quickstart
 
 test: setup lint  ## all checks of CI
-	$(BIN)/python -m pytest -m "not slow and not tpu_aot"
+	$(BIN)/python -m pytest -m "not slow and not tpu_aot" -n 2 --dist loadfile --durations 30
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -100,7 +100,7 @@ def test_dry_run_sends_and_writes_nothing(numbered, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"teacher": "gpt"}, "must be one of openai:MODEL, recorded:FILE, t5:MODEL_DIR"),
+    ({"teacher": "gpt"}, "must be one of openai:MODEL, recorded:FILE, t5:MODEL"),
     ({"teacher": "openai:"}, "must be one of"),
     ({"teacher": "recorded:nowhere.jsonl"}, "nowhere.jsonl: no such file"),
     ({"teacher": "recorded:in.jsonl"}, "in.jsonl:1: not a recorded answer"),

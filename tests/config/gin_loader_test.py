@@ -120,7 +120,7 @@ def test_an_unset_required_is_refused(load, tmp_path):
     ("DataConfig.label_source = 'silver'", "one of 'gold', 'teacher'"),
     ("OptimizerConfig.name = 'sgd'", "one of 'adafactor', 'adamw'"),
     ("OptimizerConfig.clip_norm = 'no'", "a number or None"),
-    ("T5Config.mlp_activations = ('swish',)", "each one of 'gelu', 'relu', 'linear'"),
+    ("T5Config.mlp_activations = ('swish',)", "each one of 'gelu', 'relu', 'silu', 'linear'"),
     ("T5Config.mlp_activations = 'gelu'", "a tuple"),
     ("T5Config.mlp_activations = ()", "a tuple of at least one"),
     ("TASK_FEATURE_LENGTHS = {'inputs': 10}", "the key 'targets' too"),

@@ -59,7 +59,7 @@ def test_the_exit_code_and_the_sentence():
   error = Preempted(17, signal.SIGTERM)
   assert error.exit_code == 143
   assert "SIGTERM after step 17" in str(error)
-  assert "the same command goes on" in str(error)
+  assert "run the same command again to continue" in str(error)
 
 
 def test_a_single_process_stops_at_once(mesh_of):
