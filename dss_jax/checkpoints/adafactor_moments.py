@@ -1,4 +1,4 @@
-"""The second moments that T5X's Adafactor keeps beside the weights of a checkpoint."""
+"""The second moments of T5X's Adafactor in a checkpoint."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from dss_jax.checkpoints.arrays import StoredArray, StoredArrays
 from dss_jax.checkpoints.scanned_layers import unrolled_arrays
 from dss_jax.errors import UserError
 
-# What the sentence says of a checkpoint that has none.
+# The error for a checkpoint without moments.
 NO_STATE = (
   "holds the weights alone, no state of Adafactor; leave out --initial-optimizer-state, or give "
   "a checkpoint of T5X's own training"
@@ -21,11 +21,11 @@ class StoredMoments:
   """Adafactor's moments on disk, in the layout of unrolled layers.
 
   Attributes:
-    step: how many updates they have seen.
+    step: the number of updates that they include.
     v: the moment of each weight that is not factored, in its shape.
     v_row: of each factored weight, the mean over its longest dimension.
-    v_col: and the one over its other dimension.
-    has_momentum: whether there is a first moment, too, which is left where it is.
+    v_col: of each factored weight, the mean over its other dimension.
+    has_momentum: whether there is also a first moment, which is not read.
   """
 
   step: int
@@ -36,12 +36,12 @@ class StoredMoments:
 
 
 def moments_of(arrays: StoredArrays, step: np.ndarray, place: str) -> StoredMoments:
-  """The moments out of T5X's `param_states`: arrays named `<weight>.<v, v_row, v_col or m>`.
+  """Returns the moments in T5X's `param_states`: arrays `<weight>.<v, v_row, v_col or m>`.
 
-  T5X factors a matrix by its lengths, but one of a scanned stack into the model's width, which
-  is `v_row`, and the rest; those are given here as they would stand for the layer alone.
+  T5X factors a matrix by its lengths, but a matrix of a scanned stack into the model's width,
+  which is `v_row`, and the rest; those are converted to what the layer alone would have.
 
-  Raises UserError, beginning with `place`, for what is no moment of Adafactor.
+  Raises UserError, beginning with `place`, for other arrays.
   """
   kinds: dict[str, dict[str, StoredArray]] = {"v": {}, "v_row": {}, "v_col": {}, "m": {}}
   for name, array in arrays.items():
@@ -51,7 +51,7 @@ def moments_of(arrays: StoredArrays, step: np.ndarray, place: str) -> StoredMome
         f"{place}: the optimizer's {name} is no moment of Adafactor; leave out "
         "--initial-optimizer-state"
       )
-    # One number stands in the place of each moment that a weight does not have.
+    # A moment that a weight does not have is stored as one number.
     if array.shape != _PLACEHOLDER:
       kinds[kind][weight] = array
   if step.shape != () or step < 0:
@@ -79,10 +79,10 @@ def _embed_is_last(weight: str) -> bool:
 
 
 def _by_length(name: str, width: StoredArray, rest: StoredArray) -> tuple[StoredArray, StoredArray]:
-  """The two moments of one layer's matrix with the longest dimension's mean first."""
-  if len(rest.shape) == 2:  # Heads and their widths apart.
+  """Returns the two moments of a layer's matrix, the mean over the longest dimension first."""
+  if len(rest.shape) == 2:  # [heads, head_dim], two dimensions.
     rest = rest.joined(0)
   lengths = (*rest.shape, *width.shape) if _embed_is_last(name) else (*width.shape, *rest.shape)
-  # optax and T5X both take the later dimension of two that are as long.
+  # Of two equally long dimensions, optax and T5X both take the later one.
   width_is_longest = int(np.argsort(lengths)[-1]) == (1 if _embed_is_last(name) else 0)
   return (rest, width) if width_is_longest else (width, rest)

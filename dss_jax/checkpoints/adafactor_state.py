@@ -1,4 +1,4 @@
-"""Adafactor going on from the moments of a checkpoint, instead of from none."""
+"""Starting Adafactor from the moments of a checkpoint."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,12 +19,12 @@ from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import stacked
 
 _KINDS = ("v", "v_row", "v_col")
-# Where a weight has no such moment, optax and T5X both keep one number.
+# optax and T5X both store a moment that a weight does not have as one number.
 _NOTHING = in_memory(np.zeros(1, np.float32))
 
 
 def check_moments(opt_state: Any, moments: StoredMoments, place: str) -> None:
-  """Raises UserError, beginning with `place`, for the first moment that has another shape here.
+  """Raises UserError, beginning with `place`, for the first moment whose shape differs.
 
   Args:
     opt_state: the state of make_optimizer's Adafactor, or its shapes.
@@ -44,14 +44,13 @@ def check_moments(opt_state: Any, moments: StoredMoments, place: str) -> None:
 
 
 def with_moments(opt_state: Any, moments: StoredMoments) -> Any:
-  """The optimizer's state with a checkpoint's moments and their count of updates.
+  """Returns the optimizer's state with a checkpoint's moments and their number of updates.
 
-  The count decides how slowly the moments change, by a share of (count + 1)^-0.8 a step. The
-  learning rate's schedule begins anew, as the run does. Each device's part of a moment is read
-  on its own.
+  The moments change by a share of (count + 1)^-0.8 per step. The learning rate's schedule starts
+  at step 0, as the run does. Each device's part of a moment is read separately.
 
   Args:
-    opt_state: that of make_optimizer's Adafactor, on its mesh; check_moments found no fault.
+    opt_state: that of make_optimizer's Adafactor, on its mesh; checked by check_moments.
 
   Raises:
     UserError: a moment cannot be read.
@@ -72,7 +71,7 @@ def with_moments(opt_state: Any, moments: StoredMoments) -> Any:
 
 
 def _by_kind(moments: StoredMoments) -> dict[str, dict[str, StoredArray]]:
-  """Each kind's arrays by the names of the weights, in both layouts of a stack's layers."""
+  """Returns each moment's arrays by weight name, in both layouts of the layers."""
   kinds = {kind: getattr(moments, kind) for kind in _KINDS}
   weights = sorted(set().union(*kinds.values()))
   result = {}

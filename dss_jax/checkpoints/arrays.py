@@ -1,4 +1,4 @@
-"""Weights on disk, whatever the format: named arrays that are read part by part onto a mesh."""
+"""Weights on disk, in any format: named arrays that are read shard by shard onto a mesh."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import is_scanned, stacked, unrolled_config
 from dss_jax.model.t5 import init_params
 
-# A part of an array: first and last-but-one index of each dimension.
+# A part of an array: a slice with start and stop for each dimension.
 Index = tuple[slice, ...]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -31,7 +31,7 @@ FLOATS = {
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-  """An array on disk. `read` gives the part at an index, and only that part is ever held."""
+  """An array on disk. `read` returns the part at an index; only that part is in memory."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -39,19 +39,19 @@ class StoredArray:
 
   @property
   def size(self) -> int:
-    """How many numbers it holds."""
+    """The number of elements."""
     return math.prod(self.shape)
 
   def whole(self) -> np.ndarray:
     return self.read(tuple(slice(0, size) for size in self.shape))
 
   def transposed(self) -> "StoredArray":
-    """The matrix with its two dimensions exchanged."""
+    """Returns the transposed matrix."""
     rows, columns = self.shape
     return StoredArray((columns, rows), self.dtype, lambda index: self.read(index[::-1]).T)
 
   def taken(self, axis: int, position: int) -> "StoredArray":
-    """The slice at a position of an axis, without that axis."""
+    """Returns the slice at a position of an axis, without that axis."""
     shape = (*self.shape[:axis], *self.shape[axis + 1 :])
 
     def read(index: Index) -> np.ndarray:
@@ -61,7 +61,7 @@ class StoredArray:
     return StoredArray(shape, self.dtype, read)
 
   def joined(self, axis: int) -> "StoredArray":
-    """The array with dimensions `axis` and `axis + 1` made one, the second the faster."""
+    """Returns the array with dimensions `axis` and `axis + 1` merged."""
     slow, fast = self.shape[axis : axis + 2]
     shape = (*self.shape[:axis], slow * fast, *self.shape[axis + 2 :])
 
@@ -77,12 +77,12 @@ class StoredArray:
     return StoredArray(shape, self.dtype, read)
 
   def layers(self) -> list["StoredArray"]:
-    """The slices along the first axis."""
+    """Returns the slices along the first axis."""
     return [self.taken(0, position) for position in range(self.shape[0])]
 
 
 def layers_stacked(layers: list[StoredArray]) -> StoredArray:
-  """Arrays of one shape as one, along a new first axis."""
+  """Stacks arrays of one shape along a new first axis."""
   first = layers[0]
 
   def read(index: Index) -> np.ndarray:
@@ -103,9 +103,9 @@ def shapes_of(arrays: StoredArrays) -> dict[str, tuple[int, ...]]:
 
 
 def model_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-  """The shape of each weight of a student, by its name with dots, with its layers unrolled.
+  """Returns the shape of each weight of a student by its dotted name, with layers unrolled.
 
-  Checkpoints are compared so, whatever the layout that either side trains in.
+  Checkpoints are compared in this layout.
   """
   config = unrolled_config(config)
   boxed = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
@@ -116,12 +116,12 @@ def model_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
 
 
 def weight_name(path: Any) -> str:
-  """`encoder.layers_0.mlp.wo.kernel` of a JAX key path."""
+  """Returns the dotted name of a JAX key path: `encoder.layers_0.mlp.wo.kernel`."""
   return ".".join(key.key for key in path)
 
 
 def first_difference(theirs: Shapes, ours: Shapes) -> tuple[str, str, str] | None:
-  """The first weight, by name, whose shapes differ, with both; None where all agree."""
+  """Returns the first weight, by name, whose shapes differ, with both; None if all agree."""
   for name in sorted({*theirs, *ours}):
     if theirs.get(name) != ours.get(name):
       return name, str(theirs.get(name, "absent")), str(ours.get(name, "no such weight"))
@@ -129,13 +129,12 @@ def first_difference(theirs: Shapes, ours: Shapes) -> tuple[str, str, str] | Non
 
 
 def lay_out(arrays: StoredArrays, shape: Any) -> Any:
-  """The weights as a tree like `shape` (ShapeDtypeStructs with shardings), on their devices.
+  """Reads the weights into a tree like `shape` (ShapeDtypeStructs with shardings).
 
-  Each device's part is read on its own, so a host holds no more than its devices' parts of one
-  weight beside what they have already. Stored numbers are cast to the tree's dtype, and stored
-  layers are stacked where the tree has them scanned.
+  Each shard is read separately, so a host needs no more memory than its devices' shards and one
+  weight. Weights are cast to the tree's dtype, and layers are stacked if the tree is scanned.
 
-  Raises UserError where a part cannot be read.
+  Raises UserError if a part cannot be read.
   """
   if is_scanned(shape):
     arrays = stacked(arrays, layers_stacked)
@@ -148,23 +147,23 @@ def lay_out(arrays: StoredArrays, shape: Any) -> Any:
     def part(index: Index | None) -> np.ndarray:
       assert index is not None
       bounds = tuple(one.indices(size)[:2] for one, size in zip(index, leaf.shape, strict=True))
-      # Devices along the mesh's data axis hold the same part.
+      # Devices along the mesh's data axis have the same part.
       if bounds not in parts:
         read = stored.read(tuple(slice(*pair) for pair in bounds))
         parts[bounds] = np.ascontiguousarray(read, dtype=leaf.dtype)
       return parts[bounds]
 
     placed = jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
-    # Else the parts of many weights wait on the host for their transfers.
+    # Otherwise the shards of many weights would wait for their transfer in host memory.
     return placed.block_until_ready()
 
   return jax.tree_util.tree_map_with_path(place, shape)
 
 
 def architecture(shapes: Shapes, place: str) -> T5Config:
-  """The student's configuration, as far as the shapes of its weights tell it.
+  """Returns the student's configuration, as far as the shapes of its weights determine it.
 
-  Raises UserError, beginning with `place`, where they are not a T5's.
+  Raises UserError, beginning with `place`, if they are not a T5's.
   """
 
   def size(name: str, axis: int) -> int:

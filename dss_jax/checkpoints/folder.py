@@ -1,4 +1,4 @@
-"""A checkpoint's folder, on this machine or in a bucket, and the zarr arrays in it."""
+"""A checkpoint's folder, local or in a bucket, and the zarr arrays in it."""
 
 import functools
 import json
@@ -14,19 +14,19 @@ from dss_jax.checkpoints.arrays import BFLOAT16, Index, StoredArray
 from dss_jax.errors import UserError
 from dss_jax.storage.files import is_url, reason
 
-# A bucket that does not answer is given up on after so long.
+# The timeout for a bucket that does not answer.
 _ANSWER_SECONDS = 60.0
 _ARRAY_SECONDS = 3600.0
 _METADATA_BYTES = 2**16
 _MOST_DIMENSIONS = 8
-# Decoded chunks are kept, a largest one at least, for the parts of other devices in them.
+# The cache of decoded chunks, at least one of the largest, since devices share chunks.
 _CONTEXT = ts.Context(
   {
     "cache_pool": {"total_bytes_limit": 5 * 2**24},
     "gcs_request_retries": {"max_retries": 4},
   }
 )
-# Version 2 of T5X's format kept the bits of bfloat16 as unsigned numbers.
+# Version 2 of T5X's format stored bfloat16 as unsigned integers of the same bits.
 FLOATS_BY_ZARR = {
   "<f4": np.dtype(np.float32),
   "<f2": np.dtype(np.float16),
@@ -41,7 +41,7 @@ class CheckpointFolder:
   """A folder whose files are read whole (`read`) or as arrays (`array`)."""
 
   def __init__(self, path: str | os.PathLike[str]):
-    """Raises UserError for a URL whose scheme is not read from."""
+    """Raises UserError for a URL whose scheme is not supported."""
     text = os.fspath(path)
     self.local = None if is_url(text) else pathlib.Path(text).absolute()
     self.name = text.rstrip("/") or "/"
@@ -51,9 +51,9 @@ class CheckpointFolder:
     return CheckpointFolder(f"{self.name}/{name}" if self.local is None else self.local / name)
 
   def read(self, name: str, limit_bytes: int = 2**30) -> bytes | None:
-    """The bytes of a file; None where there is none.
+    """Returns the bytes of a file; None if it does not exist.
 
-    Raises UserError where it cannot be read or is larger than the limit.
+    Raises UserError if it cannot be read or is larger than the limit.
     """
     place = f"{self.name}/{name}"
     if self.local is None:
@@ -79,7 +79,7 @@ class CheckpointFolder:
       ) from None
 
   def has(self, name: str) -> bool:
-    """Whether there is a file of this name."""
+    """Returns whether a file exists."""
     if self.local is not None:
       return (self.local / name).is_file()
     return self.read(name) is not None
@@ -108,7 +108,7 @@ def _kvstore(url: str) -> dict[str, Any]:
 
 
 def open_kvstore(spec: dict[str, Any], place: str) -> Any:
-  """The key-value store. Raises UserError where it cannot be opened."""
+  """Opens the key-value store. Raises UserError if it cannot be opened."""
   try:
     return ts.KvStore.open(spec, context=_CONTEXT).result(_ANSWER_SECONDS)
   except Exception as error:
@@ -116,9 +116,9 @@ def open_kvstore(spec: dict[str, Any], place: str) -> Any:
 
 
 def read_keys(store: Any, keys: list[str], place: str) -> list[bytes | None]:
-  """The values of the keys, asked for all at once; None for one that is missing.
+  """Returns the values of the keys, read concurrently; None for a missing one.
 
-  Raises UserError where the store cannot be read.
+  Raises UserError if the store cannot be read.
   """
   try:
     opened = store.result(_ANSWER_SECONDS) if hasattr(store, "result") else store
@@ -143,17 +143,17 @@ def zarr_array(
   name: str,
   dtypes: Mapping[str, np.dtype] = FLOATS_BY_ZARR,
 ) -> StoredArray:
-  """The zarr (version 2) array in a key-value store, checked but not yet read.
+  """Opens a zarr (version 2) array in a key-value store: checked, but not read yet.
 
   Args:
-    kvstore: tensorstore's specification of where the array lies; ours, never the file's.
+    kvstore: tensorstore's specification of the array's location; ours, never the file's.
     metadata: the content of its `.zarray`.
     place: the checkpoint, which errors begin with.
     name: the weight's name in errors.
-    dtypes: those that it may have, by zarr's names for them; floats unless given.
+    dtypes: the allowed ones, by zarr's names; by default floats.
 
   Raises:
-    UserError: no float array, or chunks larger than the array, which only a malicious file has.
+    UserError: another dtype, or chunks larger than the array, as only a malicious file has.
   """
   shape, dtype = _checked_metadata(metadata, place, name, dtypes)
 

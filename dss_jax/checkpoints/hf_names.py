@@ -1,10 +1,10 @@
-"""Hugging Face's names for T5's weights, and ours."""
+"""The names of T5's weights in Hugging Face's checkpoints and in ours."""
 
 from dss_jax.checkpoints.arrays import StoredArray
 from dss_jax.config.schema import T5Config
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
-# Attentions and norms of a layer, and which of Hugging Face's sublayers they stand in.
+# The modules of a layer, and their place in Hugging Face's sublayers.
 _ENCODER_LAYER = {
   "attention": "0.SelfAttention",
   "pre_attention_layer_norm": "0.layer_norm",
@@ -21,13 +21,13 @@ _DECODER_LAYER = {
 }
 SHARED = "shared.weight"
 LM_HEAD = "lm_head.weight"
-# Other names that files give to the one embedding table, and a bias that was never used.
+# Further names of the embedding table in some files, and a bias that is not used.
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
 
 def hf_names(config: T5Config) -> dict[str, str]:
-  """Hugging Face's name of each of our weights, by ours."""
+  """Returns Hugging Face's name of each of our weights."""
   names = {"token_embedder.embedding": SHARED}
   if not config.logits_via_embedding:
     names["decoder.logits_dense.kernel"] = LM_HEAD
@@ -60,9 +60,9 @@ def _leaves(module: str, config: T5Config) -> list[tuple[str, str]]:
 
 
 def transposed(name: str, array: StoredArray) -> StoredArray:
-  """Ours from theirs, and theirs from ours: a matrix's dimensions are exchanged.
+  """Converts a weight between the two conventions: kernels are transposed.
 
-  Tables of embeddings and norms are alike in both.
+  Embeddings and norms are the same in both.
   """
   matrix = name.endswith((".kernel", ".rel_embedding")) and len(array.shape) == 2
   return array.transposed() if matrix else array

@@ -1,4 +1,4 @@
-"""Reading Hugging Face's T5 folders: config.json and safetensors; pickles never."""
+"""Reading Hugging Face's T5 folders: config.json and safetensors, never pickles."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ _ACTIVATIONS: dict[str, tuple[Any, ...]] = {
   "gated-silu": ("silu", "linear"),
   "gelu_new": ("gelu",),
 }
-# What is fixed in the network here; another value would be another function of the weights.
+# These are fixed in our network; with another value the weights would compute something else.
 _FIXED = {
   "layer_norm_epsilon": 1e-6,
   "relative_attention_num_buckets": 32,
@@ -49,15 +49,15 @@ _BLOCK_ROWS = 4096
 
 
 def read_hf(path: str | os.PathLike[str]) -> tuple[T5Config, StoredArrays]:
-  """The architecture that config.json tells, and the weights by our names, none read yet.
+  """Returns the architecture in config.json, and the weights by our names, not read yet.
 
   Args:
     path: a local folder with config.json and model.safetensors, or several safetensors and
       their index. T5 1.0 and 1.1, Flan-T5, mT5, umT5 and ByT5.
 
   Raises:
-    UserError: a file is missing, damaged, or a pickle; the model is no T5; an array is missing
-      or there is one too many.
+    UserError: a file is missing, damaged, or a pickle; the model is not a T5; an array is missing
+      or unknown.
   """
   if is_url(path):
     raise UserError(
@@ -91,7 +91,7 @@ def read_hf(path: str | os.PathLike[str]) -> tuple[T5Config, StoredArrays]:
 
 
 def _config(folder: pathlib.Path) -> tuple[T5Config, bool]:
-  """The architecture, and whether an lm_head beside tied logits is one of its own."""
+  """Returns the architecture, and whether an lm_head, if present, makes the logits untied."""
   fields = _json(folder / CONFIG)
   place = folder / CONFIG
   family = fields.get("model_type")
@@ -137,7 +137,7 @@ def _config(folder: pathlib.Path) -> tuple[T5Config, bool]:
 
 def _count(fields: Mapping[str, Any], name: str) -> int:
   value = fields[name]
-  # A declared 10^12 layers would be named one by one.
+  # Bounded, since every layer of a declared 10^12 would get names.
   if type(value) is not int or not 1 <= value <= (10_000 if "layers" in name else 2**31):
     raise TypeError(f"{name} is {value!r}"[:80])
   return value
@@ -155,7 +155,7 @@ def _logits(fields: Mapping[str, Any], family: Any) -> tuple[bool, bool]:
 
 
 def _open_all(folder: pathlib.Path) -> dict[str, StoredArray]:
-  """Every array of the folder's safetensors by its name in them."""
+  """Opens every array in the folder's safetensors files, by name."""
   if (folder / WEIGHTS_INDEX).is_file():
     files = _indexed_files(folder / WEIGHTS_INDEX)
   elif (folder / WEIGHTS).is_file():
@@ -195,7 +195,7 @@ def _indexed_files(path: pathlib.Path) -> list[str]:
 
 
 def _open(path: pathlib.Path) -> dict[str, StoredArray]:
-  """The arrays of one file; the library checks that each lies inside it and is as long as said."""
+  """Opens the arrays of one file; the library checks their offsets and sizes."""
   try:
     with safetensors.safe_open(path, "np") as opened:
       slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
@@ -227,7 +227,7 @@ def _part(path: pathlib.Path, key: str, opened: Any, index: Index) -> np.ndarray
 def _without_copies(
   arrays: Mapping[str, StoredArray], wanted: set[str], folder: pathlib.Path
 ) -> dict[str, StoredArray]:
-  """Without second names of the embedding table, made sure to be that, and unused arrays."""
+  """Removes unused arrays and further copies of the embedding table, which must be equal."""
   kept = dict(arrays)
   for alias in (*ALIASES, LM_HEAD):
     if alias in wanted or alias not in kept:

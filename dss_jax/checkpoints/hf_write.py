@@ -14,7 +14,7 @@ from dss_jax.config.schema import T5Config
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import atomic_target, write_text, writing
 
-# As transformers cuts a model into files.
+# The size of a file in transformers.
 SHARD_BYTES = 5 * 10**9
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 # feed_forward_proj and dense_act_fn; the tanh approximation of gelu is called gelu_new there.
@@ -39,15 +39,15 @@ def write_hf(
 ) -> None:
   """Writes config.json, generation_config.json and the weights into an existing folder.
 
-  One array is held at a time. The numbers are those that transformers computes with, so that
-  its generate() gives the ids that our greedy decoding gives.
+  One array is in memory at a time. transformers' generate() returns the same ids as our greedy
+  decoding.
 
   Args:
-    max_new_tokens: what generate() writes at most unless told otherwise.
+    max_new_tokens: the default limit of generate().
 
   Raises:
-    UserError: it cannot be written, a weight cannot be read, or Hugging Face's T5 has no such
-      network.
+    UserError: it cannot be written, a weight cannot be read, or Hugging Face's T5 cannot express
+      the architecture.
   """
   if config.mlp_activations not in _PROJECTIONS:
     raise UserError(
@@ -121,7 +121,7 @@ def _write_weights(
 
 
 def _shards(sizes: Mapping[str, int], shard_bytes: int) -> Sequence[list[str]]:
-  """The names in order, cut where a file would grow beyond the limit."""
+  """Splits the names, in order, into files of at most the limit."""
   shards: list[list[str]] = [[]]
   filled = 0
   for name, size in sizes.items():
@@ -134,9 +134,9 @@ def _shards(sizes: Mapping[str, int], shard_bytes: int) -> Sequence[list[str]]:
 
 
 def _write_safetensors(path: pathlib.Path, arrays: Mapping[str, StoredArray], dtype: Any) -> None:
-  """Eight bytes of the header's length, the header, the arrays one after the other.
+  """Writes the header's length (8 bytes), the header, and the arrays one by one.
 
-  The library's own writer takes all arrays at once.
+  The library's own writer needs all arrays in memory.
   """
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   offset = 0

@@ -1,7 +1,7 @@
 """Reading Orbax's folders of arrays: T5X's newer checkpoints, and a student's own.
 
-The arrays are zarr, one for each weight, in an OCDBT key-value store or in folders of their
-own. They are read through tensorstore alone: Orbax's metadata files decide on nothing.
+Each weight is a zarr array, in an OCDBT key-value store or in its own folder. They are read with
+tensorstore alone; Orbax's metadata files are not used.
 """
 
 import os
@@ -32,23 +32,23 @@ _INTEGERS: dict[str, np.dtype] = {"<i4": np.dtype(np.int32), "<i8": np.dtype(np.
 
 
 def read_t5x_orbax(path: str | os.PathLike[str]) -> StoredArrays:
-  """The weights of T5X's Orbax checkpoint by name, none of them read yet.
+  """Returns the weights of T5X's Orbax checkpoint by name, not read yet.
 
   Args:
     path: the folder of the step, or the folder `state` in it; local or a URL.
 
   Raises:
-    UserError: the folder holds no readable weights.
+    UserError: the folder has no readable weights.
   """
   folder = _array_folder(path)
   return unrolled_arrays(read_arrays(folder, "target."), folder.name)
 
 
 def read_t5x_orbax_moments(path: str | os.PathLike[str]) -> StoredMoments:
-  """The moments of Adafactor beside the weights of T5X's Orbax checkpoint, none read yet.
+  """Returns Adafactor's moments in T5X's Orbax checkpoint, not read yet.
 
   Raises:
-    UserError: the folder holds the weights alone, or nothing readable.
+    UserError: the folder has only weights, or nothing readable.
   """
   folder = _array_folder(path)
   arrays = read_arrays(folder, _MOMENTS, if_none=NO_STATE)
@@ -71,10 +71,10 @@ def read_arrays(
   dtypes: Mapping[str, np.dtype] = FLOATS_BY_ZARR,
   if_none: str | None = None,
 ) -> StoredArrays:
-  """The arrays whose names begin so, by the rest of their names.
+  """Returns the arrays whose names have the prefix, by the rest of their names.
 
   Args:
-    if_none: what the error says, after the folder, where there are none.
+    if_none: the error, after the folder's name, if there are none.
 
   Raises:
     UserError: there are none, or one has none of the dtypes.

@@ -1,7 +1,8 @@
-"""T5X's scanned models: the layers of a stack lie in one array, on its axis 1.
+"""T5X's scanned models: the layers of a stack are one array, stacked along axis 1.
 
-Attention's kernels have their heads apart there, and each layer has its own relative position
-bias: `encoder.encoder.attention.query.kernel` is [embed, layers, heads, head_dim]. Ours are
+Their attention kernels have separate dimensions for heads and head_dim, and each layer has its
+own relative position bias: `encoder.encoder.attention.query.kernel` is [embed, layers, heads,
+head_dim]. Ours are
 `encoder.layers_0.attention.query.kernel`, [embed, heads * head_dim], and so on.
 """
 
@@ -19,7 +20,7 @@ def unrolled_arrays(
   place: str,
   layer_axis: Callable[[str], int] = lambda weight: _LAYER_AXIS,
 ) -> dict[str, StoredArray]:
-  """The weights with each scanned array taken apart into its layers; others as they are.
+  """Splits each scanned array into its layers; other weights are unchanged.
 
   Args:
     layer_axis: the axis of layers of an array by its name within the stack, such as
@@ -49,7 +50,7 @@ def unrolled_arrays(
         f"{place}: the weight {name} has {count} layers, but {first} has {expected}; give another "
         "copy of the checkpoint"
       )
-    # Every layer becomes an entry of its own: a declared 10^12 of them must not.
+    # Bounded, since every layer becomes an entry of its own.
     if count > 10_000:
       raise UserError(f"{place}: the weight {name} declares {count:,} layers; 10,000 is the most")
     for layer in range(count):

@@ -1,8 +1,8 @@
 """Reading T5X's native checkpoints: a msgpack index beside zarr arrays, or one msgpack file.
 
-The index is `{version, optimizer: {target: the weights, state: the optimizer's}}`. A weight
-stands in it whole, or as the name of the folder that holds it; nothing else that it says about
-where the weight lies is believed. Only the weights are decoded, and the moments when asked for.
+The index is `{version, optimizer: {target: weights, state: optimizer state}}`. It has each weight
+itself, or the name of the weight's folder; anything else it says about a location is ignored.
+Only the weights are decoded, and the moments on request.
 """
 
 import math
@@ -32,43 +32,43 @@ from dss_jax.checkpoints.scanned_layers import unrolled_arrays
 from dss_jax.errors import UserError
 
 INDEX = "checkpoint"
-# The oldest layout is read whole, so it must fit into memory; the large models never had it.
+# The oldest layout is read at once, so it must fit into memory; no large model has it.
 _SINGLE_FILE_BYTES = 8 * 2**30
-# Flax's codes of what it adds to msgpack.
+# Flax's codes of its msgpack extensions.
 _NDARRAY = 1
 _CHUNKED = "__msgpack_chunked_array__"
-# Version 2 kept the bits of bfloat16 as unsigned numbers.
+# Version 2 stored bfloat16 as unsigned integers of the same bits.
 _DTYPES = {**FLOATS, "uint16": BFLOAT16}
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
 class _Packed(NamedTuple):
-  """Something of flax's that msgpack carries as bytes; left so unless it is a weight."""
+  """A msgpack extension of flax, as bytes; decoded only if it is a weight."""
 
   code: int
   data: bytes
 
 
 def read_t5x(path: str | os.PathLike[str]) -> StoredArrays:
-  """The weights of a native checkpoint by name, none of them read yet.
+  """Returns the weights of a native checkpoint by name, not read yet.
 
   Args:
-    path: a folder that holds the file `checkpoint`, that file, or a single-file checkpoint;
-      local or a URL.
+    path: a folder with the file `checkpoint`, that file, or a single-file checkpoint; local or a
+      URL.
 
   Raises:
-    UserError: the index or an array's description is missing, damaged or not T5X's; a weight
-      lies outside the folder; a pickle stands in the index's place.
+    UserError: the index or an array's metadata is missing, damaged or not T5X's; a weight is
+      outside the folder; the index is a pickle.
   """
   folder, place, tree = _opened(path)
   return unrolled_arrays(_arrays(folder, _target(tree, place), place), place)
 
 
 def read_t5x_moments(path: str | os.PathLike[str]) -> StoredMoments:
-  """The moments of Adafactor beside a native checkpoint's weights, none of them read yet.
+  """Returns Adafactor's moments in a native checkpoint, not read yet.
 
   Raises:
-    UserError: as read_t5x does, and where the checkpoint holds the weights alone.
+    UserError: as read_t5x does, and if the checkpoint has only weights.
   """
   folder, place, tree = _opened(path)
   _target(tree, place)
@@ -86,7 +86,7 @@ def read_t5x_moments(path: str | os.PathLike[str]) -> StoredMoments:
 
 
 def _opened(path: str | os.PathLike[str]) -> tuple[CheckpointFolder, str, Any]:
-  """A checkpoint's folder, the place of its index, and what the index holds."""
+  """Returns a checkpoint's folder, the name of its index for errors, and the decoded index."""
   folder, name = _index_of(path)
   place = f"{folder.name}/{name}"
   raw = folder.read(name, _SINGLE_FILE_BYTES)
@@ -98,7 +98,7 @@ def _opened(path: str | os.PathLike[str]) -> tuple[CheckpointFolder, str, Any]:
 def _arrays(
   folder: CheckpointFolder, branch: Mapping[str, Any], place: str
 ) -> dict[str, StoredArray]:
-  """The arrays under a branch of the index, by their names with dots."""
+  """Returns the arrays under a branch of the index, by dotted name."""
   leaves = dict(_leaves(branch, (), place))
   stored = {key: leaf for key, leaf in leaves.items() if _is_spec(leaf)}
   arrays = _stored_arrays(folder, stored, place)
@@ -128,8 +128,8 @@ def _unpacked(raw: bytes, place: str) -> Any:
     )
   try:
     return msgpack.unpackb(raw, ext_hook=_Packed, raw=False)
-  # Whatever a damaged file makes the library raise: ValueError and its kin, or for one that
-  # nests too deep, RecursionError.
+  # What the library raises for damaged files: ValueError and its subclasses, or RecursionError
+  # for nesting that is too deep.
   except Exception as error:
     raise UserError(
       f"{place}: is no msgpack of T5X's, or cut off ({type(error).__name__}: {error}); copy the "
@@ -138,7 +138,7 @@ def _unpacked(raw: bytes, place: str) -> Any:
 
 
 def _target(tree: Any, place: str) -> Mapping[str, Any]:
-  """The branch that holds the weights."""
+  """Returns the branch with the weights."""
   version = tree.get("version", 0) if isinstance(tree, dict) else None
   if isinstance(version, int) and version > 3:
     raise UserError(f"{place}: has version {version}; versions up to 3 can be read")
@@ -176,7 +176,7 @@ def _is_spec(leaf: Any) -> bool:
 def _stored_arrays(
   folder: CheckpointFolder, specs: Mapping[str, Mapping[str, Any]], place: str
 ) -> dict[str, StoredArray]:
-  """The arrays that lie in folders of their own beside the index."""
+  """Opens the arrays that have their own folders beside the index."""
   if not specs:
     return {}
   names = {key: _folder_name(folder, key, spec, place) for key, spec in specs.items()}
@@ -202,7 +202,7 @@ def _declared_shape(spec: Mapping[str, Any]) -> Any:
 
 
 def _folder_name(folder: CheckpointFolder, key: str, spec: Mapping[str, Any], place: str) -> str:
-  """The name of a weight's folder, made sure to lie inside the checkpoint's."""
+  """Returns the name of a weight's folder; raises UserError if it is outside the checkpoint."""
   kvstore = spec["kvstore"]
   path = kvstore.get("path") if isinstance(kvstore, dict) else None
   if spec["driver"] != "zarr" or not isinstance(path, str):
@@ -224,7 +224,7 @@ def _folder_name(folder: CheckpointFolder, key: str, spec: Mapping[str, Any], pl
 
 
 def _inline(leaf: Any, key: str, place: str) -> StoredArray:
-  """A weight that stands in the msgpack itself, in one piece or in several."""
+  """Returns a weight that is in the msgpack itself, in one or several chunks."""
   try:
     if isinstance(leaf, dict):
       shape = tuple(leaf["shape"][str(i)] for i in range(len(leaf["shape"])))
@@ -239,7 +239,7 @@ def _inline(leaf: Any, key: str, place: str) -> StoredArray:
 
 
 def _decoded(leaf: Any, dtypes: Mapping[str, np.dtype] = _DTYPES) -> np.ndarray:
-  """Flax's array: shape, name of the dtype, bytes."""
+  """Decodes flax's array: shape, name of the dtype, bytes."""
   if not isinstance(leaf, _Packed) or leaf.code != _NDARRAY:
     raise ValueError(f"{str(leaf)[:40]} stands in its place")
   shape, dtype_name, data = msgpack.unpackb(leaf.data, raw=False)
@@ -252,7 +252,7 @@ def _decoded(leaf: Any, dtypes: Mapping[str, np.dtype] = _DTYPES) -> np.ndarray:
 
 
 def newest_step(folder: pathlib.Path) -> pathlib.Path | None:
-  """The checkpoint_<step> of the largest step in a T5X MODEL_DIR; None where there is none."""
+  """Returns the checkpoint_<step> of the largest step in a T5X MODEL_DIR; None if there is none."""
   steps = {
     int(entry.name.removeprefix("checkpoint_")): entry
     for entry in folder.iterdir()

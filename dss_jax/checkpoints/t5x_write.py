@@ -1,7 +1,7 @@
 """Writing checkpoints that T5X's own loaders read: its native format and its Orbax layout.
 
-Only the weights and the step: the optimizer's state starts fresh. T5X's loader crashes on an
-empty `param_states`, so there is none.
+Only weights and step are written: the optimizer's state starts fresh. T5X's loader crashes on an
+empty `param_states`, so that is left out.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ _HANDLERS = {
   "dataset": "t5x.checkpoints.DatasetCheckpointHandler",
   "state": "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler",
 }
-_DICT_KEY = 2  # Orbax's number for a key of a dictionary
+_DICT_KEY = 2  # Orbax's code of a dictionary key
 _COMMITTED = "Checkpoint commit was successful"
 
 
 def write_t5x(
   arrays: StoredArrays, folder: str | os.PathLike[str], *, step: int, dtype: np.dtype
 ) -> pathlib.Path:
-  """Writes `checkpoint_<step>` in T5X's native format, version 3, into the folder; its path.
+  """Writes `checkpoint_<step>` in T5X's native format, version 3; returns its path.
 
-  It is written under another name and renamed once whole. One chunk is held at a time.
+  It appears under its name when complete. One chunk is in memory at a time.
 
   Raises:
     UserError: it cannot be written, or a weight cannot be read.
@@ -75,7 +75,7 @@ def write_t5x(
 def write_t5x_orbax(
   arrays: StoredArrays, folder: str | os.PathLike[str], *, step: int, dtype: np.dtype
 ) -> pathlib.Path:
-  """Writes `checkpoint_<step>` as T5X's Orbax checkpointer lays it out; its path.
+  """Writes `checkpoint_<step>` in the layout of T5X's Orbax checkpointer; returns its path.
 
   Raises:
     UserError: it cannot be written, or a weight cannot be read.
@@ -95,7 +95,7 @@ def write_t5x_orbax(
       described[str(keys)] = {
         "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in keys],
         "value_metadata": {
-          # Not jax.Array: that would ask for the devices that it lay on.
+          # Not jax.Array, whose restoring needs the devices that it was on.
           "value_type": "np.ndarray",
           "skip_deserialize": False,
           "write_shape": list(array.shape),
@@ -127,7 +127,7 @@ def write_t5x_orbax(
 
 @contextlib.contextmanager
 def _step_folder(folder: str | os.PathLike[str], step: int) -> Iterator[pathlib.Path]:
-  """Gives a folder to write into, which becomes checkpoint_<step> if the body succeeds."""
+  """Yields a folder to write into, which becomes checkpoint_<step> if the body succeeds."""
   final = pathlib.Path(folder) / f"checkpoint_{step}"
   with writing(final), publishing(final) as part:
     yield part

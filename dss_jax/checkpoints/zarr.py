@@ -1,4 +1,4 @@
-"""Writing weights as zarr arrays, chunk by chunk: never more than a chunk is held."""
+"""Writing weights as zarr arrays, with one chunk in memory at a time."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ import tensorstore as ts
 from dss_jax.checkpoints.arrays import Index, StoredArray
 from dss_jax.storage.atomic import writing
 
-# As large as T5X's own chunks get.
+# The size of T5X's largest chunks.
 CHUNK_BYTES = 64 * 2**20
 _ZARR_DTYPES = {"float32": "<f4", "bfloat16": "bfloat16", "int32": "<i4"}
 
@@ -23,11 +23,11 @@ def write_zarr(
   compressor: Mapping[str, Any],
   place: str,
 ) -> tuple[int, ...]:
-  """Writes the array, cast to dtype, into a new zarr (version 2) array; its chunk shape.
+  """Writes the array, cast to dtype, into a new zarr (version 2) array; returns its chunk shape.
 
   Args:
-    kvstore: tensorstore's specification of where it goes.
-    place: what errors begin with.
+    kvstore: tensorstore's specification of its location.
+    place: the beginning of errors.
 
   Raises:
     UserError: it cannot be written. What reading the array raises passes through.
@@ -47,10 +47,10 @@ def write_zarr(
       "compressor": dict(compressor),
       "dimension_separator": ".",
     },
-    # A chunk of zeros that is not there could not be told from one that got lost.
+    # Chunks of zeros are stored too, so that a missing chunk is an error.
     "store_data_equal_to_fill_value": True,
   }
-  # TensorStore reports what it cannot write by exceptions of several types.
+  # TensorStore raises exceptions of several types.
   with writing(place, Exception):
     store = ts.open(spec, create=True).result()
   for index in blocks(array.shape, chunks):
@@ -61,7 +61,7 @@ def write_zarr(
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-  """The shape with its first dimensions cut until a chunk has CHUNK_BYTES at most."""
+  """Returns the array's shape with its first dimensions reduced to CHUNK_BYTES at most."""
   chunks = list(shape)
   for axis, size in enumerate(shape):
     rest = math.prod(chunks[:axis]) * math.prod(chunks[axis + 1 :]) * itemsize
@@ -72,7 +72,7 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 
 
 def blocks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[Index]:
-  """The index of each chunk, in the order in which the array lies in memory."""
+  """Yields the index of each chunk, in row-major order."""
   ranges = [
     [slice(start, min(start + chunk, size)) for start in range(0, size, chunk)]
     for size, chunk in zip(shape, chunks, strict=True)

@@ -1,7 +1,7 @@
 """Step n's batch as a pure function of (seed, n): example numbers, packed rows, arrays.
 
-Every host works out the same example numbers and the same packing, and fills the rows of its
-own devices only.
+Every host computes the same example numbers and the same packing, and fills the rows of its own
+devices only.
 """
 
 import functools
@@ -14,21 +14,21 @@ from dss_jax.data.packing import Costs, Packer, Packing, RowShape
 
 Batch = dict[str, np.ndarray]
 
-# So many batches are looked at to plan the shapes; fewer, but at least 8, when they are large.
+# The shapes are planned from this many batches; from fewer, but at least 8, if they are large.
 PLANNING_BATCHES = 128
 PLANNING_EXAMPLES = 4096
 
 
 class SequenceStore(Protocol):
-  """Tokenised examples: of each, a (input, target) pair for the label and the rationale."""
+  """Tokenised examples: each has an (input, target) pair for its label and its rationale."""
 
   @property
   def input_lengths(self) -> np.ndarray:
-    """Tokens of each input, int64 [examples, 2], 0 where the pair is absent."""
+    """The number of tokens of each input, int64 [examples, 2]; 0 if the pair is absent."""
 
   @property
   def target_lengths(self) -> np.ndarray:
-    """Tokens of each target, likewise."""
+    """The number of tokens of each target, likewise."""
 
   def input_tokens(self, example: int, kind: int) -> np.ndarray: ...
 
@@ -36,10 +36,10 @@ class SequenceStore(Protocol):
 
 
 def example_numbers(step: int, *, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
-  """The examples of a step, int64 [batch_size].
+  """Returns the examples of a step, int64 [batch_size].
 
   Step n takes positions n * batch_size onwards of an endless stream in which every epoch is a
-  permutation of all examples, so an example comes again only when all others have come.
+  permutation of all examples.
   """
   positions = np.arange(step * batch_size, (step + 1) * batch_size)
   epochs, places = np.divmod(positions, num_examples)
@@ -53,13 +53,13 @@ def example_numbers(step: int, *, batch_size: int, num_examples: int, seed: int)
 
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-  # Philox is a counter generator: the stream follows from the key alone, on every platform.
+  # Philox is counter-based: its stream depends on the key alone, on every platform.
   generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
   return generator.permutation(num_examples)
 
 
 class PackedBatches:
-  """Packs examples of a store into batches for the step.
+  """Packs the examples of a store into batches.
 
   A batch is a dict of arrays over R rows, L input and M target positions:
     encoder_input_tokens, encoder_segment_ids: int32 [R, L]
@@ -82,9 +82,9 @@ class PackedBatches:
     """Plans the shapes.
 
     Args:
-      kinds: 0 and/or 1: which of an example's pairs are seen.
+      kinds: LABEL and/or RATIONALE: which pairs of an example are used.
       planned_for: example numbers of typical batches.
-      costs: what rows cost, to choose cheap shapes by.
+      costs: the cost of rows, by which cheap shapes are chosen.
       row_multiple: rows come in multiples of this.
       length_multiple: row lengths are multiples of this.
     """
@@ -94,11 +94,11 @@ class PackedBatches:
     self.packer = Packer(
       sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
     )
-    # Real and padded positions so far, for the padding shares.
+    # Real and total positions so far, of inputs and of targets, for the padding shares.
     self._positions = np.zeros(4)
 
   def pack(self, examples: np.ndarray) -> tuple[Packing, list[tuple[int, int]]]:
-    """The rows of a batch, and the (example, kind) of each sequence number in them."""
+    """Returns the rows of a batch, and the (example, kind) of each sequence number in them."""
     sequences = self._sequences(examples)
     inputs, targets = self._lengths(sequences)
     packing = self.packer.pack((inputs, targets))
@@ -109,13 +109,13 @@ class PackedBatches:
     return packing, sequences
 
   def shape_of(self, examples: np.ndarray) -> RowShape:
-    """The shape that a batch of the examples has, which does not count as a batch."""
+    """Returns the shape of a batch of the examples, without counting it in the padding shares."""
     return self.packer.pack(self._lengths(self._sequences(examples))).shape
 
   def fill(
     self, packing: Packing, sequences: list[tuple[int, int]], rows: slice = slice(None)
   ) -> Batch:
-    """The arrays of the given rows of a packed batch."""
+    """Returns the arrays of the given rows of a packed batch."""
     members = packing.members[rows]
     batch = empty_batch(packing.shape._replace(rows=len(members)))
     for row, numbers in enumerate(members):
@@ -139,7 +139,7 @@ class PackedBatches:
     return batch
 
   def padding_shares(self) -> dict[str, float]:
-    """The shares of input and target positions that carried nothing, over all batches so far."""
+    """Returns the shares of input and target positions that were padding so far."""
     inputs, padded_inputs, targets, padded_targets = np.maximum(self._positions, 1)
     return {
       "inputs": float(1 - inputs / padded_inputs),
@@ -160,7 +160,7 @@ class PackedBatches:
 
 
 def usable_examples(store: SequenceStore, kinds: Sequence[int]) -> np.ndarray:
-  """The examples that have a pair for at least one of the kinds, int64 [N]."""
+  """Returns the examples that have a pair of at least one of the kinds, int64 [N]."""
   return np.flatnonzero((np.asarray(store.target_lengths)[:, list(kinds)] > 0).any(axis=1))
 
 
@@ -192,11 +192,11 @@ class TrainBatches:
     )
 
   def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:
-    """The packed rows of step n, counted from 0."""
+    """Returns the packed rows of step n, counted from 0."""
     return self.packed.pack(self._numbers(step))
 
   def shapes(self, first_step: int, last_step: int) -> list[RowShape]:
-    """The shapes of the steps' batches, last_step excluded, each once, in their order."""
+    """Returns the distinct shapes of the steps' batches in order, last_step excluded."""
     steps = range(first_step, last_step)
     return list(dict.fromkeys(self.packed.shape_of(self._numbers(step)) for step in steps))
 
@@ -208,7 +208,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-  """The batches that go through every example of a store once, in a fixed order."""
+  """Batches of every example of a store, once each, in a fixed order."""
 
   def __init__(
     self,
@@ -239,12 +239,12 @@ class EvalBatches:
     return [self.packed.pack(group) for group in self.groups]
 
   def shapes(self) -> list[RowShape]:
-    """The shapes of the batches, each once, in their order."""
+    """Returns the distinct shapes of the batches in order."""
     return list(dict.fromkeys(packing.shape for packing, _ in self.packs))
 
 
 def empty_batch(shape: RowShape) -> Batch:
-  """A batch of padding."""
+  """Returns a batch of padding."""
   rows, inputs, targets = shape
   encoder, decoder = (rows, inputs), (rows, targets)
   return {

@@ -15,22 +15,22 @@ _BLOCK_BYTES = 2**20
 
 
 def tokens_file(kind: str, feature: str) -> str:
-  """The file of all tokens of one feature, example after example, int32."""
+  """Returns the name of the file with all tokens of a feature, concatenated, int32."""
   return f"{kind}_{feature}.int32"
 
 
 def starts_file(kind: str, feature: str) -> str:
-  """The file of where each example begins in tokens(...), and the end, int64."""
+  """Returns the name of the file with each example's start in tokens_file, and the end, int64."""
   return f"{kind}_{feature}_starts.int64"
 
 
 def json_digest(values: Any) -> str:
-  """SHA-256 of values as JSON with sorted keys."""
+  """Returns the SHA-256 of values as JSON with sorted keys."""
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def file_sum(path: pathlib.Path) -> list[int]:
-  """[size in bytes, CRC-32] of a file, read as a stream."""
+  """Returns [size in bytes, CRC-32] of a file, read as a stream."""
   size = checksum = 0
   with path.open("rb") as file:
     while block := file.read(_BLOCK_BYTES):

@@ -1,8 +1,8 @@
-"""Token arrays on disk, made once from the SeqIO tasks and memory-mapped ever after.
+"""Token arrays on disk, made once from the SeqIO tasks and then memory-mapped.
 
-A store lies in `<cache>/tokens/<fingerprint>/`: the tokens of each kind and feature end to
-end, where each example's begin, the examples' row numbers, and `meta.json`. Opening a store
-that is there imports neither SeqIO nor TensorFlow.
+A store is the folder `<cache>/tokens/<fingerprint>/`: for each target kind and feature the tokens
+of all examples, concatenated, and their start offsets; the examples' row numbers; `meta.json`.
+Opening an existing store imports neither SeqIO nor TensorFlow.
 """
 
 import dataclasses
@@ -42,19 +42,18 @@ _log = logging.getLogger(__name__)
 class TokenStore:
   """The examples of a source as token ids; an example is a row with a label or a rationale.
 
-  Every row's prompt stands twice, as `predict: x` (kind 0, label) and `explain: x` (kind 1,
-  rationale), and all sequences end in the end mark. A row without a label trains the
-  rationale kind alone, one without a rationale the label kind alone: input and target of the
-  other kind are empty. Examples keep the order of the rows.
+  Every input is stored twice, as `predict: x` (LABEL) and `explain: x` (RATIONALE), and all
+  sequences end in the end token. Input and target of a kind that the row lacks are empty.
+  Examples keep the order of the rows.
 
   Attributes:
     fingerprint: of data, code of the SeqIO tasks, vocabulary and lengths.
     num_examples: number of examples.
     row_numbers: [num_examples] int64, each example's index among the rows of the source.
-    input_lengths, target_lengths: [num_examples, 2] int64 tokens, one column a kind, 0 where
-      the example has no such kind.
+    input_lengths, target_lengths: [num_examples, 2] int64 tokens, one column per kind, 0 if
+      the example lacks the kind.
     truncated: {kind: {"inputs", "targets"}}, sequences that were cut to the lengths.
-    longest_target_tokens: {"label", "rationale"}, the longest stored target, end mark included.
+    longest_target_tokens: {"label", "rationale"}, the longest stored target, end token included.
     unusable_rows: rows of the source with neither label nor rationale.
   """
 
@@ -70,11 +69,11 @@ class TokenStore:
   _starts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
 
   def input_tokens(self, example: int, kind: int) -> np.ndarray:
-    """The prompt of one example in one kind, int32, a read-only view; empty where absent."""
+    """Returns the input of an example for a kind, int32, a read-only view; empty if absent."""
     return self._slice(2 * kind, example)
 
   def target_tokens(self, example: int, kind: int) -> np.ndarray:
-    """The label (kind 0) or rationale (kind 1), int32, a read-only view; empty where absent."""
+    """Returns the label or the rationale, int32, a read-only view; empty if absent."""
     return self._slice(2 * kind + 1, example)
 
   def _slice(self, column: int, example: int) -> np.ndarray:
@@ -91,10 +90,10 @@ def open_token_store(
   cache_dir: str | os.PathLike[str] | None = None,
   progress: Callable[[int], None] | None = None,
 ) -> TokenStore:
-  """The token store of a source, opened if it is on disk and whole, else built first.
+  """Opens the token store of a source; builds it first if it is missing or damaged.
 
-  The lengths count the end mark, which a longer sequence keeps when it is cut. Any number of
-  processes may open or build one store at the same time. A damaged store is built anew.
+  The lengths include the end token, which a sequence keeps when it is truncated. Any number of
+  processes may open or build the same store at the same time.
 
   Args:
     cache_dir: where stores are kept; by default DSS_CACHE_DIR, else ~/.cache/dss_jax.
@@ -141,7 +140,7 @@ def open_token_store(
 
 
 def fingerprint(source: RowSource, vocabulary: Vocabulary, lengths: dict[str, int]) -> str:
-  """SHA-256 over everything that the tokens follow from."""
+  """Returns the SHA-256 of everything that the tokens depend on."""
   code = pathlib.Path(__file__).with_name("seqio_tasks.py").read_bytes()
   parts = {
     "format": FORMAT_VERSION,
@@ -155,7 +154,7 @@ def fingerprint(source: RowSource, vocabulary: Vocabulary, lengths: dict[str, in
 
 
 def _open(folder: pathlib.Path, key: str) -> TokenStore | None:
-  """The store in `folder`, or None where there is none or it is not what was written."""
+  """Opens the store in `folder`; None if it is missing or damaged."""
   try:
     meta = json.loads((folder / META).read_text(encoding="utf-8"))
     checksum = meta.pop("checksum")
@@ -184,8 +183,8 @@ def _open(folder: pathlib.Path, key: str) -> TokenStore | None:
 
 
 def _map(path: pathlib.Path, dtype: Any) -> np.ndarray:
-  # An empty file cannot be mapped: a source without rationales has one.
+  # An empty file cannot be mapped; a source without rationales has some.
   if not path.stat().st_size:
     return np.zeros(0, dtype)
-  # As a plain array: slices of the memmap class cost several times as much.
+  # A plain array, because slicing np.memmap is several times slower.
   return np.asarray(np.memmap(path, dtype, mode="r"))

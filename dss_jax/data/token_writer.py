@@ -24,10 +24,10 @@ from dss_jax.storage.atomic import synced_file
 
 
 class _Written(NamedTuple):
-  """What was written of one kind; `rows` are the rows that have it, one length each.
+  """What was written for one target kind.
 
   Attributes:
-    rows: [n] index among the source's rows, ascending.
+    rows: [n] the rows that have the kind, as indices into the source's rows, ascending.
     lengths: {feature: [n] tokens stored}.
     truncated: {feature: sequences that were cut}.
   """
@@ -47,10 +47,10 @@ def write_tokens(
 ) -> None:
   """Tokenises `source` into the files of a store under `folder`, streaming.
 
-  In memory at any time: the tokens of a few hundred rows, and a few numbers for each row.
+  Memory holds the tokens of a few hundred rows at a time, and a few numbers per row.
 
   Raises:
-    UserError: the rows are no longer those that the source was made from.
+    UserError: the rows have changed since the source was made.
   """
   from dss_jax.data import seqio_tasks
 
@@ -61,7 +61,7 @@ def write_tokens(
       before = sum(len(one.rows) for one in written)
       written.append(_write_kind(folder, kind, name, sequence_length, before, progress))
   except Exception as error:
-    # A file that changed can fail anywhere inside TensorFlow's own threads.
+    # A file that changes meanwhile can fail anywhere in TensorFlow's threads.
     _refuse_changed_rows(source, error)
     raise
   _refuse_changed_rows(source)

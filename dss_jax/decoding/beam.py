@@ -1,4 +1,4 @@
-"""Beam search over a cache of keys and values, with T5X's scores and rule of stopping."""
+"""Beam search with a key-value cache, with T5X's scores and stopping rule."""
 
 from typing import Any, NamedTuple
 
@@ -11,24 +11,24 @@ from dss_jax.model.attention import KeyValue, same_segment_bias
 from dss_jax.model.layer_stacks import unrolled
 from dss_jax.model.t5 import Transformer
 
-# Worse than any sequence's log-probability, and added where a beam is not to be chosen.
+# Lower than any sequence's log-probability; excludes a beam from being chosen.
 _NEVER = -1.0e7
 
 
 class _Search(NamedTuple):
-  """Beams are in order, the best first; S is how many there are, T the tokens to write."""
+  """The state of a search; beams are sorted, best first. S beams, T tokens to decode."""
 
   step: jax.Array
-  live_BS: jax.Array  # log-probabilities of what is still being written
+  live_BS: jax.Array  # log-probabilities of the live beams
   live_ids_BST: jax.Array
-  finished_BS: jax.Array  # scores of what has ended
+  finished_BS: jax.Array  # scores of the finished beams
   finished_ids_BST: jax.Array
-  ended_BS: jax.Array  # whether the place among the finished is taken
+  ended_BS: jax.Array  # whether there is a finished beam here
   caches: list[KeyValue]  # rows B * S
 
 
 def length_penalty(tokens: jax.Array | int, alpha: float) -> jax.Array:
-  """((5 + tokens) / 6)^alpha, by which a log-probability is divided (Wu et al. 2016, section 7)."""
+  """Computes ((5 + tokens) / 6)^alpha, which divides scores (Wu et al. 2016, section 7)."""
   return jnp.power((5.0 + tokens) / 6.0, alpha)
 
 
@@ -41,23 +41,23 @@ def beam_search(
   beams: int = 4,
   alpha: float = 0.6,
 ) -> tuple[jax.Array, jax.Array]:
-  """The best sequences of each row, the best first, and their scores.
+  """Searches for the best sequences of each row; returns them, best first, with their scores.
 
-  A score is the sequence's log-probability over length_penalty of its tokens, the end mark
-  counted. Of the 2 * beams likeliest continuations those that end compete for the places of
-  the finished, and the best of the others go on. A search ends when every place is taken by a
-  better score than the best live one could reach at full length, or at full length. A row
-  where nothing ended gives its live beams, with their bare log-probabilities. All this is as
-  in T5X, which gives the beams in the opposite order.
+  A score is the log-probability over length_penalty of the number of tokens, end token included.
+  Of the 2 * beams most likely continuations, those that end compete for the finished beams, and
+  the best others stay live. The search ends at full length, or when every finished beam scores
+  better than the best live one could at full length. A row without a finished beam returns its
+  live beams with their log-probabilities. This is T5X's search, which returns the beams in the
+  opposite order.
 
   Args:
-    encoder_input_tokens_BL: ids; 0 is padding, and a row of nothing else says nothing.
+    encoder_input_tokens_BL: ids; 0 is padding, and a row of padding only decodes to padding.
 
   Returns:
-    Ids, int32 [B, beams, max_decode_tokens], padded after the end mark, and float32 [B, beams].
-    A place that no sequence took has padding alone and the score -1e7.
+    Ids, int32 [B, beams, max_decode_tokens], padded after the end token, and float32 [B, beams].
+    An empty beam is all padding with the score -1e7.
   """
-  # Each layer's cache is written in place, so the layers are gone through one by one.
+  # Unrolled, so that each layer's cache is updated in place.
   params, config = unrolled(params, config)
   model = Transformer(config)
   variables = {"params": params}
@@ -93,7 +93,7 @@ def beam_search(
     vocab_size = logits.shape[-1]
     logits_BSV = jax.nn.log_softmax(logits).reshape(rows, beams, vocab_size)
     sums = (search.live_BS[:, :, None] + logits_BSV).reshape(rows, -1)
-    # If all the beams' best ends came at once, as many would still be left to go on.
+    # Twice as many, so that `beams` live ones are left even if as many end at once.
     sums, chosen = jax.lax.top_k(sums, 2 * beams)
     parents, tokens = chosen // vocab_size, chosen % vocab_size
     ids = _of_beams(search.live_ids_BST, parents)
@@ -134,7 +134,7 @@ def beam_search(
     advance,
     _Search(
       step=jnp.zeros((), jnp.int32),
-      # One beam at first: the others would be its copies.
+      # Only one live beam at first: the others would be copies of it.
       live_BS=never_BS.at[:, 0].set(0.0),
       live_ids_BST=no_ids,
       finished_BS=never_BS,
@@ -151,6 +151,6 @@ def beam_search(
 
 
 def _of_beams(values: jax.Array, beams_BS: jax.Array) -> jax.Array:
-  """Of each row [B, beams, ...] the beams of these numbers, in their order."""
+  """Gathers beams of each row, [B, beams, ...], by number."""
   index = beams_BS.reshape(*beams_BS.shape, *[1] * (values.ndim - 2))
   return jnp.take_along_axis(values, index, axis=1)

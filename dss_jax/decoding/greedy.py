@@ -1,4 +1,4 @@
-"""Greedy decoding over a cache of keys and values."""
+"""Greedy decoding with a key-value cache."""
 
 from typing import Any
 
@@ -21,13 +21,13 @@ def greedy(
   *,
   max_decode_tokens: int,
 ) -> jax.Array:
-  """The likeliest next token at each step, int32 [B, max_decode_tokens].
+  """Decodes the most likely next token at each step, int32 [B, max_decode_tokens].
 
-  Decoding starts from the pad token, as T5 was trained, and ends where every row has written
-  the end-of-sequence token (kept) or max_decode_tokens are full; what follows a row's end is
-  padding. Encoder positions of id 0 are padding and are not attended.
+  Decoding starts from the pad token, as T5 was trained, and ends when every row has its end
+  token (kept) or after max_decode_tokens; a row is padded after its end. Encoder positions of
+  id 0 are padding and are not attended to.
   """
-  # Each layer's cache is written in place, so the layers are gone through one by one.
+  # Unrolled, so that each layer's cache is updated in place.
   params, config = unrolled(params, config)
   model = Transformer(config)
   variables = {"params": params}
@@ -58,7 +58,7 @@ def greedy(
   state = (
     jnp.zeros((), jnp.int32),
     jnp.full((rows, 1), PAD_ID, jnp.int32),
-    # A row of padding only (it fills up a batch) has nothing to say.
+    # A row of padding only, which completes a batch, has ended from the start.
     jnp.all(encoder_input_tokens_BL == PAD_ID, axis=1),
     jnp.full((rows, max_decode_tokens), PAD_ID, jnp.int32),
     [(empty, empty) for _ in range(config.num_decoder_layers)],

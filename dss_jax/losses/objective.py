@@ -43,7 +43,7 @@ class Objective:
     return tuple(sorted({kind for term in self.terms for kind in term.kinds}))
 
   @property
-  def judged_kind(self) -> str:
+  def ranking_kind(self) -> str:
     """The name of the kind that checkpoints are ranked by: the label where it is trained."""
     return TARGET_KINDS[self.kinds[0]]
 

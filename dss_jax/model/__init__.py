@@ -1,1 +1,1 @@
-"""The T5 student: layers, network, decoding."""
+"""The T5 network: layers, attention, encoder and decoder."""

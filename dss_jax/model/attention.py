@@ -1,10 +1,9 @@
-"""T5's attention: relative position bias, masks, and mixing at once or by blocks of queries.
+"""T5's attention: relative position bias, masks, and attention at once or by blocks of queries.
 
-Where all queries' logits together would be large, blocks of queries are gone through one after
-the other, forwards and backwards, and the backward pass works a block's logits out again: then
-no array of [heads, queries, keys] ever exists. Bias and mask are worked out for a block from
-positions and segments. A block sees all its keys at once, so its softmax is the whole one, and
-both ways give the same numbers to rounding.
+If the logits of all queries would be large, blocks of queries are processed in a loop, forwards
+and backwards, and the backward pass recomputes a block's logits: no array of [heads, queries,
+keys] ever exists. Bias and mask of a block are computed from positions and segments. A block
+has all its keys at once, so its softmax is complete, and both ways are equal to rounding.
 
 Shapes: B batch rows, Q and L query and key length, D embed, H heads, K head width, P buckets
 of relative positions.
@@ -25,7 +24,7 @@ from dss_jax.model.layers import Dense, weight
 
 # Added to the logits of masked positions; as T5X has it.
 MASKED = -1e10
-# The float32 logits that are held at once stay below this on one device, but for eight queries.
+# The limit of float32 logits in memory on one device; a block has at least eight queries.
 LOGITS_BYTES = 64 * 2**20
 
 # Keys and values of one attention, each [B, L, H, K].
@@ -39,7 +38,7 @@ def relative_position_bucket(
   num_buckets: int = 32,
   max_distance: int = 128,
 ):
-  """The bucket of each key position minus query position (T5, Raffel et al. 2020, section 2.1).
+  """Returns the bucket of each key minus query position (Raffel et al. 2020, section 2.1).
 
   Half of the buckets are exact distances, the other half grow logarithmically up to
   max_distance. Bidirectional attention spends half of the buckets on keys to the right.
@@ -61,17 +60,17 @@ def relative_position_bucket(
 def relative_bias(
   table_HP: jax.Array, first_query: jax.Array | int, queries: int, keys: int, *, bidirectional: bool
 ) -> jax.Array:
-  """The bias of so many queries from `first_query` on and of keys from 0 on: [1, H, Q, L].
+  """Returns the bias of queries from `first_query` on and keys from 0 on: [1, H, Q, L].
 
-  It depends on key minus query alone, so one number a distance is looked up, and each query
-  takes a window of them: row q begins q places further left than row 0.
+  It depends on key minus query alone, so one number per distance is looked up, and each query
+  takes a window of them: row q starts q positions further left than row 0.
   """
   distances = jnp.arange(queries + keys) - (queries - 1) - first_query
   bucket = relative_position_bucket(
     distances, bidirectional=bidirectional, num_buckets=table_HP.shape[1]
   )
   band = jnp.take(table_HP, bucket, axis=1)
-  # Copies of the band one after the other, cut into rows that are one shorter than the band.
+  # Concatenated copies of the band, reshaped into rows that are one shorter than the band.
   copies = jnp.broadcast_to(band[:, None], (band.shape[0], queries, queries + keys))
   rows = copies.reshape(band.shape[0], -1)[:, queries - 1 :][:, : queries * (queries + keys - 1)]
   bias = rows.reshape(band.shape[0], queries, -1)[None, :, :, :keys]
@@ -79,19 +78,19 @@ def relative_bias(
 
 
 def same_segment_bias(query_segments_BQ: jax.Array, key_segments_BL: jax.Array) -> jax.Array:
-  """0 where query and key share a segment, very negative elsewhere: float32 [B, 1, Q, L]."""
+  """Returns 0 where query and key share a segment, MASKED elsewhere: float32 [B, 1, Q, L]."""
   same = query_segments_BQ[:, None, :, None] == key_segments_BL[:, None, None, :]
   return jnp.where(same, 0.0, MASKED).astype(jnp.float32)
 
 
 @struct.dataclass
 class Bias:
-  """What is added to the logits, as that from which it is worked out.
+  """The inputs from which the bias of the logits is computed.
 
   Attributes:
-    table_HP: the relative position bias of each head and bucket, or [B, H, P], a copy of it for
-      each row; None adds none.
-    causal: a query sees no later position. Buckets are the decoder's then, else the encoder's.
+    table_HP: the relative position bias of each head and bucket, or [B, H, P], a copy per row;
+      None for no such bias.
+    causal: whether later positions are masked; the buckets are the decoder's then.
   """
 
   query_segments_BQ: jax.Array
@@ -103,7 +102,7 @@ class Bias:
     return dataclasses.replace(self, table_HP=table_HP)
 
   def of_queries(self, first: jax.Array | int, segments_Bq: jax.Array) -> jax.Array:
-    """The bias of the queries from `first` on, float32, broadcasting to [B, H, q, L]."""
+    """Computes the bias of the queries from `first` on, float32, broadcasting to [B, H, q, L]."""
     queries, keys = segments_Bq.shape[1], self.key_segments_BL.shape[1]
     bias = same_segment_bias(segments_Bq, self.key_segments_BL)
     if self.causal:
@@ -120,10 +119,10 @@ class Bias:
     return jax.vmap(of_table)(self.table_HP)[:, 0] + bias
 
   def with_table_of_rows(self) -> "Bias":
-    """With a copy of the table for each row.
+    """Returns a Bias with a copy of the table for each row.
 
-    Each device then adds up the gradient of its own rows' copies, and they are added over all
-    devices once. The gradient of one table would be, in each block, as large as its logits.
+    Each device then sums the gradient of its own rows' copies, and devices are summed once. The
+    gradient of a single table would be, in each block, as large as the logits.
     """
     if self.table_HP is None:
       return self
@@ -135,12 +134,12 @@ class Bias:
     return self.of_queries(0, self.query_segments_BQ)
 
   def whole_if_small(self, heads: int) -> "jax.Array | Bias":
-    """Worked out for all queries, once for all layers, unless it is attended by blocks."""
+    """Computes the bias of all queries, once for all layers, unless blocks are used."""
     return self if query_block(self, heads) else self.whole()
 
 
 def query_block(bias: Bias, heads: int) -> int | None:
-  """How many queries to attend from at a time; None for all of them."""
+  """Returns the number of queries in a block; None for all of them."""
   rows, queries = bias.query_segments_BQ.shape
   mesh = jax.sharding.get_abstract_mesh()
   shards = 1 if mesh.empty else mesh.size
@@ -149,12 +148,12 @@ def query_block(bias: Bias, heads: int) -> int | None:
   if most >= queries:
     return None
   blocks = math.ceil(queries / max(most // 8 * 8, 8))
-  # The last block is padded: of blocks about equal in length, by less than eight each.
+  # The last block is padded; with blocks of about equal length, by less than eight per block.
   return math.ceil(queries / blocks / 8) * 8
 
 
 class RelativePositionBias(nn.Module):
-  """A learnt number per head and bucket, which attention adds to its logits."""
+  """A learned number per head and bucket, added to the attention logits."""
 
   num_heads: int
   num_buckets: int = 32
@@ -165,7 +164,7 @@ class RelativePositionBias(nn.Module):
     self.rel_embedding = weight(self, "rel_embedding", uniform, ("heads", "relpos_buckets"), shape)
 
   def __call__(self) -> jax.Array:
-    """The numbers, float32 [H, P]."""
+    """Returns the table, float32 [H, P]."""
     return self.rel_embedding
 
 
@@ -191,7 +190,7 @@ class Attention(nn.Module):
     self.out = Dense(config.emb_dim, ("joined_kv", "embed"), config.dtype, normal)
 
   def keys_and_values(self, x_BLD: jax.Array) -> KeyValue:
-    """Keys and values, each [B, L, H, K]."""
+    """Computes keys and values, each [B, L, H, K]."""
     return self._heads(self.key(x_BLD)), self._heads(self.value(x_BLD))
 
   def __call__(
@@ -203,11 +202,11 @@ class Attention(nn.Module):
     *,
     deterministic: bool,
   ) -> jax.Array:
-    """Each query's mix of values, [B, Q, D].
+    """Computes the attention output of each query, [B, Q, D].
 
     Args:
-      bias: of all queries, broadcasting to [B, H, Q, L], or what it is worked out from; then
-        queries are gone through by blocks where their logits would be large.
+      bias: of all queries, broadcasting to [B, H, Q, L]; or a Bias, with which queries are
+        processed in blocks if their logits would be large.
     """
     config = self.config
     query_BQHK = self._heads(self.query(x_BQD))
@@ -225,8 +224,8 @@ class Attention(nn.Module):
 
 
 def _mixed(query_BQHK, key_BLHK, value_BLHK, bias, dropout_rate, dropout_key) -> jax.Array:
-  """Attention's mix of values, [B, Q, H, K]; logits and softmax are float32."""
-  # Heads before positions, as the logits have them: what a CPU multiplies without strided copies.
+  """Computes the weighted values, [B, Q, H, K]; logits and softmax are float32."""
+  # Heads before positions, as in the logits: a CPU multiplies these without strided copies.
   query_BHQK, key_BHLK, value_BHLK = (x.swapaxes(1, 2) for x in (query_BQHK, key_BLHK, value_BLHK))
   logits = jnp.einsum("bhqk,bhlk->bhql", query_BHQK, key_BHLK, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(logits + bias, axis=-1).astype(query_BQHK.dtype)
@@ -238,10 +237,10 @@ def _mixed(query_BQHK, key_BLHK, value_BLHK, bias, dropout_rate, dropout_key) ->
 def _mixed_by_blocks(
   query_BQHK, key_BLHK, value_BLHK, bias, dropout_rate, dropout_key
 ) -> jax.Array:
-  """What _mixed gives, from a block of queries at a time.
+  """Computes the same as _mixed, a block of queries at a time.
 
-  A block's dropout mask follows from the key and the block's number, so that the backward pass
-  draws the same again. The gradients of keys, values and table add up in float32.
+  A block's dropout mask depends on the key and the block's number, so that the backward pass
+  computes the same mask. The gradients of keys, values and table are summed in float32.
   """
   rows, queries, heads = query_BQHK.shape[:3]
   dtype = query_BQHK.dtype
@@ -249,7 +248,7 @@ def _mixed_by_blocks(
   blocks = math.ceil(queries / block)
 
   def widened(x: jax.Array) -> jax.Array:
-    # Put together before the loop, where devices have a part of the keys each.
+    # Gathered before the loop, in case each device has a part of the keys.
     return nn.with_logical_constraint(x, ("batch", None, "heads", "kv")).astype(jnp.float32)
 
   def split(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Dropout whose masks cost next to nothing to draw, and are the same on every mesh."""
+"""Dropout with cheap masks that are the same on every mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -7,19 +7,18 @@ from flax import linen as nn
 
 @jax.named_scope("dropout")
 def dropped(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-  """Each element zeroed with probability `rate`, and the rest scaled by 1 / (1 - rate).
+  """Zeroes each element with probability `rate`, and scales the rest by 1 / (1 - rate).
 
-  An element's 32 random bits are a hash of its index and the key. That is some integer
-  operations in the same loop as the selection: generators that write their bits to memory
-  first took a sixth of a training step on a CPU. And where a mesh splits x, each device works
-  out its own part, which follows from the index alone.
+  An element's 32 random bits are a hash of its index and the key: a few integer operations, fused
+  with the selection. Generators that write their bits to memory first took a sixth of a training
+  step on a CPU. If x is sharded, each device computes its own part from the indices.
   """
   keep = _random_bits(key, x.shape) >= jnp.uint32(round(rate * 2**32))
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
 class Dropout(nn.Module):
-  """`dropped` with a key of its own at each call."""
+  """Applies `dropped` with a new key at each call."""
 
   rate: float
 
@@ -31,10 +30,10 @@ class Dropout(nn.Module):
 
 
 def _random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Uniform uint32 numbers, a function of the key's first two words and of each index.
+  """Computes uniform uint32 numbers from the key's first two words and each index.
 
-  Two rounds of mixing, with a word of the key before each: neighbours, and keys that differ in
-  one bit, share nothing. Indices wrap around at 2^32.
+  Two rounds of mixing, each after adding a word of the key, so that neighbouring indices, and
+  keys that differ in one bit, are independent. Indices wrap around at 2^32.
   """
   words = jax.random.key_data(key)
   index = jnp.zeros(shape, jnp.uint32)
@@ -47,7 +46,7 @@ def _random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-  """A bijection of 32-bit words in which each bit depends on all.
+  """Applies a bijection of 32-bit words in which each bit depends on all.
 
   The constants are lowbias32's (Wellons 2018, "Prospecting for Hash Functions").
   """

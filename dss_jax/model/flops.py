@@ -1,4 +1,4 @@
-"""What a forward pass costs: matrix-product FLOPs, counted by hand from the architecture."""
+"""Matrix-product FLOPs of a forward pass and a step, counted from the architecture."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ class ForwardFlops(NamedTuple):
   """Floating-point operations of a forward pass; a training step takes three times as many.
 
   Attributes:
-    input_token: of an input token, attention's logits and mixing apart (cross-attention's
-      keys and values included).
-    target_token: of a target token, its logits over the vocabulary included.
-    encoder_pair: of each (query, key) pair in the encoder's self-attentions.
-    decoder_pair: of each pair in the decoder's self-attentions.
-    cross_pair: of each pair in the cross-attentions.
+    input_token: per input token, without attention logits and weighted values, with the keys
+      and values of cross-attention.
+    target_token: per target token, with its logits over the vocabulary.
+    encoder_pair: per (query, key) pair in the encoder's self-attentions.
+    decoder_pair: per pair in the decoder's self-attentions.
+    cross_pair: per pair in the cross-attentions.
   """
 
   input_token: float
@@ -24,7 +24,7 @@ class ForwardFlops(NamedTuple):
   cross_pair: float
 
   def of_rows(self, rows: int, input_tokens: int, target_tokens: int) -> float:
-    """Of packed rows: every position is computed, padding or not."""
+    """Returns the FLOPs of packed rows, padding included."""
     return rows * (
       self.input_token * input_tokens
       + self.target_token * target_tokens
@@ -35,7 +35,7 @@ class ForwardFlops(NamedTuple):
 
 
 def forward_flops(config: T5Config) -> ForwardFlops:
-  """The costs of a student; two operations for each multiply-add."""
+  """Returns the FLOPs of a student; a multiply-add counts as two."""
   joined = config.num_heads * config.head_dim
   attention = 4 * config.emb_dim * joined  # query, key, value and out
   mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
@@ -55,8 +55,8 @@ class StepFlops(NamedTuple):
   """Floating-point operations of a training step, all devices together.
 
   Attributes:
-    model: forwards and backwards, three times a forward pass: what MFU is counted from.
-    recomputed: what rematerialisation computes a second time.
+    model: forward and backward pass, three times a forward pass; MFU is computed from it.
+    recomputed: by rematerialisation.
   """
 
   model: float
@@ -68,7 +68,7 @@ class StepFlops(NamedTuple):
 
 
 def step_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> StepFlops:
-  """Those of a step over packed rows.
+  """Returns the FLOPs of a step over packed rows.
 
   With remat "full" the backward pass computes each layer again, but not the logits; with
   "minimal" the attention's pairs alone.

@@ -1,9 +1,8 @@
-"""The two layouts of a network's layers, and the way from one to the other.
+"""The two layouts of a network's layers, and the conversion between them.
 
-Unrolled, each layer's weights stand by themselves: `encoder.layers_3.mlp.wo.kernel`. Scanned,
-the layers of a stack lie in one array, the first axis of which counts them:
-`encoder.layers.mlp.wo.kernel`. A layer is then a contiguous part, and the names and order of
-its other axes are what they are unrolled.
+Unrolled, each layer has its own weights: `encoder.layers_3.mlp.wo.kernel`. Scanned, the layers of
+a stack are one array whose first axis counts them: `encoder.layers.mlp.wo.kernel`. The other
+axes are the same in both.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dss_jax.config.schema import T5Config
 
 STACKS = ("encoder", "decoder")
-# The name of a scanned stack's weights, of the new axis, and the beginning of a layer's name.
+# The name of a scanned stack's weights and of its axis, and the prefix of a layer's name.
 LAYERS = "layers"
 _LAYER = re.compile(rf"({'|'.join(STACKS)})\.{LAYERS}_(\d+)\.(.+)")
 
@@ -31,17 +30,17 @@ def unrolled_config(config: T5Config) -> T5Config:
 
 
 def is_scanned(params: Any) -> bool:
-  """Whether a tree of weights has its layers in one array each."""
+  """Returns whether a tree of weights is scanned."""
   return isinstance(params, Mapping) and LAYERS in params.get(STACKS[0], {})
 
 
 def stacked(
   weights: Mapping[str, Weight], combine: Callable[[list[Weight]], Weight]
 ) -> dict[str, Weight]:
-  """Weights by name, of an unrolled network, as a scanned one has them.
+  """Converts an unrolled network's weights, by name, to the scanned layout.
 
   Args:
-    combine: makes one of a weight's layers, given from the first to the last.
+    combine: stacks the layers of a weight, given from first to last.
   """
   result: dict[str, Weight] = {}
   layers: dict[str, dict[int, Weight]] = {}
@@ -60,7 +59,7 @@ def stacked(
 def unstacked(
   weights: Mapping[str, Weight], split: Callable[[Weight], list[Weight]]
 ) -> dict[str, Weight]:
-  """Weights by name, of a scanned network, as an unrolled one has them: undoes `stacked`."""
+  """Converts a scanned network's weights, by name, to the unrolled layout."""
   result: dict[str, Weight] = {}
   for name, weight in weights.items():
     stack, _, rest = name.partition(f".{LAYERS}.")
@@ -73,7 +72,7 @@ def unstacked(
 
 
 def stacked_params(params: Any) -> Any:
-  """A scanned network's tree of an unrolled one's; boxes of logical axes get the axis "layers"."""
+  """Converts an unrolled tree to a scanned one; boxes of logical axes get the axis "layers"."""
 
   def combine(layers: list[Any]) -> Any:
     first = layers[0]
@@ -86,7 +85,7 @@ def stacked_params(params: Any) -> Any:
 
 
 def unrolled(params: Any, config: T5Config) -> tuple[Any, T5Config]:
-  """The weights and the configuration of the same network with its layers unrolled."""
+  """Returns the weights and the configuration of the same network, unrolled."""
   if not config.scan_layers:
     return params, config
   flat = unstacked(flatten_dict(params, sep="."), list)
@@ -94,10 +93,10 @@ def unrolled(params: Any, config: T5Config) -> tuple[Any, T5Config]:
 
 
 def to_layout_of(params: Any, shape: Any) -> Any:
-  """The weights on their devices in the layout of `shape`, a tree with shardings.
+  """Converts weights on their devices to the layout of `shape`, a tree with shardings.
 
-  They go over one by one, and what the caller does not keep is freed on the way: beside the
-  weights themselves, no more than the largest is held.
+  They are converted one by one and freed on the way unless the caller keeps them, so the extra
+  memory is that of the largest weight.
   """
   flat, wanted = flatten_dict(params, sep="."), flatten_dict(shape, sep=".")
   del params
@@ -113,6 +112,6 @@ def to_layout_of(params: Any, shape: Any) -> Any:
       stack = jax.jit(lambda *each: jnp.stack(each), out_shardings=wanted[name].sharding)
       result[name] = stack(*(flat.pop(part) for part in parts))
     else:
-      take_apart = jax.jit(list, out_shardings=[wanted[part].sharding for part in parts])
-      result.update(zip(parts, take_apart(flat.pop(name)), strict=True))
+      split_layers = jax.jit(list, out_shardings=[wanted[part].sharding for part in parts])
+      result.update(zip(parts, split_layers(flat.pop(name)), strict=True))
   return unflatten_dict(result, sep=".")

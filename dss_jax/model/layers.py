@@ -1,4 +1,4 @@
-"""T5's layers but for attention, with T5X's parameter names and logical axes.
+"""T5's layers except attention, with T5X's parameter names and logical axes.
 
 Shapes: B batch rows, L length, D embed, F mlp, V vocabulary. Weights are float32; activations
 have the config's dtype; norms are float32 whatever that dtype is.
@@ -21,14 +21,14 @@ Initializer = Callable[..., jax.Array]
 def weight(
   module: nn.Module, name: str, initializer: Initializer, axes: tuple[str, ...], shape: Any
 ) -> jax.Array:
-  """The module's float32 weight of this name, boxed with its logical axes when initialised."""
+  """Declares a float32 weight of the module, boxed with its logical axes at initialisation."""
   boxed = nn.with_logical_partitioning(initializer, axes)
   value: Any = module.param(name, boxed, shape, jnp.float32)
   return value
 
 
 class Dense(nn.Module):
-  """x @ kernel, no bias; the kernel is stored in two dimensions as T5X does."""
+  """Computes x @ kernel, without bias; the kernel has two dimensions, as in T5X."""
 
   features: int
   axes: tuple[str, str]
@@ -44,11 +44,11 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
-  """x @ kernel, with the kernel's gradient asked for in the order that costs less.
+  """Computes x @ kernel, with the kernel's gradient as the product in the cheaper order.
 
-  A CPU's matrix product transposes its first operand to sum over tokens. x comes first: all
-  kernels that read the same x share its transpose. Only where x is twice as wide as the output's
-  gradient, or wider, does the gradient come first; by itself, JAX always puts it there.
+  A CPU's matrix product transposes its first operand to sum over tokens. x comes first, since all
+  kernels that read the same x share its transpose; the output's gradient comes first, as in JAX's
+  own rule, only if x is at least twice as wide.
   """
   return jnp.dot(x, kernel_DF)
 
@@ -71,7 +71,7 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale over the last axis, without mean or bias (T5's layer norm)."""
+  """Computes x / rms(x) * scale over the last axis, without mean or bias (T5's layer norm)."""
 
   dtype: Any
   epsilon: float = 1e-6
@@ -85,7 +85,7 @@ class RMSNorm(nn.Module):
 
 
 class TokenEmbedder(nn.Module):
-  """The table of token embeddings, [V, D]; a lookup gathers rows."""
+  """Looks up token embeddings in a table, [V, D]."""
 
   config: T5Config
 
@@ -108,7 +108,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MlpBlock(nn.Module):
-  """The product of the activated projections, dropped out, projected back: [B, L, D]."""
+  """Computes the product of the activated projections, dropout, and the output projection."""
 
   config: T5Config
 

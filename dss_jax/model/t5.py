@@ -1,9 +1,8 @@
-"""The T5 network: encoder, decoder, and the Transformer that joins them.
+"""The T5 network: encoder, decoder, and the Transformer of both.
 
 The parameter tree, its names and its logical axes are T5X's, so that its checkpoints restore
-as they are. Segment ids keep packed sequences apart: a position sees its own segment only,
-and segment 0 is padding. Relative positions need no reset within a row, since a segment is
-contiguous.
+unchanged. Segment ids separate packed sequences: a position attends to its own segment only, and
+segment 0 is padding. Relative positions need no reset within a row, since segments are contiguous.
 """
 
 from typing import Any
@@ -34,18 +33,18 @@ _REMAT_POLICIES = {
 def _through_layers(
   layers: Any, x: jax.Array, *shared: Any, count: int, config: T5Config, deterministic: bool
 ) -> jax.Array:
-  """The activations after all layers of a stack.
+  """Applies all layers of a stack to the activations.
 
   Args:
-    layers: a list of them, or where they are scanned, one for all `count` of them.
-    shared: what each layer takes beside the activations.
+    layers: a list of layers, or one module for all `count` layers if they are scanned.
+    shared: further inputs of each layer.
   """
 
   def through(layer: Any, x: jax.Array, *shared: Any) -> jax.Array:
     return layer(x, *shared, deterministic=deterministic)
 
   if config.remat != "none":
-    # Within a loop the compiler cannot merge the two passes, so nothing need keep it from it.
+    # Within a loop the compiler cannot merge the two passes, so CSE need not be prevented.
     policy = _REMAT_POLICIES[config.remat]
     through = nn.remat(through, policy=policy, prevent_cse=not config.scan_layers)
   if not config.scan_layers:
@@ -144,7 +143,7 @@ class DecoderLayer(nn.Module):
     *,
     deterministic: bool,
   ) -> jax.Array:
-    """The layer's output, [B, M, D], of all positions at once."""
+    """Computes the layer's output of all positions, [B, M, D]."""
     y_BMD = nn.with_logical_constraint(y_BMD, ("batch", "length", "embed"))
     normed = self.pre_self_attention_layer_norm(y_BMD)
     keys = self.self_attention.keys_and_values(normed)
@@ -163,7 +162,7 @@ class DecoderLayer(nn.Module):
     self_bias: jax.Array,
     cross_bias: jax.Array,
   ) -> tuple[jax.Array, KeyValue]:
-    """The layer's output for position `step`, and its cache [B, T, H, K] with that position."""
+    """Computes the output of position `step`, and the cache [B, T, H, K] with that position."""
     normed = self.pre_self_attention_layer_norm(y_B1D)
     new = self.self_attention.keys_and_values(normed)
     key, value = (
@@ -185,7 +184,7 @@ class DecoderLayer(nn.Module):
     cross_bias: jax.Array | Bias,
     deterministic: bool,
   ) -> jax.Array:
-    """The rest of the layer, once it is known what each attention looks at."""
+    """Computes the rest of the layer, given the keys and values of both attentions."""
     mixed = self.self_attention(normed, *keys, self_bias, deterministic=deterministic)
     y_BMD = y_BMD + self.dropout(mixed, deterministic)
     normed = self.pre_cross_attention_layer_norm(y_BMD)
@@ -225,7 +224,7 @@ class Decoder(nn.Module):
     *,
     deterministic: bool,
   ) -> jax.Array:
-    """Hidden states before the logits, [B, M, D]."""
+    """Computes the hidden states before the logits, [B, M, D]."""
     config = self.config
     masks = Bias(segment_ids_BM, segment_ids_BM, causal=True)
     self_bias: jax.Array | Bias = masks
@@ -245,7 +244,7 @@ class Decoder(nn.Module):
     return self.dropout(self.decoder_norm(y_BMD), deterministic)
 
   def cross_keys_and_values(self, encoded_BLD: jax.Array) -> list[KeyValue]:
-    """What each layer's cross-attention looks at, computed once for a whole decoding."""
+    """Computes each layer's cross-attention keys and values, once per decoded batch."""
     return [layer.encoder_decoder_attention.keys_and_values(encoded_BLD) for layer in self.layers]
 
   def decode_step(
@@ -256,7 +255,7 @@ class Decoder(nn.Module):
     crosses: list[KeyValue],
     cross_bias: jax.Array,
   ) -> tuple[jax.Array, list[KeyValue]]:
-    """Hidden state of position `step`, [B, 1, D], and the caches with that position added."""
+    """Computes the hidden state of position `step`, [B, 1, D], and the updated caches."""
     positions = jnp.arange(caches[0][0].shape[1])
     self_bias = jnp.where(positions <= step, 0.0, MASKED)[None, None, None, :]
     if self.config.shared_relpos_bias:
@@ -269,7 +268,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-  """T5: token ids in, logits (or the hidden states before them) out."""
+  """Maps token ids to logits, or to the hidden states before them."""
 
   config: T5Config
 
@@ -281,7 +280,7 @@ class Transformer(nn.Module):
   def encode(
     self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, *, deterministic: bool = True
   ) -> jax.Array:
-    """Encoder outputs, [B, L, D]."""
+    """Computes the encoder outputs, [B, L, D]."""
     return self.encoder(self.token_embedder(tokens_BL), segment_ids_BL, deterministic=deterministic)
 
   def hidden(
@@ -293,7 +292,7 @@ class Transformer(nn.Module):
     *,
     deterministic: bool = True,
   ) -> jax.Array:
-    """Decoder states before the logits, [B, M, D], scaled where the logits are tied."""
+    """Computes the decoder states before the logits, [B, M, D], scaled as the config says."""
     encoded_BLD = self.encode(
       encoder_input_tokens_BL, encoder_segment_ids_BL, deterministic=deterministic
     )
@@ -315,7 +314,7 @@ class Transformer(nn.Module):
     *,
     deterministic: bool = True,
   ) -> jax.Array:
-    """Logits, float32 [B, M, V]."""
+    """Computes the logits, float32 [B, M, V]."""
     hidden_BMD = self.hidden(
       encoder_input_tokens_BL,
       encoder_segment_ids_BL,
@@ -326,7 +325,7 @@ class Transformer(nn.Module):
     return self.logits(hidden_BMD)
 
   def logits(self, hidden_BMD: jax.Array) -> jax.Array:
-    """Logits of (scaled) hidden states, float32 [B, M, V]."""
+    """Computes the logits of (scaled) hidden states, float32 [B, M, V]."""
     if self.config.logits_via_embedding:
       return jnp.dot(hidden_BMD.astype(jnp.float32), self.token_embedder.embedding.T)
     return self.decoder.logits_dense(hidden_BMD)
@@ -342,7 +341,7 @@ class Transformer(nn.Module):
     crosses: list[KeyValue],
     cross_bias: jax.Array,
   ) -> tuple[jax.Array, list[KeyValue]]:
-    """Logits [B, V] of the token after `tokens_B1`, which stands at position `step`."""
+    """Computes the logits [B, V] after `tokens_B1`, the tokens at position `step`."""
     hidden, caches = self.decoder.decode_step(
       self.token_embedder(tokens_B1), step, caches, crosses, cross_bias
     )
@@ -355,14 +354,14 @@ class Transformer(nn.Module):
 
 
 def output_kernel(params: Any, config: T5Config) -> jax.Array:
-  """The matrix that turns hidden states into logits, float32 [D, V]."""
+  """Returns the matrix from hidden states to logits, float32 [D, V]."""
   if config.logits_via_embedding:
     return params["token_embedder"]["embedding"].T
   return params["decoder"]["logits_dense"]["kernel"]
 
 
 def init_params(config: T5Config, key: jax.Array) -> Any:
-  """A fresh parameter tree, each leaf boxed with its logical axes (flax LogicallyPartitioned).
+  """Initialises a parameter tree, each leaf boxed with its logical axes (LogicallyPartitioned).
 
   A key gives the same weights in either layout of the layers.
   """

@@ -1,8 +1,8 @@
-"""One training run from a configuration to a student on disk.
+"""One training run, from a configuration to a student on disk.
 
-Several processes may do it together (dss_jax/processes.py). Each reads the rows, lays out its
-own devices' part of everything and takes every step; process 0 alone asks a teacher, decides
-what MODEL_DIR holds and writes there, checkpoints excepted, which all save together.
+With several processes (parallel/processes.py), each reads the rows, fills its own devices' shards
+and takes every step. Only process 0 asks a teacher and writes to MODEL_DIR, apart from
+checkpoints, which all processes save together.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from dss_jax.train.loop import Loop, Outcome
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer, parameter_count
 
-# Shapes that these do not have are compiled when they come.
+# The shapes of this many steps are compiled in advance; others when they first occur.
 _STEPS_AHEAD = 64
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-  """Trains the student, or goes on training it; returns its model.json.
+  """Trains the student, or resumes its training; returns its model.json.
 
-  Everything that a user can get wrong is found before MODEL_DIR is touched.
+  User errors are raised before anything is written to MODEL_DIR.
   """
   _agree_on_config(config)
   if config.initial_optimizer_state and config.initial_checkpoint is None:
@@ -45,7 +45,7 @@ def run(config: RunConfig) -> dict[str, Any]:
   mesh = make_mesh(config.mesh, config.batch_size)
   students.check_directory(config)
   kinds = make_objective(config.loss).kinds
-  # Process 0 alone asks: a teacher is asked once.
+  # Only process 0 asks the teacher, so that each request is sent once.
   annotated, annotation = processes.broadcast("annotated", lambda: annotate_training_rows(config))
   data = processes.first_process_first("tokens", lambda: prepare(config.data, kinds, annotated))
   _agree_on_data(config, data)
@@ -92,7 +92,7 @@ def run(config: RunConfig) -> dict[str, Any]:
       return card
 
     def on_start(step: int) -> None:
-      # Written this late, so that a run whose checkpoint cannot be read stays as it was.
+      # Written only now, so that a run whose checkpoint cannot be read is left unchanged.
       if processes.is_first():
         students.write_config(config)
       _announce(config, data, trainer, train_batches, step)
@@ -102,7 +102,7 @@ def run(config: RunConfig) -> dict[str, Any]:
       )
 
     loop = Loop(config, trainer, train_batches, eval_batches)
-    # Handed over by pop: a reference kept here would keep the state in memory for good.
+    # pop, because a reference kept here would keep the initial state in memory.
     try:
       outcome = loop.run(initial_states.pop if initial_states else None, on_start)
     finally:
@@ -115,7 +115,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 
 def _agree_on_config(config: RunConfig) -> None:
-  """Raises UserError where the processes of a run were started for different ones."""
+  """Raises UserError if the processes have different configurations or versions."""
   numbers_depend_on = students.versions()
   numbers_depend_on.pop("python")
   processes.agree(
@@ -130,7 +130,7 @@ def _agree_on_config(config: RunConfig) -> None:
 
 
 def _agree_on_data(config: RunConfig, data: PreparedData) -> None:
-  """Raises UserError where the processes of a run have read different rows or vocabularies."""
+  """Raises UserError if the processes have read different rows or vocabularies."""
   values = {
     "the vocabulary": f"{data.vocabulary.spec} (digest {data.vocabulary.digest[:8]})",
     "the training data": f"{data.train.num_examples} examples ({data.train.fingerprint[:8]})",
@@ -144,16 +144,16 @@ def _agree_on_data(config: RunConfig, data: PreparedData) -> None:
 
 @contextlib.contextmanager
 def _model_dir(config: RunConfig) -> Iterator[pathlib.Path]:
-  """MODEL_DIR, locked by process 0 and seen by all; raises UserError where it is not."""
+  """Locks MODEL_DIR in process 0; raises UserError if another process sees another folder."""
   with contextlib.ExitStack() as stack:
     directory = pathlib.Path(config.model_dir)
     if processes.is_first():
       stack.enter_context(students.locked(config))
     if processes.count() > 1:
-      mark = processes.broadcast("mark", lambda: students.write_nonce(directory))
-      students.check_nonce(directory, mark)
-      # Nothing is written before all have seen it.
-      processes.wait_for_all("marks")
+      nonce = processes.broadcast("nonce", lambda: students.write_nonce(directory))
+      students.check_nonce(directory, nonce)
+      # Nothing is written before every process has checked it.
+      processes.wait_for_all("nonces")
     yield directory
 
 
@@ -177,10 +177,10 @@ def _end(card: dict[str, Any]) -> str:
 def _announce(
   config: RunConfig, data: PreparedData, trainer: Trainer, batches: TrainBatches, step: int
 ) -> None:
-  """Says what is about to run, with the numbers that a user might want to change.
+  """Prints a summary of the run, with the numbers that a user might want to change.
 
   Args:
-    step: the number of steps taken earlier.
+    step: the number of steps already taken.
   """
   for warning in data.warnings:
     say(f"warning: {warning}")

@@ -1,1 +1,1 @@
-"""A student: its folder, its first weights, its answers, its export."""
+"""A student: its folder, initial weights, predictions and export."""

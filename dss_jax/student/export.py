@@ -1,4 +1,4 @@
-"""A student in other programs' formats: `dss export`."""
+"""Export of a student to other programs' formats: `dss export`."""
 
 import contextlib
 import os
@@ -28,7 +28,6 @@ from dss_jax.student.model_dir import CHECKPOINTS
 from dss_jax.student.student import Student
 from dss_jax.train.checkpointing import Checkpoints, has_checkpoint
 
-FORMATS = ("t5x", "t5x-orbax", "hf")
 Format = Literal["t5x", "t5x-orbax", "hf"]
 
 
@@ -41,17 +40,17 @@ def export_student(
 ) -> dict[str, Any]:
   """Writes a student's best weights, and its vocabulary, for another program to load.
 
-  The weights go from disk to disk a part at a time: no device is needed, and no more memory
-  than the largest array takes. The folder appears whole or not at all.
+  The weights are copied from disk to disk a part at a time: no accelerator is needed, and no more
+  memory than the largest array. The folder appears only when complete.
 
   Args:
     model: the student's folder.
     output: a new or empty folder. T5X's formats put `checkpoint_<step>` into it.
-    dtype: of the numbers written; a student trains in float32.
+    dtype: of the weights written; a student's own are float32.
 
   Returns:
-    What was written: `output` (the folder to load), `format`, `dtype`, `step`, `weights` (how
-    many numbers).
+    What was written: `output` (the folder to load), `format`, `dtype`, `step`, `weights` (their
+    number).
 
   Raises:
     UserError: there is no such student, the output is not empty or cannot be written, or the
@@ -97,7 +96,7 @@ def _check_t5x(model: T5Config) -> None:
 
 
 def best_weights(student: Student) -> tuple[int, StoredArrays]:
-  """The step of the student's best checkpoint and its weights, unrolled and none read yet.
+  """Returns the step of the student's best checkpoint and its weights, unrolled, not read yet.
 
   Raises:
     UserError: it has no checkpoint, or one that is damaged or of another student.

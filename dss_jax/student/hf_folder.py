@@ -1,4 +1,4 @@
-"""What stands beside the weights in a Hugging Face folder: tokenizer files and a model card."""
+"""The other files of a Hugging Face folder: tokenizer files and a model card."""
 
 import pathlib
 from typing import Any
@@ -12,7 +12,7 @@ _SPIECE = "spiece.model"
 
 
 def write_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path) -> None:
-  """Writes the files from which transformers' AutoTokenizer makes the student's ids.
+  """Writes files with which transformers' AutoTokenizer returns the student's ids.
 
   T5Tokenizer adds the sentinels after the SentencePiece model's pieces as T5X does, the
   first one last; ByT5Tokenizer needs no model.
@@ -31,7 +31,7 @@ def write_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path) -> None:
 
 
 def write_model_card(student: Student, folder: pathlib.Path, *, step: int, dtype: str) -> None:
-  """Writes README.md: what the student is, how it was trained, how to ask it."""
+  """Writes README.md: what the student is, how it was trained, how to use it."""
   prefixes = student.card["prefixes"]
   config, report = student.config, student.card["metrics"] or {}
   figures = [

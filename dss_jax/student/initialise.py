@@ -1,4 +1,4 @@
-"""Weights to start from: `--initial-checkpoint`, whose format is found out."""
+"""Initial weights: `--initial-checkpoint`, whose format is detected."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ from dss_jax.student.model_dir import CONFIG
 from dss_jax.student.student import Student
 from dss_jax.train.step import Trainer, TrainState
 
-# The name of a student whose architecture is a checkpoint's and none of the shipped ones.
+# The name of a student whose architecture is taken from a checkpoint and is not a shipped one.
 FROM_CHECKPOINT = "from-checkpoint"
 _ARCHITECTURE = (
   "emb_dim",
@@ -53,7 +53,7 @@ _ARCHITECTURE = (
   "scale_tied_logits",
 )
 _EMBEDDING = "token_embedder.embedding"
-# Public checkpoints round the rows up to a multiple of 128, some to one of 1,024.
+# Public checkpoints round the number of rows up to a multiple of 128, some of 1,024.
 _MOST_PADDING_ROWS = 1024
 _KINDS = (
   "a student's --model-dir, a T5X checkpoint_<step> (native or Orbax) or the folder of a Hugging "
@@ -70,7 +70,7 @@ class Weights:
     model: the architecture, from the arrays' shapes and, of a Hugging Face folder, config.json.
     names_activations: whether `model.mlp_activations` is known, and not only T5's usual one.
     arrays: the weights by our names.
-    moments: opens the optimizer's, too; None for a format that has none.
+    moments: opens the optimizer's moments; None for a format without them.
   """
 
   format: str
@@ -82,19 +82,19 @@ class Weights:
 
 
 class InitialCheckpoint:
-  """The weights that a run starts from, made sure to fit it.
+  """The weights that a run starts from, checked against its configuration.
 
   Attributes:
-    config: the run's configuration with the rows of the embedding table, unless given, and
-      the kind of relative position bias as the checkpoint has them.
-    notes: what the user should know about it, a sentence each.
+    config: the run's configuration, with the checkpoint's number of embedding rows, unless given,
+      and its kind of relative position bias.
+    notes: sentences for the user.
   """
 
   def __init__(self, config: RunConfig, vocabulary: Vocabulary):
     """Opens and checks the checkpoint, without reading the weights.
 
-    Raises UserError where it is none, is damaged, or where its vocabulary or any weight's
-    shape is not this run's; the first differing weight is named with both shapes.
+    Raises UserError if it is not a checkpoint, is damaged, or has another vocabulary or shapes
+    than this run; the first differing weight is named with both shapes.
     """
     assert config.initial_checkpoint is not None
     self._path = config.initial_checkpoint
@@ -128,9 +128,9 @@ class InitialCheckpoint:
     self._moments = self._opened_moments() if config.initial_optimizer_state else None
 
   def state(self, trainer: Trainer) -> TrainState:
-    """The state that the run starts from: step 0, with the weights and, if asked for, moments.
+    """Returns the state at step 0 with the weights and, if requested, the moments.
 
-    Raises UserError where a part cannot be read, or where Adafactor has other moments here.
+    Raises UserError if a part cannot be read, or if the moments do not fit this run's Adafactor.
     """
     if self._moments is not None:
       with _named():
@@ -142,9 +142,9 @@ class InitialCheckpoint:
       return dataclasses.replace(state, opt_state=with_moments(state.opt_state, self._moments))
 
   def params(self, mesh: jax.sharding.Mesh) -> Any:
-    """The weights, each device's part read on its own.
+    """Reads the weights, each shard separately.
 
-    Raises UserError where a part cannot be read.
+    Raises UserError if a part cannot be read.
     """
     with _named():
       if isinstance(self._source, Student):
@@ -153,7 +153,7 @@ class InitialCheckpoint:
       return lay_out(self._source.arrays, shape)
 
   def _opened_moments(self) -> StoredMoments:
-    """The moments to go on from; raises UserError where there are none, or no Adafactor."""
+    """Opens the moments; raises UserError if there are none, or if the run has no Adafactor."""
     where = f"--initial-checkpoint {self._path}"
     if self.config.optimizer.name != "adafactor":
       raise UserError(
@@ -222,7 +222,7 @@ class InitialCheckpoint:
 
 @contextlib.contextmanager
 def _named() -> Iterator[None]:
-  """Has a sentence about a checkpoint begin with the flag that led to it."""
+  """Makes errors about a checkpoint begin with --initial-checkpoint."""
   flag = "--initial-checkpoint "
   try:
     yield
@@ -231,7 +231,7 @@ def _named() -> Iterator[None]:
 
 
 def resumed(config: RunConfig, stored: RunConfig) -> RunConfig:
-  """The configuration of a run that began from a checkpoint, with what that settled."""
+  """Returns the configuration with the settings that the run took from its initial checkpoint."""
   rows = config.model.vocab_size
   model = dataclasses.replace(
     config.model,
@@ -242,9 +242,9 @@ def resumed(config: RunConfig, stored: RunConfig) -> RunConfig:
 
 
 def open_checkpoint(path: str) -> Student | Weights:
-  """The checkpoint at the path, whatever its format; the weights are not read.
+  """Opens the checkpoint at the path, in any format, without reading the weights.
 
-  Raises UserError where there is none, or where it is damaged, a pickle, or no T5.
+  Raises UserError if there is none, or if it is damaged, a pickle, or not a T5.
   """
   folder = CheckpointFolder(path)
   if folder.local is not None:
@@ -253,7 +253,7 @@ def open_checkpoint(path: str) -> Student | Weights:
       return _open_file(local, path)
     if not local.is_dir():
       raise UserError(f"--initial-checkpoint {path}: no such file or folder; give {_KINDS}")
-    # T5X's MODEL_DIR has a file of that name, too.
+    # T5X's MODEL_DIR also has a file of that name.
     if (local / CONFIG).is_file() and newest_step(local) is None:
       return Student.open(path)
   if folder.has(INDEX):
@@ -264,7 +264,7 @@ def open_checkpoint(path: str) -> Student | Weights:
   if folder.local is not None:
     return _open_folder(folder.local, path)
   if folder.has(HF_CONFIG):
-    read_hf(path)  # Says that these are read from this machine only.
+    read_hf(path)  # Raises the error that these are read from local disks only.
   return _t5x("T5X single file", path)
 
 
@@ -330,16 +330,16 @@ def student_of(path: str, model_dir: str | None = None) -> tuple[str, list[Bindi
 
 
 def _bindings(model: T5Config) -> list[Binding]:
-  """The bindings of an architecture; what InitialCheckpoint takes over anyway is left out."""
+  """Returns the bindings of an architecture, without what InitialCheckpoint sets."""
   values = {f"T5Config.{name}": getattr(model, name) for name in _ARCHITECTURE}
   values["RunConfig.student"] = FROM_CHECKPOINT
   return [Binding(name, value, "--initial-checkpoint") for name, value in values.items()]
 
 
 def matching_student(model: T5Config) -> str | None:
-  """The shipped student of this architecture; of several, the one with the shortest name.
+  """Returns the shipped student of this architecture; of several, the one with the shortest name.
 
-  The rows of the embedding table tell apart those that differ in nothing else.
+  Students that differ only in their vocabulary are distinguished by the embedding rows.
   """
   fitting = []
   for name in student_names():

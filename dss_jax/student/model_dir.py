@@ -1,4 +1,4 @@
-"""A student's folder, MODEL_DIR: what lies in it, how it is opened, begun and finished."""
+"""A student's folder, MODEL_DIR: its files, its lock, and starting or resuming a run in it."""
 
 import contextlib
 import dataclasses
@@ -27,14 +27,14 @@ from dss_jax.train.checkpointing import has_checkpoint
 
 CONFIG, CARD, CHECKPOINTS, LOCK = "config.gin", "model.json", "checkpoints", ".lock"
 
-_MARK_SECONDS = 30.0
+_NONCE_SECONDS = 30.0
 
 
 def with_vocab_size(config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
-  """The configuration with the rows of the embedding table settled.
+  """Returns the configuration with the number of embedding rows set.
 
-  They are the vocabulary's size rounded up to a multiple of 128, as the public checkpoints
-  have it (T5: 32,100 to 32,128), unless the configuration says otherwise.
+  Unless configured, it is the vocabulary's size rounded up to a multiple of 128, as in the public
+  checkpoints (T5: 32,100 to 32,128).
   """
   size = config.model.vocab_size
   if size is None:
@@ -48,7 +48,7 @@ def with_vocab_size(config: RunConfig, vocabulary: Vocabulary) -> RunConfig:
 
 
 def check_directory(config: RunConfig) -> None:
-  """Raises UserError where MODEL_DIR holds another run or something else, or cannot be a folder."""
+  """Raises UserError if MODEL_DIR has another run or other files, or cannot be a folder."""
   name = config.model_dir
   if not name or is_url(name):
     what = "is a URL, but a run writes to this machine's disks" if name else "is an empty name"
@@ -62,7 +62,7 @@ def check_directory(config: RunConfig) -> None:
         "give a new folder, or the same configuration to resume"
       )
   elif os.path.isdir(path):
-    # A run that was killed while its teacher was asked has got no further than these.
+    # A run that was killed during annotation has left only these.
     own = (".", "annotated.")
     strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(own))
     if strangers:
@@ -74,21 +74,21 @@ def check_directory(config: RunConfig) -> None:
 
 
 def holds_run(path: pathlib.Path) -> bool:
-  # Unlike pathlib's, false for any name that no file can have.
+  # Unlike pathlib's, false for names that no file can have, such as with NUL.
   return os.path.isfile(path / CONFIG)
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-  """The fields that make it another run, each as `name was OLD, is NEW`.
+  """Returns the fields that make it another run, each as `name was OLD, is NEW`.
 
-  Longer training of a run whose learning rate does not depend on its length is the same run.
-  A vocabulary size that is still open (see with_vocab_size) differs from none.
+  More train_steps are the same run if the learning rate does not depend on them. An unset
+  vocabulary size (see with_vocab_size) is equal to any.
   """
   free = set(MUTABLE_ON_RESUME)
   if new.model.vocab_size is None:
     free.add("T5Config.vocab_size")
   if new.initial_checkpoint is not None:
-    # Settled by that checkpoint, as an open vocabulary size is.
+    # Set by the initial checkpoint, as an unset vocabulary size is.
     free.add("T5Config.shared_relpos_bias")
   if new.optimizer.schedule == "constant" and new.train_steps >= old.train_steps:
     free.add("RunConfig.train_steps")
@@ -102,7 +102,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 
 @contextlib.contextmanager
 def locked(config: RunConfig) -> Iterator[pathlib.Path]:
-  """MODEL_DIR, made if needed, for one run at a time."""
+  """Creates MODEL_DIR if needed and locks it, for one run at a time."""
   path = pathlib.Path(config.model_dir)
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -122,21 +122,21 @@ def locked(config: RunConfig) -> Iterator[pathlib.Path]:
 
 
 def write_nonce(path: pathlib.Path) -> str:
-  """Writes a word into MODEL_DIR's lock, by which another machine knows that it sees it."""
-  mark = secrets.token_hex(8)
-  (path / LOCK).write_text(mark, encoding="utf-8")
-  return mark
+  """Writes a nonce into MODEL_DIR's lock file, for check_nonce on other machines."""
+  nonce = secrets.token_hex(8)
+  (path / LOCK).write_text(nonce, encoding="utf-8")
+  return nonce
 
 
-def check_nonce(path: pathlib.Path, mark: str) -> None:
-  """Raises UserError where MODEL_DIR is not the folder that another process left the mark in.
+def check_nonce(path: pathlib.Path, nonce: str) -> None:
+  """Raises UserError if MODEL_DIR is not the folder that process 0 wrote the nonce into.
 
-  A network's file system may take a while to show it.
+  Waits, since a network file system may show it late.
   """
-  deadline = time.monotonic() + _MARK_SECONDS
+  deadline = time.monotonic() + _NONCE_SECONDS
   while True:
     try:
-      if (path / LOCK).read_text(encoding="utf-8") == mark:
+      if (path / LOCK).read_text(encoding="utf-8") == nonce:
         return
     except OSError:
       pass
@@ -149,10 +149,10 @@ def check_nonce(path: pathlib.Path, mark: str) -> None:
 
 
 def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
-  """The run's card; of a new run, config.gin, the vocabulary's copy and the card are written.
+  """Returns the run's card; for a new run, writes config.gin, the vocabulary's copy and the card.
 
-  Where the run was begun before, nothing is written, and its data must be the same: else
-  UserError.
+  For a run that was started before, nothing is written, and its data must be the same, else
+  UserError is raised.
   """
   path = pathlib.Path(config.model_dir)
   fingerprints = {
@@ -168,7 +168,7 @@ def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
         "give a new folder, or the old data to resume"
       )
     return card
-  # First of all, since a folder without it is taken for something else than a run.
+  # Written first, since a folder without it is not recognised as a run.
   write_config(config)
   copy = data.vocabulary.save_copy(path)
   card = {
@@ -194,17 +194,17 @@ def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
 
 
 def stored_config(config: RunConfig) -> RunConfig:
-  """The configuration that the run in MODEL_DIR was begun with."""
+  """Reads the configuration of the run in MODEL_DIR."""
   return load_config(RunConfig, [str(pathlib.Path(config.model_dir) / CONFIG)])
 
 
 def has_begun_training(config: RunConfig) -> bool:
-  """Whether the run in MODEL_DIR has weights of its own to go on from."""
+  """Returns whether the run in MODEL_DIR has a checkpoint."""
   return has_checkpoint(pathlib.Path(config.model_dir) / CHECKPOINTS)
 
 
 def is_finished(config: RunConfig, card: dict[str, Any]) -> bool:
-  """Whether the run in MODEL_DIR has nothing left to do."""
+  """Returns whether the run in MODEL_DIR is complete."""
   newest = pathlib.Path(config.model_dir) / CHECKPOINTS / str(card["steps"])
   ended = card["stopped_early"] or card["steps"] >= config.train_steps
   return card["finished"] and ended and newest.is_dir()
@@ -220,7 +220,7 @@ def write_card(directory: pathlib.Path, card: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-  """The versions that numbers depend on."""
+  """Returns the versions of the libraries that results depend on."""
   names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "numpy")
   return {
     "dss_jax": __version__,
@@ -229,7 +229,7 @@ def versions() -> dict[str, str]:
   }
 
 
-# What the program reads from a card, and of which type it must be.
+# The fields of a card that the program reads, with their types.
 _CARD_TYPES: dict[tuple[str, ...], type | types.UnionType] = {
   ("student",): str,
   ("vocabulary", "spec"): str,

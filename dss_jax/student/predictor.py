@@ -1,4 +1,4 @@
-"""A student's answers to rows: read, decoded in batches of like length, written in order."""
+"""A student's predictions for rows, decoded in batches of similar length, in order."""
 
 import functools
 import os
@@ -18,9 +18,9 @@ from dss_jax.progress import ProgressLine, progress_line, say
 from dss_jax.storage.files import PathLike
 from dss_jax.student.student import Student
 
-# So many rows are held in memory and sorted by length at a time.
+# This many rows are in memory, and sorted by length, at a time.
 WINDOW_ROWS = 2048
-# Inputs of a batch are padded to one of these lengths, each of which is compiled once.
+# Inputs are padded to one of these lengths; each is compiled once.
 LENGTHS = sorted({2**n for n in range(4, 14)} | {3 * 2**n for n in range(3, 12)})
 
 
@@ -28,9 +28,9 @@ class Predictor:
   """Decodes greedily with a student's best weights.
 
   Attributes:
-    model: the student's architecture with its layers unrolled, as decoding takes them.
-    params: its weights, laid out so.
-    cut_inputs: for each task, how many texts were cut to the student's longest input so far.
+    model: the student's architecture with its layers unrolled, as decoding needs them.
+    params: its weights in this layout.
+    cut_inputs: the number of truncated inputs so far, by target kind.
   """
 
   def __init__(self, student: Student, mesh: jax.sharding.Mesh, *, batch_size: int = 32):
@@ -54,27 +54,26 @@ class Predictor:
   def answers(
     self,
     texts: Sequence[str],
-    task: str,
+    kind: str,
     *,
     max_output_tokens: int | None = None,
     on_batch=lambda rows: None,
   ) -> list[str]:
-    """The answer to each input text, in order.
+    """Returns the prediction for each input text, in order.
 
     Args:
-      task: "label" or "rationale"; decides on the prefix.
-      max_output_tokens: by default the longest target that the student was trained on, since
-        it has learnt to write no more.
+      kind: "label" or "rationale"; it determines the prefix.
+      max_output_tokens: by default the longest target that the student was trained on.
       on_batch: called with the number of texts answered after each batch.
 
     Raises:
-      UserError: the student was not trained on the task.
+      UserError: the student was not trained on this kind.
     """
-    self._check_trained(task)
+    self._check_trained(kind)
     if max_output_tokens is None:
-      longest = self._student.card["longest_target_tokens"][task]
+      longest = self._student.card["longest_target_tokens"][kind]
       max_output_tokens = min(-(-longest // 8) * 8, self._student.config.data.max_output_tokens)
-    encoded = [self._encode(text, task) for text in texts]
+    encoded = [self._encode(text, kind) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
     answers = [""] * len(texts)
     for start in range(0, len(order), self._batch_size):
@@ -85,28 +84,28 @@ class Predictor:
       on_batch(len(numbers))
     return answers
 
-  def _check_trained(self, task: str) -> None:
+  def _check_trained(self, kind: str) -> None:
     alpha = self._student.config.loss.alpha
-    if task == "rationale" and alpha == 1.0:
+    if kind == "rationale" and alpha == 1.0:
       raise UserError(
         f"{self._student.directory}: was trained on labels alone and has no rationales to give; "
         "leave out --explain, or train a student with `dss distill`"
       )
-    if task == "label" and alpha == 0.0:
+    if kind == "label" and alpha == 0.0:
       raise UserError(
         f"{self._student.directory}: was trained on rationales alone and has no labels to give; "
         "train a student with an --alpha above 0"
       )
 
-  def _encode(self, text: str, task: str) -> list[int]:
+  def _encode(self, text: str, kind: str) -> list[int]:
     vocabulary = self._student.vocabulary
-    ids = vocabulary.encode(self._student.card["prefixes"][task] + text)
+    ids = vocabulary.encode(self._student.card["prefixes"][kind] + text)
     most = self._student.config.data.max_input_tokens - 1
-    self.cut_inputs[task] += len(ids) > most
+    self.cut_inputs[kind] += len(ids) > most
     return [*ids[:most], vocabulary.eos_id]
 
   def _decode(self, inputs: Sequence[list[int]], max_output_tokens: int) -> np.ndarray:
-    """Token ids written for each input, int32 [len(inputs), max_output_tokens]."""
+    """Returns the decoded ids of each input, int32 [len(inputs), max_output_tokens]."""
     longest = max(map(len, inputs))
     length = next((length for length in LENGTHS if length >= longest), longest)
     tokens = np.zeros((self._batch_size, length), np.int32)
@@ -130,10 +129,10 @@ def predict_file(
   explain: bool = False,
   max_output_tokens: int | None = None,
 ) -> int:
-  """Writes each row with its `prediction`, and with `explain` the `rationale`; how many.
+  """Writes rows with `prediction` and, with `explain`, `rationale`; returns their number.
 
-  A rationale that a row has already is overwritten, since what the student says is asked for.
-  The output appears whole or not at all, in the order of the input.
+  A rationale that a row already has is replaced by the student's. The output appears only when
+  complete, in the order of the input.
   """
   total = check_rows(dataset)
   texts_a_row = 2 if explain else 1
@@ -162,9 +161,9 @@ def _predicted(
   for window in _windows(rows, WINDOW_ROWS):
     texts = [row["input_text"] for row in window]
     answers: dict[str, Any] = {}
-    for key, task in (("prediction", "label"), ("rationale", "rationale"))[: 1 + explain]:
+    for key, kind in (("prediction", "label"), ("rationale", "rationale"))[: 1 + explain]:
       answers[key] = predictor.answers(
-        texts, task, max_output_tokens=max_output_tokens, on_batch=advance
+        texts, kind, max_output_tokens=max_output_tokens, on_batch=advance
       )
     for number, row in enumerate(window):
       yield {**row, **{key: texts[number] for key, texts in answers.items()}}

@@ -1,4 +1,4 @@
-"""A student on disk, opened: its configuration, card, vocabulary and weights."""
+"""An opened student: its configuration, card, vocabulary and weights."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ class Student:
 
   @classmethod
   def open(cls, directory: str | os.PathLike[str]) -> "Student":
-    """Reads everything but the weights. Raises UserError where the folder is no student."""
+    """Reads everything but the weights. Raises UserError if the folder is not a student."""
     path = pathlib.Path(directory)
     if not holds_run(path):
       raise UserError(
@@ -41,10 +41,10 @@ class Student:
     return cls(path, config, card, _own_vocabulary(path, card))
 
   def params(self, mesh: Mesh, *, scan_layers: bool | None = None) -> Any:
-    """The weights of the best checkpoint (else the newest), laid out on the mesh.
+    """Restores the weights of the best checkpoint (else the newest) on the mesh.
 
     Args:
-      scan_layers: the layout of the layers; by default the one that it was trained in.
+      scan_layers: the layout of the layers; by default that of training.
     """
     directory = self.directory / CHECKPOINTS
     if not has_checkpoint(directory):
@@ -64,12 +64,12 @@ class Student:
       )
 
   def params_shape(self, mesh: Mesh) -> Any:
-    """The shapes of the weights with their shardings."""
+    """Returns the shapes of the weights with their shardings."""
     return params_shape(self.config.model, mesh, self.config.mesh.weights_over_data)
 
 
 def _own_vocabulary(path: pathlib.Path, card: dict[str, Any]) -> Vocabulary:
-  """The vocabulary that a student was trained with, from its copy if it has a file."""
+  """Loads the vocabulary that a student was trained with, from its copy if it has a file."""
   spec, copy = card["vocabulary"]["spec"], card["vocabulary"]["file"]
   place = spec if copy is None else path / copy
   try:

@@ -1,1 +1,1 @@
-"""The same job under T5X's own trainer, for those who have T5X installed (docs/t5x.md)."""
+"""The same distillation under T5X's own trainer, if T5X is installed (docs/t5x.md)."""

@@ -1,8 +1,8 @@
-"""What T5X's trainer reads: our rows as SeqIO mixtures, and datasets that pair their tasks.
+"""Data for T5X's trainer: our rows as SeqIO mixtures, and datasets that pair their tasks.
 
-T5X's own `get_dataset` draws from the tasks of a mixture one by one, so that the label and the
-rationale of an example seldom meet in a batch. These functions take its place; the order of
-the examples and their tokens are those of `dss distill`.
+T5X's own `get_dataset` samples from the tasks of a mixture independently, so that the label and
+the rationale of an example are rarely in the same batch. These functions replace it; order and
+tokens of the examples are those of `dss distill`.
 """
 
 import dataclasses
@@ -24,40 +24,40 @@ from dss_jax.data.sources import RowSource
 from dss_jax.data.token_store import TokenStore, open_token_store
 from dss_jax.data.vocabularies import T5_VOCABULARY, Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
-from dss_jax.t5x.feature_converter import INPUTS_PART, TARGETS_PART
+from dss_jax.t5x.feature_converter import INPUT_KINDS_FEATURE, TARGET_KINDS_FEATURE
 
-_TASKS = (LABEL, RATIONALE)
-_FEATURES = ("inputs", INPUTS_PART, "targets", TARGETS_PART)
+_KINDS = (LABEL, RATIONALE)
+_FEATURES = ("inputs", INPUT_KINDS_FEATURE, "targets", TARGET_KINDS_FEATURE)
 
 # Row lengths are multiples of this; on a TPU, of a vector register's eight sublanes.
 _LENGTH_MULTIPLE = 8
 
 _log = logging.getLogger(__name__)
 
-# The rows behind each name that SeqIO knows a mixture of ours by.
+# The rows and vocabulary of each mixture that we registered with SeqIO, by name.
 _opened: dict[str, tuple[RowSource, Vocabulary]] = {}
 
 
 def vocabulary(config: DataConfig) -> seqio.Vocabulary:
-  """The vocabulary of the model and the tasks; T5's own unless the configuration names one."""
+  """Returns the vocabulary of the model and the tasks; by default T5's own."""
   return _vocabulary(config).to_seqio()
 
 
 def training_mixture(config: DataConfig) -> str:
-  """Registers the rows to train on with SeqIO; the name of their mixture.
+  """Registers the rows to train on with SeqIO; returns the name of their mixture.
 
-  Raises UserError where the configuration names no data, or rows are not as they must be.
+  Raises UserError if the configuration names no data, or if rows are invalid.
   """
   return _registered(sources(config)[0], config)
 
 
 def evaluation_mixture(config: DataConfig) -> str:
-  """Registers the rows to evaluate on; the name of their mixture. Raises as above."""
+  """Registers the rows to evaluate on; returns the name of their mixture. Raises as above."""
   return _registered(_evaluation_source(config), config)
 
 
 def evaluation_task(config: DataConfig) -> str:
-  """As evaluation_mixture; the name of its task of labels, for T5X's inference evaluation."""
+  """Registers as evaluation_mixture; returns its label task, for T5X's inference evaluation."""
   source = _evaluation_source(config)
   _registered(source, config)
   return task_names(source)[LABEL]
@@ -71,7 +71,7 @@ def _evaluation_source(config: DataConfig) -> RowSource:
       "evaluation out with --gin.EVALUATION=None"
     )
   if evaluation.name == train.name:
-    # Files of one name in two folders: SeqIO would have the second in place of the first.
+    # Two files of the same name: the second would replace the first in SeqIO's registry.
     return dataclasses.replace(evaluation, name=f"{evaluation.name}_evaluation")
   return evaluation
 
@@ -98,17 +98,16 @@ def get_dataset(
   num_epochs: int | None = None,
   continue_from_last_checkpoint: bool = False,
 ) -> tf.data.Dataset:
-  """Batches for T5X's trainer (its `get_dataset_fn`): this host's share of cfg.batch_size rows.
+  """Returns batches for T5X's trainer (its `get_dataset_fn`): this host's share of the rows.
 
-  An example with its label and its rationale lies in one row. Without packing a row holds one
-  example, so cfg.batch_size is the number of examples; with packing as many as fit. Without
-  packing the examples of a batch follow from (cfg.seed, step) alone and are those of
-  `dss distill`, over however many hosts they are spread. A saved iterator is a position in
-  that order.
+  Label and rationale of an example are in one row. Without packing a row has one example, so
+  cfg.batch_size is the number of examples; with packing it has as many as fit. Without packing,
+  the examples of a batch depend on (cfg.seed, step) alone and are those of `dss distill`, for any
+  number of hosts. A saved iterator is a position in that order.
 
   Args:
-    cfg: its mixture_or_task_name is what training_mixture gave; task_feature_lengths are the
-      tokens that one sequence may have and, with packing, the least that a row has room for.
+    cfg: its mixture_or_task_name comes from training_mixture; task_feature_lengths are the
+      longest a sequence may be and, with packing, the shortest a row may be.
 
   Raises:
     UserError: the mixture is not ours, or the batch does not divide over the hosts.
@@ -137,14 +136,14 @@ def get_evaluation_datasets(
   eval_steps: int,
   feature_converter_cls: Callable[..., seqio.FeatureConverter],
 ) -> Mapping[str, tf.data.Dataset]:
-  """The evaluation for T5X's trainer (its `train_eval_get_dataset_fn`), by mixture.
+  """Returns the evaluation data for T5X's trainer (its `train_eval_get_dataset_fn`), by mixture.
 
-  Every example exactly once, in the order of the rows; the last batch is filled up with empty
-  rows, which count for nothing. Every host gets as many batches, whatever the packing: each
-  works out all rows and takes its own.
+  Every example occurs once, in the order of the rows; the last batch is completed with empty rows,
+  which have no weight. Every host gets the same number of batches, with packing too: each
+  computes all rows and takes its own.
 
   Args:
-    eval_steps: at most so many batches; what is left out is logged.
+    eval_steps: the limit of batches; a warning is logged if it leaves out some.
 
   Raises:
     UserError: as get_dataset does.
@@ -173,10 +172,10 @@ def get_evaluation_datasets(
 
 
 class _Examples:
-  """The tokens of a mixture of ours."""
+  """The tokens of a mixture that we registered."""
 
   def __init__(self, cfg: utils.DatasetConfig):
-    """Raises UserError where the mixture is not ours, or has no rows."""
+    """Raises UserError if the mixture is not ours, or has no rows."""
     self.name = cfg.mixture_or_task_name
     if self.name not in _opened:
       raise UserError(
@@ -189,11 +188,11 @@ class _Examples:
       max_input_tokens=lengths["inputs"],
       max_output_tokens=lengths["targets"],
     )
-    self._examples = usable_examples(self._store, _TASKS)
+    self._examples = usable_examples(self._store, _KINDS)
     _log.info("%s: cut to %s: %s", self.name, dict(lengths), self._store.truncated)
 
   def stream(self, seed: int | None, num_epochs: int | None) -> tf.data.Dataset:
-    """Example numbers, shuffled anew each epoch, or in their order where the seed is None."""
+    """Returns example numbers, shuffled in each epoch, or in order if the seed is None."""
     count = len(self._examples)
     end = np.iinfo(np.int64).max if num_epochs is None else num_epochs * count
     dataset = tf.data.Dataset.range(end)
@@ -212,7 +211,7 @@ class _Examples:
     cfg: utils.DatasetConfig,
     feature_converter_cls: Callable[..., seqio.FeatureConverter],
   ) -> tf.data.Dataset:
-    """The rows of these examples, as the feature converter makes them."""
+    """Returns the rows of these examples, made by the feature converter."""
     dataset = _mapped(numbers, self._example, [tf.int32] * len(_FEATURES))
 
     def named(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -226,19 +225,19 @@ class _Examples:
     return converter(dataset.map(named), self._row_lengths(cfg))
 
   def _example(self, number: np.int64) -> list[np.ndarray]:
-    """The four features of an example, its label's sequence before its rationale's."""
-    inputs = [self._store.input_tokens(int(number), task) for task in _TASKS]
-    targets = [self._store.target_tokens(int(number), task) for task in _TASKS]
+    """Returns the four features of an example, the label's sequence before the rationale's."""
+    inputs = [self._store.input_tokens(int(number), kind) for kind in _KINDS]
+    targets = [self._store.target_tokens(int(number), kind) for kind in _KINDS]
     sides: list[np.ndarray] = []
     for side in (inputs, targets):
       sides += [
         np.concatenate(side).astype(np.int32),
-        np.repeat(np.array(_TASKS, np.int32) + 1, [len(tokens) for tokens in side]),
+        np.repeat(np.array(_KINDS, np.int32) + 1, [len(tokens) for tokens in side]),
       ]
     return sides
 
   def _row_lengths(self, cfg: utils.DatasetConfig) -> dict[str, int]:
-    """The least lengths that hold every example; with packing, no less than the given ones."""
+    """Returns the smallest lengths that fit every example; with packing, at least those given."""
     lengths = {}
     for name, tokens in (
       ("inputs", self._store.input_lengths),
@@ -253,10 +252,10 @@ class _Examples:
 def _mapped(
   dataset: tf.data.Dataset, function: Callable[..., Any], types: list[tf.DType]
 ) -> tf.data.Dataset:
-  """The dataset with a pure Python function applied, such that its iterator can be saved."""
+  """Applies a pure Python function to a dataset, so that its iterator can still be saved."""
   output = types if len(types) > 1 else types[0]
   dataset = dataset.map(lambda element: tf.numpy_function(function, [element], output))
   options = tf.data.Options()
-  # TensorFlow takes every Python function for one with a state of its own.
+  # TensorFlow assumes that every Python function has state.
   options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
   return dataset.with_options(options)

@@ -18,7 +18,7 @@ from dss_jax.losses.objective import Objective
 
 @flax.struct.dataclass
 class TokenMean(clu_metrics.Metric):
-  """A mean over the tokens of all batches merged; 0 where there was none."""
+  """A mean over the tokens of all merged batches; 0 if there are none."""
 
   total: jax.Array
   weight: jax.Array
@@ -32,7 +32,7 @@ class TokenMean(clu_metrics.Metric):
 
 @flax.struct.dataclass
 class TotalLoss(clu_metrics.Metric):
-  """The total loss of all batches merged: of each term, factor times its mean over all tokens.
+  """The total loss of all merged batches: the sum of factor times mean over the terms.
 
   Attributes:
     totals, weights: the LossSum of each term, float32 [terms].

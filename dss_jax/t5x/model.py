@@ -1,4 +1,4 @@
-"""The step-by-step loss under T5X: its encoder-decoder model with another loss, and a trainer."""
+"""The step-by-step loss under T5X: an encoder-decoder model with that loss, and a trainer."""
 
 import functools
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class StepByStepModel(models.EncoderDecoderModel):
   FEATURE_CONVERTER_CLS = StepByStepFeatureConverter
 
   def __init__(self, *arguments: Any, alpha: float = 0.5, **named: Any):
-    """Takes what T5X's EncoderDecoderModel does, and alpha from 0 to 1."""
+    """Takes the arguments of T5X's EncoderDecoderModel, and alpha from 0 to 1."""
     if not 0 <= alpha <= 1:
       raise UserError(f"ALPHA is {alpha}, but it must lie from 0 to 1; choose another")
     super().__init__(*arguments, **named)
@@ -42,12 +42,12 @@ class StepByStepModel(models.EncoderDecoderModel):
     batch: Mapping[str, jax.Array],
     dropout_rng: jax.Array | None,
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """The loss, and the metrics of dss_jax beside T5X's.
+    """Computes the loss, and the metrics of dss_jax together with T5X's.
 
     Args:
-      batch: [rows, length] arrays; where StepByStepTrainer has cut it out of a larger one, the
-        loss is the part of the larger one's loss that these rows contribute.
-      dropout_rng: None is evaluation.
+      batch: [rows, length] arrays. For a microbatch of StepByStepTrainer, the loss is the part of
+        the whole batch's loss that these rows contribute.
+      dropout_rng: None in evaluation.
     """
     training = dropout_rng is not None
     logits_RMV = self._compute_logits(params, batch, dropout_rng)
@@ -76,7 +76,7 @@ class StepByStepModel(models.EncoderDecoderModel):
       loss=loss,
       segment_ids={side: batch[f"{side}_segment_ids"] for side in ("encoder", "decoder")},
     )
-    # A mean over tokens divided by tokens once more says nothing.
+    # These would divide a mean over tokens by the number of tokens again.
     for name in ("loss_per_nonpadding_target_token", "loss_per_all_target_tokens"):
       del metrics[name]
     named = named_metrics(self.objective, sums, "train" if training else "eval")
@@ -105,10 +105,10 @@ def _over_whole_batch(sums: Sums, batch: Mapping[str, jax.Array]) -> Sums:
 
 
 class StepByStepTrainer(trainer.Trainer):
-  """T5X's trainer, whose microbatches together give exactly the whole batch's gradient.
+  """T5X's trainer, with microbatches whose gradients sum to that of the whole batch.
 
-  T5X adds up the gradients of microbatches. A microbatch has more or fewer label tokens than
-  its share, so dividing by its own would weigh its tokens wrongly.
+  T5X sums the gradients of microbatches. Dividing each by its own number of tokens would weight
+  tokens wrongly, since microbatches differ in their number of label tokens.
   """
 
   @functools.cached_property

@@ -18,31 +18,31 @@ from dss_jax.errors import UserError
 from dss_jax.storage.files import reason
 from dss_jax.train.step import TrainState
 
-# Orbax tells every step of its work at levels below this.
+# Below this level Orbax logs every step of its work.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def has_checkpoint(directory: pathlib.Path) -> bool:
-  """Whether at least one checkpoint was saved there to the end."""
+  """Returns whether the folder has at least one complete checkpoint."""
   return any(path.name.isdecimal() for path in directory.glob("*"))
 
 
 def rank_of(metrics: Mapping[str, float]) -> tuple[float, float]:
-  """Better is larger: the label's accuracy, and of two alike, the smaller loss."""
+  """Returns the sort key of a checkpoint: accuracy, then the smaller loss; larger is better."""
   return metrics["accuracy"], -metrics["loss"]
 
 
 class Checkpoints:
   """The checkpoints of one run, under MODEL_DIR/checkpoints.
 
-  Each holds the weights (`params`), the optimizer's state (`optimizer`) and what the loop
-  remembers between steps (`progress`), so that resuming needs nothing else.
+  Each has the weights (`params`), the optimizer's state (`optimizer`) and the loop's state
+  (`progress`): all that resuming needs.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep_best: bool, read_only: bool = False):
-    """Opens the folder, or makes it unless it is for reading only.
+    """Opens the folder, and creates it unless read_only.
 
-    Raises UserError where the list of its checkpoints cannot be read.
+    Raises UserError if the list of its checkpoints cannot be read.
     """
     if directory.exists() and not directory.is_dir():
       raise UserError(f"{directory}: is a file where the checkpoints should be; remove it")
@@ -57,7 +57,7 @@ class Checkpoints:
       best_fn=rank_of if keep_best else None,
       best_mode="max",
       enable_async_checkpointing=not read_only,
-      # What a kill left unfinished would stay for good.
+      # Removes checkpoints that a killed run left incomplete.
       cleanup_tmp_directories=not read_only,
       read_only=read_only,
     )
@@ -71,10 +71,10 @@ class Checkpoints:
     progress: Mapping[str, Any],
     metrics: Mapping[str, float] | None,
   ) -> None:
-    """Begins to save; returns when the state is copied off the devices.
+    """Starts saving; returns when the state is copied from the devices.
 
     Args:
-      metrics: `accuracy` and `loss` of the label task; None where it was not evaluated.
+      metrics: `accuracy` and `loss` that rank the checkpoint; None if it was not evaluated.
     """
     self._manager.save(
       step,
@@ -91,15 +91,15 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """The step of the best evaluation; the newest where none was evaluated."""
+    """Returns the step of the best evaluation, or the newest step if none was evaluated."""
     with self._reading(self._directory):
       best = self._manager.best_step()
     return self._manager.latest_step() if best is None else best
 
   def restore(self, step: int, shape: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the progress of a step, laid out as `shape` says (its shardings).
+    """Restores the state and the progress of a step, with the shardings of `shape`.
 
-    Raises UserError where the checkpoint cannot be read or is of another shape.
+    Raises UserError if the checkpoint cannot be read or has another shape.
     """
     with self._reading(self._directory / str(step)):
       restored = self._manager.restore(
@@ -117,7 +117,7 @@ class Checkpoints:
     return state, restored["progress"]
 
   def restore_params(self, step: int, shape: Any) -> Any:
-    """The weights of a step alone; raises as restore does."""
+    """Restores only the weights of a step; raises as restore does."""
     with self._reading(self._directory / str(step)):
       restored = self._manager.restore(
         step, args=ocp.args.Composite(params=ocp.args.StandardRestore(shape))
@@ -125,7 +125,7 @@ class Checkpoints:
     return restored["params"]
 
   def wait(self) -> None:
-    """Returns when everything saved is on disk."""
+    """Waits until everything saved is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -133,8 +133,8 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _reading(self, place: pathlib.Path) -> Iterator[None]:
-    """Turns whatever Orbax and TensorStore raise over damaged files into one sentence."""
-    with _silent_stragglers():
+    """Turns what Orbax and TensorStore raise for damaged files into a UserError."""
+    with _suppressed_late_tracebacks():
       try:
         yield
       except Exception as error:
@@ -145,11 +145,11 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _silent_stragglers() -> Iterator[None]:
-  """Keeps reads that end after another one failed from printing tracebacks.
+def _suppressed_late_tracebacks() -> Iterator[None]:
+  """Suppresses tracebacks of concurrent reads that end after another read has failed.
 
-  They report to an event loop that is closed by then, at any time until the program ends, so
-  what was needed once stays.
+  They may end at any time before the program does, when their event loop is closed, so after a
+  failure the suppression stays.
   """
   before = sys.unraisablehook
 
@@ -161,7 +161,7 @@ def _silent_stragglers() -> Iterator[None]:
   try:
     yield
   except BaseException:
-    # Of each such read, asyncio tells that nobody asked for its exception.
+    # asyncio logs an error for each such read, whose exception nobody retrieved.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     raise
   sys.unraisablehook = before

@@ -1,4 +1,4 @@
-"""Programs compiled before they are needed, by threads of their own."""
+"""Compilation of programs in background threads, before they are needed."""
 
 import concurrent.futures
 import os
@@ -9,14 +9,14 @@ import jax
 
 
 class CompiledAhead:
-  """Compiled programs by key, worked on in the order given while other things go on.
+  """Compiles programs, by key and in the given order, in background threads.
 
-  A run meets several shapes of batches. Compiled when first met, each would stop the devices
-  for as long as it takes; so they stand still for the first alone.
+  A run has several batch shapes. If each were compiled at its first batch, the devices would
+  be idle meanwhile; this way they wait for the first shape only.
   """
 
   def __init__(self, programs: Mapping[Any, Callable[[], jax.stages.Lowered]]):
-    # Tracing holds Python's lock, compiling does not; half of the processors are left to others.
+    # Tracing needs the GIL, compiling does not; half of the processors stay free for training.
     threads = max(1, min(len(programs), (os.cpu_count() or 2) // 2))
     self._threads = concurrent.futures.ThreadPoolExecutor(threads, "compiling")
     self._programs = {
@@ -24,15 +24,15 @@ class CompiledAhead:
     }
 
   def get(self, key: Any) -> Callable | None:
-    """The program, waited for if it is not ready; None where it was not asked for.
+    """Returns the program, waiting until it is compiled; None for an unknown key.
 
-    Raises whatever compiling it raised.
+    Raises what compiling it raised.
     """
     program = self._programs.get(key)
     return None if program is None else program.result()
 
   def close(self) -> None:
-    """Begins no other program. One that is being worked on cannot be stopped."""
+    """Cancels the programs that are not being compiled yet."""
     self._threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""Teacher-forced evaluation over a whole set, as sums divided once."""
+"""Teacher-forced evaluation of a whole data set."""
 
 import functools
 from typing import Any

@@ -1,10 +1,10 @@
-"""The order of events of a run: step, log, evaluate, stop early, save, resume.
+"""The training loop: step, log, evaluate, stop early, save, resume.
 
-Nothing here waits for the device except where numbers are read: a step's metrics are read
-after the next step was sent off, and the next batch is packed by a thread meanwhile.
+It waits for the device only to read numbers: the metrics of a step are read after the next step
+is dispatched, and a thread packs the next batch meanwhile.
 
-In a run of several processes all of them go through it alike: what is decided here follows from
-numbers that every device has, and only process 0 writes them down.
+With several processes, each runs the same loop: its decisions depend on values that all devices
+have, and only process 0 writes metrics.
 """
 
 import concurrent.futures
@@ -33,12 +33,12 @@ from dss_jax.train.step import Trainer, TrainState
 
 @dataclasses.dataclass
 class Progress:
-  """What the loop remembers between steps; saved with every checkpoint."""
+  """The state of the loop besides the weights; saved with every checkpoint."""
 
   best_accuracy: float = -math.inf
   evaluations_since_best: int = 0
   stopped_early: bool = False
-  # The metrics of the newest evaluation, and of the one that checkpoints are ranked first by.
+  # The metrics of the newest evaluation, and of the best one.
   evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   best_evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   best_rank: tuple[float, float] = (-math.inf, -math.inf)
@@ -46,17 +46,17 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """How a run ended."""
+  """The result of a run."""
 
   step: int
   best_step: int
   stopped_early: bool
-  evaluation: dict[str, float]  # of best_step; empty without evaluation data
+  evaluation: dict[str, float]  # at best_step; empty without evaluation data
   padding_shares: dict[str, float]
 
 
 class Loop:
-  """One run, from its newest checkpoint (or its first step) to its end."""
+  """Runs training from the newest checkpoint, or from step 0, to the end."""
 
   def __init__(
     self,
@@ -81,14 +81,13 @@ class Loop:
     """Trains to the end of the run.
 
     Args:
-      initial_state: gives the state that a run without a checkpoint of its own starts from;
-        by default it is fresh.
-      on_start: called with the number of steps taken earlier, once their state is read.
+      initial_state: returns the state to start from if the run has no checkpoint; by default
+        freshly initialised.
+      on_start: called with the number of steps already taken, once the state is restored.
 
     Raises:
-      TrainingDiverged: a loss, gradient or weight is not finite; the last good checkpoint
-        stands.
-      Preempted: a signal asked to stop, and the state was saved.
+      TrainingDiverged: a loss, gradient or weight is non-finite; the last checkpoint is kept.
+      Preempted: a signal asked to stop; the state is saved.
     """
     config = self._config
     keep_best = self._eval_batches is not None and config.evaluation.checkpoint_selection
@@ -115,7 +114,7 @@ class Loop:
       self._checkpoints.close()
 
   def _restore(self, initial_state: Callable[[], TrainState] | None) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and step, or the initial state and 0."""
+    """Returns the newest checkpoint's state and step, or the initial state and 0."""
     step = self._checkpoints.latest_step()
     if step is None:
       return (initial_state or self._trainer.init_state)(), 0
@@ -128,7 +127,7 @@ class Loop:
   ) -> tuple[TrainState, int]:
     """Takes steps until the last one, an early stop or a signal."""
     config = self._config
-    unread: tuple[int, Any] | None = None
+    pending: tuple[int, Any] | None = None
     clock = _Clock(config.batch_size)
     vote = StopVote(self._trainer.mesh)
     with concurrent.futures.ThreadPoolExecutor(1, "batches") as thread:
@@ -139,23 +138,23 @@ class Loop:
         state, metrics = self._trainer.train_step(state, batch)
         step += 1
         stopped_by = vote.cast(stop.number)
-        if unread:
-          self._log(*unread, clock, line)
+        if pending:
+          self._log(*pending, clock, line)
         clock.tick()
-        unread = (step, metrics)
+        pending = (step, metrics)
         evaluate_now = self._is_due(step, config.evaluation.interval_steps)
         save_now = self._is_due(
           step, config.checkpoint_interval_steps or config.evaluation.interval_steps
         )
         if not (evaluate_now or save_now or stopped_by):
           continue
-        self._log(*unread, clock, line)
-        unread = None
+        self._log(*pending, clock, line)
+        pending = None
         self._check_finite(step, {"the norm of the weights": self._trainer.weight_norm(state)})
-        judged = None
+        ranking = None
         if evaluate_now and self._eval_batches is not None:
-          judged = self._evaluate(state, step, line)
-        self._save(state, step, judged)
+          ranking = self._evaluate(state, step, line)
+        self._save(state, step, ranking)
         clock.restart()
         if stopped_by and step < config.train_steps and not self._progress.stopped_early:
           self._checkpoints.wait()
@@ -166,13 +165,13 @@ class Loop:
     return step % interval_steps == 0 or step == self._config.train_steps
 
   def _batch(self, step: int) -> dict[str, jax.Array]:
-    """Step n's batch on the mesh, n from 0."""
+    """Returns the batch of step n (from 0) on the mesh."""
     packing, sequences = self._train_batches.pack(step)
     fill = functools.partial(self._train_batches.packed.fill, packing, sequences)
     return self._trainer.to_mesh(packing.shape.rows, fill)
 
   def _log(self, step: int, metrics: Any, clock: "_Clock", line: ProgressLine) -> None:
-    """Reads a step's numbers, writes them, and refuses to go on from numbers that are none."""
+    """Writes a step's metrics; raises TrainingDiverged if one is non-finite."""
     sums, gradient_norm = jax.device_get((metrics["sums"], metrics["gradient_norm"]))
     named = named_metrics(self._objective, sums, "train")
     named["train_gradient_norm"] = float(gradient_norm)
@@ -182,7 +181,7 @@ class Loop:
     line.update(step, note_of(named))
 
   def _check_finite(self, step: int, named: Mapping[str, float]) -> None:
-    """Raises TrainingDiverged, with what to try, where a number is none."""
+    """Raises TrainingDiverged, with what to try, if a value is non-finite."""
     bad = [name for name, value in named.items() if not math.isfinite(value)]
     if not bad:
       return
@@ -200,23 +199,23 @@ class Loop:
     )
 
   def _evaluate(self, state: TrainState, step: int, line: ProgressLine) -> dict[str, float]:
-    """Evaluates, judges the label task, and returns what the checkpoint is ranked by."""
+    """Evaluates, updates early stopping, and returns the metrics that rank the checkpoint."""
     assert self._eval_batches is not None
     sums = jax.device_get(evaluate(self._trainer, state.params, self._eval_batches))
     named = named_metrics(self._objective, sums, "eval")
     self._check_finite(step, named)
     self._writer.write(step, named)
-    judged = self._objective.judged_kind
-    loss, accuracy = (float(sums[f"{judged}/{figure}"].mean()) for figure in ("loss", "accuracy"))
+    kind = self._objective.ranking_kind
+    loss, accuracy = (float(sums[f"{kind}/{figure}"].mean()) for figure in ("loss", "accuracy"))
     line.say(
       f"step {step}: evaluation loss {named['eval_total_loss']:.4f}, "
-      f"{judged} accuracy {accuracy:.4f}, {judged} loss {loss:.4f}"
+      f"{kind} accuracy {accuracy:.4f}, {kind} loss {loss:.4f}"
     )
-    self._judge(accuracy, loss, named)
+    self._update_best(accuracy, loss, named)
     return {"accuracy": accuracy, "loss": loss}
 
-  def _judge(self, accuracy: float, loss: float, named: dict[str, float]) -> None:
-    """Early stopping: no growth beyond min_improvement in `patience` evaluations in a row."""
+  def _update_best(self, accuracy: float, loss: float, named: dict[str, float]) -> None:
+    """Updates the best evaluation and early stopping (see EvaluationConfig)."""
     config, progress = self._config.evaluation, self._progress
     if accuracy > progress.best_accuracy + config.min_improvement:
       progress.best_accuracy = accuracy
@@ -231,13 +230,13 @@ class Loop:
       config.early_stopping and progress.evaluations_since_best >= config.patience
     )
 
-  def _save(self, state: TrainState, step: int, judged: dict[str, float] | None) -> None:
+  def _save(self, state: TrainState, step: int, ranking: dict[str, float] | None) -> None:
     self._writer.flush()
-    self._checkpoints.save(state, step, dataclasses.asdict(self._progress), judged)
+    self._checkpoints.save(state, step, dataclasses.asdict(self._progress), ranking)
 
 
 class _Clock:
-  """Rates over the steps since the last pause; pauses (compiling, evaluating) do not count."""
+  """Measures steps per second since the last pause; compiling and evaluating do not count."""
 
   def __init__(self, batch_size: int):
     self._batch_size = batch_size
@@ -248,7 +247,7 @@ class _Clock:
     self._steps = 0
 
   def tick(self) -> None:
-    """A step was sent off and the one before it has ended; the first starts the clock."""
+    """Counts a finished step; the first call only starts the clock."""
     self._now = time.monotonic()
     if self._since is None:
       self._since = self._now
@@ -256,7 +255,7 @@ class _Clock:
       self._steps += 1
 
   def rates(self) -> dict[str, float]:
-    """Steps and examples a second, as far as they are known."""
+    """Returns steps and examples per second, or nothing before the second step."""
     if self._since is None or not self._steps:
       return {}
     steps_per_second = self._steps / max(self._now - self._since, 1e-9)

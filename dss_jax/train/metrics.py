@@ -1,4 +1,4 @@
-"""The names of metrics, and their writers: metrics.jsonl and TensorBoard, live."""
+"""The names of metrics, and their writer: metrics.jsonl and TensorBoard, live."""
 
 import functools
 import json
@@ -45,8 +45,7 @@ class MetricsWriter:
   """Writes the same numbers to MODEL_DIR/metrics.jsonl and MODEL_DIR/tensorboard.
 
   A line of metrics.jsonl is {"step": n, name: value, ...}. A run that resumes after step n
-  drops the lines beyond n, which the steps to come will write again, and TensorBoard is told
-  to do the same.
+  removes the lines of later steps, which it will write again, and makes TensorBoard discard them.
   """
 
   def __init__(self, model_dir: pathlib.Path, *, resume_step: int):
@@ -55,16 +54,16 @@ class MetricsWriter:
     self._file = path.open("a", encoding="utf-8")
     folder = model_dir / "tensorboard"
     folder.mkdir(exist_ok=True)
-    # tensorboardX's SummaryWriter leaves writing to a thread: a run that is killed would lack,
-    # for good, events of steps that its checkpoint lies after. The suffix keeps two files of
-    # one second apart, which would be one file, begun anew.
+    # tensorboardX's SummaryWriter writes in a thread, so a killed run would lose events of steps
+    # before its checkpoint. The suffix makes the name unique: a second file of the same second
+    # would overwrite the first.
     self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
-    # Events of this step and later ones, from before a stop, are void.
+    # Makes TensorBoard discard earlier events of this step and later ones.
     purge = Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
     self._events.write_event(purge)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds a step's numbers; they can be read, by TensorBoard too, when this returns."""
+    """Writes a step's metrics; other programs can read them when this returns."""
     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
     self._file.flush()
     for name, value in metrics.items():
@@ -72,7 +71,7 @@ class MetricsWriter:
     self._events.flush()
 
   def flush(self) -> None:
-    """Puts everything written on disk; called before a checkpoint of the same step."""
+    """Syncs everything written to disk; called before a checkpoint of the same step."""
     sync(self._file)
 
   def close(self) -> None:
@@ -81,7 +80,7 @@ class MetricsWriter:
 
 
 class NoWriter:
-  """In place of a MetricsWriter, where another process writes the same numbers."""
+  """A MetricsWriter that writes nothing, for processes other than process 0."""
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -91,7 +90,7 @@ class NoWriter:
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
-  """Removes lines of later steps, and a last line that a kill cut short."""
+  """Removes the lines of later steps, and an incomplete last line."""
   if not path.exists():
     return
   kept = []

@@ -7,7 +7,7 @@ from dss_jax.train.per_layer import per_layer
 
 
 def learning_rate(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
-  """The learning rate of each step, counted from 0.
+  """Returns the learning rate of each step, counted from 0.
 
   base_learning_rate * learning_rate_multiplier after a linear warm-up from 0; then constant,
   or falling linearly to 0 at train_steps (as the published code of the paper does, without
@@ -21,7 +21,7 @@ def learning_rate(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
   }[config.schedule]()
   if config.warmup_steps == 0:
     return after
-  # The first step already learns: step s of the warm-up takes (s + 1) / warmup_steps.
+  # Step s of the warm-up uses (s + 1) / warmup_steps, so that step 0 is not lost.
   warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps - 1)
   return optax.join_schedules([warmup, after], [config.warmup_steps])
 
@@ -29,19 +29,19 @@ def learning_rate(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, train_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-  """The update rule: clipping by global norm, then Adafactor or AdamW.
+  """Returns the update rule: clipping by global norm, then Adafactor or AdamW.
 
   Adafactor (Shazeer and Stern 2018) as T5X fine-tunes: factored second moments with decay
   1 - t^-0.8, updates clipped to RMS 1 and scaled by the parameter's RMS, no momentum. AdamW
-  with beta 0.9 and 0.999 and epsilon 1e-8, as the paper's published code. With both, a step
-  takes learning rate * weight_decay of each weight off it.
+  with beta 0.9 and 0.999 and epsilon 1e-8, as the paper's published code. Both
+  subtract learning rate * weight_decay times each weight.
   """
   schedule = learning_rate(config, train_steps)
   if config.name == "adafactor":
     decay = config.weight_decay
 
     def decay_rate(step):
-      # optax takes Adafactor's decay as it is; times the learning rate, it means what AdamW's does.
+      # optax's Adafactor does not multiply the decay by the learning rate, as its AdamW does.
       return decay * schedule(step)
 
     rule = per_layer(

@@ -1,4 +1,4 @@
-"""An update rule that looks at whole weights, given each layer of a scanned stack by itself."""
+"""Update rules that depend on whole matrices, applied to each layer of scanned stacks."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import optax
 
 from dss_jax.model.layer_stacks import LAYERS, STACKS, is_scanned
 
-# The part of the parameters that no stack holds.
+# The parameters outside the stacks.
 _REST = "rest"
 
 
 def per_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The rule, with the layers of scanned stacks taken for the weights that they are unrolled.
+  """Returns the rule, applied to each layer of a scanned stack separately.
 
-  Adafactor factors a matrix into its rows and columns, and scales an update by the sizes of
-  the matrix and of the update: of one with all layers in it, it would make another update.
-  A network whose layers are unrolled gets the rule as it is, state included.
+  Adafactor factors a matrix into rows and columns, and scales an update by the RMS of the matrix
+  and of the update. Applied to an array of all layers, it would compute another update.
+  For unrolled layers the rule and its state are unchanged.
   """
 
   def init(params: Any) -> Any:
@@ -41,9 +41,9 @@ def per_layer(rule: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def _parts(params: Any) -> dict[str, Any]:
-  """Each stack's layers, which lie along the first axis of their arrays, and the rest.
+  """Splits the tree into each stack's layers (stacked along axis 0) and the rest.
 
-  Within its part a weight has the path that it has in the whole, by which its sharding is found.
+  A weight keeps its path within its part, since its sharding is looked up by path.
   """
   parts = {stack: {stack: {LAYERS: params[stack][LAYERS]}} for stack in STACKS}
   rest = dict(params)

@@ -1,7 +1,7 @@
 """One training step and one evaluation step: pure functions, jitted with shardings.
 
-The state is donated, so the step updates it in place. Loss and accuracy come from the same
-forward pass that the gradient does.
+The state is donated, so the step updates it in place. Loss, accuracy and gradient come from the
+same forward pass.
 """
 
 import functools
@@ -29,7 +29,7 @@ Arrays = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-  """What a checkpoint holds. `step` counts the steps taken, int32."""
+  """Weights, optimizer state and the number of steps taken (int32): what a checkpoint saves."""
 
   step: jax.Array
   params: Any
@@ -66,7 +66,7 @@ class Trainer:
       out_shardings=(self.state_shardings, replicated),
       donate_argnums=0,
     )
-    # An argument of the compiled functions, so that runs that differ in it share them.
+    # An argument and not a constant, so that runs with other seeds reuse the compiled functions.
     self._seed = np.uint32(config.seed)
     self._evaluate = jax.jit(
       self._eval_step, in_shardings=(weight_shardings, batch_sharding), out_shardings=replicated
@@ -77,7 +77,7 @@ class Trainer:
     self._ahead = CompiledAhead({})
 
   def init_state(self) -> TrainState:
-    """Freshly initialised weights, laid out on the mesh; a function of the seed alone."""
+    """Returns freshly initialised weights, sharded over the mesh; they depend on the seed alone."""
 
     def init(seed):
       key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -86,8 +86,8 @@ class Trainer:
     return self._on_mesh(jax.jit(init, out_shardings=self.state_shardings), self._seed)
 
   def state_from_params(self, params: Any) -> TrainState:
-    """A state that starts from given weights, already laid out on the mesh."""
-    # Those of another run may be split over other axes than this run's.
+    """Returns a state at step 0 with the given weights, which are on the mesh already."""
+    # Another run's weights may be sharded over other axes.
     params = jax.device_put(params, self.state_shardings.params)
     return self._on_mesh(
       jax.jit(
@@ -99,12 +99,12 @@ class Trainer:
     )
 
   def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
-    """The state after one update, and the step's `sums` (Sums) and `gradient_norm`."""
+    """Takes one step; returns the new state, and the step's `sums` (Sums) and `gradient_norm`."""
     train = self._ahead.get(("train", _shape_of(batch))) or self._train
     return self._on_mesh(train, state, batch, self._seed)
 
   def compile_ahead(self, train: Iterable[RowShape], evaluate: Iterable[RowShape]) -> None:
-    """Begins to compile the steps for batches of these shapes, in this order, in other threads."""
+    """Starts compiling the steps for batches of these shapes, in this order, in other threads."""
     self.stop_compiling()
     self._ahead = CompiledAhead(
       {("train", shape): functools.partial(self.lower, shape) for shape in train}
@@ -112,34 +112,34 @@ class Trainer:
     )
 
   def stop_compiling(self) -> None:
-    """Ends what compile_ahead began."""
+    """Cancels what compile_ahead started."""
     self._ahead.close()
     self._ahead = CompiledAhead({})
 
   def lower(self, shape: RowShape) -> jax.stages.Lowered:
-    """The training step for batches of the shape, ready to be compiled.
+    """Lowers the training step for batches of the shape.
 
-    The mesh may be one of devices that are not here, as of a topology to plan for.
+    The mesh may consist of devices that are not attached, such as a TPU topology to plan for.
     """
     return self._on_mesh(self._train.lower, self.state_shape, self._batch_shape(shape), self._seed)
 
   def lower_eval(self, shape: RowShape) -> jax.stages.Lowered:
-    """The evaluation step for batches of the shape, ready to be compiled."""
+    """Lowers the evaluation step for batches of the shape."""
     return self._on_mesh(self._evaluate.lower, self.state_shape.params, self._batch_shape(shape))
 
   def eval_step(self, params: Any, batch: Arrays) -> Sums:
-    """Teacher-forced loss and accuracy of a batch, without dropout."""
+    """Computes the teacher-forced sums of a batch, without dropout."""
     evaluate = self._ahead.get(("evaluate", _shape_of(batch))) or self._evaluate
     return self._on_mesh(evaluate, params, batch)
 
   def weight_norm(self, state: TrainState) -> float:
-    """The Euclidean norm of all weights; not finite as soon as one of them is not, or is huge."""
+    """Computes the Euclidean norm of all weights; non-finite if any weight is, or overflows."""
     return float(self._on_mesh(self._norm, state.params))
 
   def to_mesh(self, rows: int, fill: Callable[[slice], dict[str, Any]]) -> Arrays:
-    """A global batch from a function that fills given rows; each host fills its own alone."""
+    """Builds a global batch with `fill`, which each host calls for its own rows only."""
     sharding = rows_sharding(self.mesh)
-    # Devices that differ in the model axis alone hold the same rows: fill those once.
+    # Devices along the model axis have the same rows: fill those once.
     filled: dict[tuple[int, int], dict[str, Any]] = {}
     index_map = sharding.addressable_devices_indices_map((rows,))
     pieces: dict[str, list[jax.Array]] = {}
@@ -177,14 +177,14 @@ class Trainer:
     self, state: TrainState, batch: Arrays, seed: jax.Array
   ) -> tuple[TrainState, Arrays]:
     config = self.config
-    # 1 is folded in for the first weights.
+    # The initial weights use fold_in 1.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), state.step)
     gradient, sums = accumulated_gradient(
       state.params,
       batch,
       key,
       config=config,
-      # A chunk's logits are spread over the whole mesh: rows by data, words by model.
+      # A chunk's logits are sharded over the whole mesh: rows over data, vocabulary over model.
       shards=self.mesh.size,
     )
     with jax.named_scope("optimizer"):
@@ -219,7 +219,7 @@ def batch_loss(
 
   Args:
     denominators: the denominator of each term of the objective, for the *whole* batch.
-    key: for dropout; None is without.
+    key: for dropout; None disables it.
   """
   hidden_RMD: Any = Transformer(config.model).apply(
     {"params": params},
@@ -244,40 +244,40 @@ def batch_loss(
 def accumulated_gradient(
   params: Any, batch: Arrays, key: jax.Array | None, *, config: RunConfig, shards: int = 1
 ) -> tuple[Any, Sums]:
-  """The gradient of the whole batch, worked out in config.accumulation_steps parts.
+  """Computes the gradient and the sums of the batch in config.accumulation_steps microbatches.
 
-  Each part's loss is already divided by the whole batch's weights, so the parts' gradients
-  add up to exactly the whole's, however unevenly the tokens fall.
+  Each microbatch's loss is divided by the denominators of the whole batch, so the gradients add
+  up to that of the whole batch, however the tokens are distributed.
   """
   denominators = make_objective(config.loss).denominators(batch)
   differentiate = jax.grad(
     functools.partial(batch_loss, config=config, shards=shards), has_aux=True
   )
-  parts = config.accumulation_steps
-  if parts == 1:
+  microbatches = config.accumulation_steps
+  if microbatches == 1:
     return differentiate(params, batch, denominators, key)
 
-  def take_part(x: jax.Array) -> jax.Array:
-    # Part i takes rows i, i + parts, ...: each device keeps the rows it has.
-    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+  def split(x: jax.Array) -> jax.Array:
+    # Microbatch i takes rows i, i + microbatches, ...: no row moves to another device.
+    return jnp.moveaxis(x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]), 1, 0)
 
-  def add(carry, numbered_part):
-    number, part = numbered_part
-    part_key = None if key is None else jax.random.fold_in(key, number)
-    gradient, sums = differentiate(params, part, denominators, part_key)
+  def add(carry, numbered):
+    number, microbatch = numbered
+    microbatch_key = None if key is None else jax.random.fold_in(key, number)
+    gradient, sums = differentiate(params, microbatch, denominators, microbatch_key)
     return jax.tree.map(jnp.add, carry, (gradient, sums)), None
 
   zeros = jax.tree.map(
     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
     jax.eval_shape(
-      differentiate, params, jax.tree.map(lambda x: x[::parts], batch), denominators, key
+      differentiate, params, jax.tree.map(lambda x: x[::microbatches], batch), denominators, key
     ),
   )
-  carry, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), jax.tree.map(take_part, batch)))
+  carry, _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), jax.tree.map(split, batch)))
   return carry
 
 
 def parameter_count(config: T5Config) -> int:
-  """The number of weights of a student."""
+  """Returns the number of weights of a student."""
   shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(nn.meta.unbox(shapes)))

@@ -66,7 +66,7 @@ def test_the_next_fullest_row_exchanges_where_the_fullest_cannot(monkeypatch):
   """The fullest holds the 70 alone; the next, of 60 and 40 targets, gives a 40 for a 20."""
   batch = lengths([10, 20, 10, 30, 70], [40, 60, 40, 20, 70])
   assert packing.balanced_rows(batch, 3, length_multiple=1)[0] == RowShape(3, 70, 80)
-  monkeypatch.setattr(packing, "GIVING_ROWS", 1)
+  monkeypatch.setattr(packing, "EXCHANGE_ROWS", 1)
   assert packing.balanced_rows(batch, 3, length_multiple=1)[0] == RowShape(3, 70, 100)
 
 

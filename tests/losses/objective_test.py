@@ -65,18 +65,18 @@ def test_sums_of_rows_add_up_to_the_whole():
 
 
 @pytest.mark.parametrize(
-  ("alpha", "loss", "kinds", "judged"),
+  ("alpha", "loss", "kinds", "ranking_kind"),
   [
     (1.0, 2.0, (LABEL,), "label"),
     (0.0, 25.0, (RATIONALE,), "rationale"),
     (0.5, 13.5, (LABEL, RATIONALE), "label"),
   ],
 )
-def test_alpha(alpha, loss, kinds, judged):
+def test_alpha(alpha, loss, kinds, ranking_kind):
   objective = make_objective(LossConfig(alpha=alpha))
   assert float(objective.total(sums(objective=objective))) == loss
   assert objective.kinds == kinds
-  assert objective.judged_kind == judged
+  assert objective.ranking_kind == ranking_kind
 
 
 def test_tokens_count_by_their_weight():

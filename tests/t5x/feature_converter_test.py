@@ -12,12 +12,12 @@ converter = pytest.importorskip("dss_jax.t5x.feature_converter")
 LENGTHS = {"inputs": 12, "targets": 10}
 # Two examples with label (part 1) and rationale (part 2), and one of a rationale alone.
 EXAMPLES = [
-  {"inputs": [7, 8, 9, 8], "inputs_part": [1, 1, 2, 2],
-   "targets": [3, 1, 4, 5, 1], "targets_part": [1, 1, 2, 2, 2]},
-  {"inputs": [6, 5], "inputs_part": [1, 2],
-   "targets": [1, 2, 1], "targets_part": [1, 2, 2]},
-  {"inputs": [4, 4, 4], "inputs_part": [2, 2, 2],
-   "targets": [8, 1], "targets_part": [2, 2]},
+  {"inputs": [7, 8, 9, 8], "input_kinds": [1, 1, 2, 2],
+   "targets": [3, 1, 4, 5, 1], "target_kinds": [1, 1, 2, 2, 2]},
+  {"inputs": [6, 5], "input_kinds": [1, 2],
+   "targets": [1, 2, 1], "target_kinds": [1, 2, 2]},
+  {"inputs": [4, 4, 4], "input_kinds": [2, 2, 2],
+   "targets": [8, 1], "target_kinds": [2, 2]},
 ]  # fmt: skip
 
 
