@@ -248,3 +248,50 @@ def test_agreement_and_gold_filters():
     teacher_labels="teacher",
   )
   assert set(row) == {"input_text", "provenance"}
+
+
+def test_a_row_in_which_nothing_is_missing_keeps_the_provenance_of_an_earlier_run():
+  row = {
+    "input_text": "x",
+    "output_text": "sad",
+    "rationale": "r",
+    "provenance": {"status": "kept"},
+  }
+  outcomes = Outcomes("openai:m", PROMPT, AnnotationConfig())
+  assert outcomes.untouched(row) == row
+  del row["provenance"]
+  assert outcomes.untouched(row) == {**row, "provenance": {"status": "untouched"}}
+
+
+def test_without_a_rationale_for_the_gold_label_that_of_the_winning_label_is_kept():
+  answers = [
+    _answer("Tears fall, so it is sad.", "sad"),
+    _answer("It sings, so happy it is.", "happy"),
+    _answer("It dances, which is happy.", "happy"),
+  ]
+  row = {"input_text": "x", "output_text": "open"}
+  row = _row(row, answers, samples=3, temperature=1.0, show_labels=False)
+  assert (row["output_text"], row["rationale"]) == ("open", "It sings, so happy it is.")
+
+
+def test_half_of_the_samples_are_enough_agreement():
+  answers = [
+    _answer("It sings, so happy it is.", "happy"),
+    _answer("Tears fall, so it is sad.", "sad"),
+    _answer("Nothing is known, so it is open.", "open"),
+  ]
+  half, third = (
+    _row({"input_text": "x"}, answers[:count], samples=count, temperature=1.0)["provenance"]
+    for count in (2, 3)
+  )
+  assert (half["agreement"], half["concerns"]) == (0.5, [])
+  assert (third["agreement"], third["concerns"]) == (0.3333, ["agreement"])
+
+
+@pytest.mark.parametrize(
+  ("rest", "label", "concerns"), [("", None, ["cut-off"]), ("\nThe text", "happy", [])]
+)
+def test_cut_off_is_a_concern_unless_the_label_is_complete(rest, label, concerns):
+  answer = _answer("It sings, so happy it is.", f"happy{rest}", finish="length")
+  provenance = _row({"input_text": "x"}, [answer])["provenance"]
+  assert (provenance["label"], provenance["samples"][0].get("concerns", [])) == (label, concerns)

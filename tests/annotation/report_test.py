@@ -195,3 +195,45 @@ def test_the_report_of_a_url_goes_to_a_url(annotated, tmp_path):
   write_page(f"{url}/o.jsonl", f"{url}/p.html", report_on(annotated), max_rows=3)
   write_page(annotated, tmp_path / "p.html", report_on(annotated), max_rows=3)
   assert read_bytes(f"{url}/p.html") == (tmp_path / "p.html").read_bytes()
+
+
+def test_lines_of_the_text(annotated, tmp_path):
+  text = to_text(report_on(annotated))
+  assert re.search(r"^  failed +1  no request succeeded", text, re.M)
+  assert "unasked" not in text
+  assert "mean share" not in text
+  assert "to train on: 5 labels, 5 rationales (0 dropped" in text
+  assert "tokens: 500 in prompts, 50 in answers" in text
+  assert re.search(r"--filter NAME\):\n  agreement +1 .*\n  gold +1 .*\n  echo +1 ", text)
+  rows = [
+    {"input_text": "x", "provenance": {"status": "failed", "reason": "HTTP 400: busy"}}
+    for _ in range(6)
+  ]
+  write_rows(tmp_path / "six.jsonl", rows)
+  text = to_text(report_on(tmp_path / "six.jsonl"))
+  assert text.endswith("6  failed: HTTP 400 (line 1, 2, 3, 4, 5, ...)")
+  assert "tokens" not in text
+  assert "--filter" not in text
+
+
+def test_mean_agreement_of_several_samples(tmp_path):
+  config = AnnotationConfig(samples=2, temperature=1.0)
+  outcomes = Outcomes("t", Prompt(instruction="Say."), config)
+  answers = [
+    [Entry(TeacherResponse(f"It is {label}.\nAnswer: {label}"), "") for label in labels]
+    for labels in (("yes", "no"), ("yes", "yes"))
+  ]
+  rows = [outcomes.row({"input_text": "x"}, "both", samples) for samples in answers]
+  write_rows(tmp_path / "o.jsonl", rows)
+  text = to_text(report_on(tmp_path / "o.jsonl"))
+  assert "mean share of samples that agree: 0.750" in text
+
+
+def test_rows_of_the_page_are_marked(annotated, tmp_path):
+  """The style colours rows by status, and those that disagree with gold or have concerns."""
+  write_page(annotated, tmp_path / "p.html", report_on(annotated), max_rows=100)
+  classes = re.findall(r'<tr class="([^"]*)">', (tmp_path / "p.html").read_text())
+  assert classes == [
+    "failed", "unparsable doubtful", "undecided doubtful", "answered doubtful",
+    "answered doubtful", "answered", "untouched",
+  ]  # fmt: skip
