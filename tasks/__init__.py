@@ -1,4 +1,4 @@
-"""Data sets as tasks, one short file each; `dss distill --task NAME` looks here for NAME.
+"""The shipped tasks, one file per data set; `dss distill --task NAME` finds NAME here.
 
 In a wheel this folder is the package `dss_jax.tasks`.
 """

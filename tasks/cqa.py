@@ -1,8 +1,8 @@
 """CommonsenseQA with PaLM's outputs: `dss distill --task cqa --data-dir FOLDER`.
 
-FOLDER holds train.jsonl, test.jsonl and beside each its *_palm_cot.jsonl, as published.
+FOLDER contains the published files train.jsonl, test.jsonl, and a *_palm_cot.jsonl for each.
 The test file is the benchmark's validation set. Every 39th row of train.jsonl (250 of its
-9,741) is held out for validation: the file is sorted, a slice of it would be one-sided.
+9,741) is held out for validation. A contiguous slice would be biased, because the file is sorted.
 """
 
 import re
@@ -23,7 +23,7 @@ def _parse_answer(text):
   match = _ANSWER.match(text.split("\nQ:")[0].rstrip())
   if match is None:
     raise UnparsableAnswer('no "So the answer is (x) ..." in the first answer')
-  # "either (a) pond or (b) lake" is an answer, but not a label.
+  # "either (a) pond or (b) lake" is an answer without a single label.
   choice = _ONE_CHOICE.fullmatch(match["answer"].removesuffix("."))
   return Answer(match["rationale"].strip(), choice["label"] if choice else None)
 

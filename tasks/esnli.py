@@ -1,8 +1,8 @@
 """e-SNLI's validation set with PaLM's outputs: `dss distill --task esnli --data-dir FOLDER`.
 
-FOLDER holds valid.jsonl and valid_palm_cot.jsonl, as published; there is no other file, so
-this one is cut into train, validation and test. Neighbouring rows share their premise: the
-cuts are where it changes, so that no premise stands on both sides of one.
+FOLDER contains valid.jsonl and valid_palm_cot.jsonl, the only published files; their rows are
+split into train, validation and test. Adjacent rows can share a premise; the splits begin where
+it changes, so that no premise is in two splits.
 """
 
 from dss_jax.data.task_definition import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
@@ -29,7 +29,7 @@ def _parse_answer(text):
   if not answer or "\nPremise:" in rationale:
     raise UnparsableAnswer('no "Answer:" line in the first answer')
   if label not in _LABELS:
-    raise UnparsableAnswer(f"the answer {label!r} is none of {', '.join(_LABELS)}")
+    raise UnparsableAnswer(f"the answer {label!r} is not one of {', '.join(_LABELS)}")
   return Answer(rationale.strip(), label)
 
 

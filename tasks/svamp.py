@@ -1,7 +1,7 @@
 """SVAMP arithmetic word problems with PaLM's outputs: `dss distill --task svamp --data-dir FOLDER`.
 
-FOLDER holds train.jsonl, test.jsonl and beside each its *_palm_cot.jsonl, as published.
-The label is an expression, compared by value: gold writes "( 84.0 / 2.0 )", PaLM "(84 / 2)".
+FOLDER contains the published files train.jsonl, test.jsonl, and a *_palm_cot.jsonl for each.
+The label is an expression, compared by value: gold has "( 84.0 / 2.0 )", PaLM "(84 / 2)".
 Every 10th row of train.jsonl (80 of its 800) is held out for validation.
 """
 
@@ -17,7 +17,7 @@ from dss_jax.data.task_definition import (
   percent,
 )
 
-# Possessive (*+), so that a text of nothing but brackets is given up at once.
+# Possessive (*+): without a closing bracket the match fails without backtracking.
 _ANSWER = re.compile(r"The answer is (?P<answer>[^\n(]*+\([^\n)]*+\)[^\n]*)")
 
 
@@ -31,7 +31,7 @@ def _parse_answer(text):
   if match is None:
     raise UnparsableAnswer('no "The answer is (...)" in the first answer')
   label = match["answer"].removesuffix(".")
-  # "(some - 8)" and "(8 / 4) and (6 / 4)" are answers, but have no value to learn.
+  # "(some - 8)" and "(8 / 4) and (6 / 4)" are answers without a single value.
   return Answer(text[: match.start()].strip(), label if value_of(label) is not None else None)
 
 

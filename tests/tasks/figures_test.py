@@ -1,4 +1,4 @@
-"""The shipped tasks on the published files: the figures that are known of them, and the splits."""
+"""The shipped tasks on the published files: published figures, and disjoint splits."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from dss_jax.data.task_rows import load_rows
 
 
 def _sums(name, splits, shared):
-  """rows, parsed, agreeing over several splits of one published file."""
+  """Returns rows, parsed and agreeing, summed over splits of one published file."""
   task = load_task(name)
   reports = [load_rows(task, split, shared / "data" / name).report for split in splits]
   assert all(report.answered == report.rows for report in reports)
@@ -40,9 +40,9 @@ def test_parse_and_agreement(
 
 
 def test_svamp_agreement_as_published(shared):
-  """The published 73.5 % cuts an answer at its last bracket and lets Python read "a and b".
+  """The published 73.5 % ends an answer at its last bracket and evaluates "a and b" as Python.
 
-  We read "(16 * 17) * 4" whole, and take "(a) and (b)" for no single label.
+  Our parser reads all of "(16 * 17) * 4", and finds no single label in "(a) and (b)".
   """
   folder = shared / "data" / "svamp"
   agreeing = 0
@@ -57,7 +57,7 @@ def test_svamp_agreement_as_published(shared):
 
 
 @pytest.mark.parametrize("name", ["cqa", "svamp", "esnli"])
-def test_no_input_stands_in_two_splits(name, shared):
+def test_no_input_is_in_two_splits(name, shared):
   task = load_task(name)
   inputs = {
     split: {row["input_text"] for row in load_rows(task, split, shared / "data" / name).rows}
@@ -74,7 +74,7 @@ def test_validation_is_a_tenth_or_250_rows(name, held_out, shared):
   assert load_rows(task, "validation", shared / "data" / name).report.rows == held_out
 
 
-def test_no_premise_of_esnli_stands_in_two_splits(shared):
+def test_no_premise_of_esnli_is_in_two_splits(shared):
   task = load_task("esnli")
   premises = {}
   for split in task.splits:
@@ -96,7 +96,7 @@ def test_labels_of_the_teacher(name, dropped, without_label, shared):
 
 
 @pytest.mark.parametrize("name", ["cqa", "svamp", "esnli"])
-def test_rationales_keep_no_answer_and_no_next_question(name, shared):
+def test_rationales_contain_no_answer_and_no_next_question(name, shared):
   task = load_task(name)
   for split in task.splits:
     for row in load_rows(task, split, shared / "data" / name).rows:

@@ -1,4 +1,4 @@
-"""The shipped tasks on single rows and teacher's texts, made up in the published form."""
+"""The shipped tasks on single rows and teacher answers in the published format."""
 
 import pytest
 
@@ -78,7 +78,7 @@ def test_accuracy_is_exact_match_in_percent():
     assert task.metric([], []) == {"accuracy": 0.0}
 
 
-def test_rows_as_the_student_sees_them():
+def test_input_and_label_of_published_rows():
   assert CQA.to_row(
     {"question": "Where?", "choices": ["a pond", "b", "c", "d", "e"], "answer": "a pond"}
   ) == {
