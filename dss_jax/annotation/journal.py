@@ -78,8 +78,8 @@ class Journal:
     self._index = _Index()
     self._end = 0
     self._recover()
-    self._is_synced = True
-    self._syncing: concurrent.futures.Future[None] | None = None
+    self._sync_is_queued = False
+    self._sync_error: UserError | None = None
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "journal")
 
   def __len__(self) -> int:
@@ -119,32 +119,29 @@ class Journal:
       raise
     self._index.add(key, self._end, len(line))
     self._end += len(line)
-    self._is_synced = False
-    if self._syncing is None or self._syncing.done():
-      self._raise_failed_sync()
-      self._syncing = self._thread.submit(self._sync)
+    if self._sync_error is not None:
+      raise self._sync_error
+    if not self._sync_is_queued:
+      self._sync_is_queued = True
+      self._thread.submit(self._sync)
     return Entry(response, now)
 
   def close(self) -> None:
     """Syncs the last answers; raises UserError if that fails."""
     self._thread.shutdown()
-    try:
-      self._raise_failed_sync()
-      self._sync()
-    finally:
-      os.close(self._file)
+    os.close(self._file)
+    if self._sync_error is not None:
+      raise self._sync_error
 
   def _sync(self) -> None:
-    while not self._is_synced:
-      time.sleep(_SYNC_SECONDS)
-      # Set first, because fsync may not cover answers that are appended during the call.
-      self._is_synced = True
+    time.sleep(_SYNC_SECONDS)
+    # Cleared first, because fsync may not cover answers that are appended during the call.
+    self._sync_is_queued = False
+    try:
       with writing(self.path):
         sync(self._file)
-
-  def _raise_failed_sync(self) -> None:
-    if self._syncing is not None:
-      self._syncing.result()
+    except UserError as error:
+      self._sync_error = error
 
   def _recover(self) -> None:
     whole = offset = 0

@@ -2,8 +2,10 @@
 
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -173,3 +175,73 @@ def test_the_key_depends_on_all_that_is_sent():
   assert key not in keys
   # The row number is not sent.
   assert key_of("t", "p", TeacherRequest(**{**vars(request), "index": 8})) == key
+
+
+def test_all_answers_of_a_run_can_be_read_in_it(tmp_path):
+  """Offsets follow the end of the file, also after a failed write."""
+  journal = Journal(tmp_path / "j.jsonl")
+  entries = [journal.append(_key(n), TeacherResponse("x" * n)) for n in range(1, 5)]
+  assert [journal.get(_key(n)) for n in range(1, 5)] == entries
+  journal.close()
+
+
+def test_a_full_disk_truncates_nothing_of_the_same_run(tmp_path, monkeypatch):
+  journal = Journal(tmp_path / "j.jsonl")
+  kept = [journal.append(_key(n), TeacherResponse(f"answer {n}")) for n in (1, 2)]
+  write = os.write
+
+  def fails(file, data):
+    write(file, bytes(data)[:10])
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "write", fails)
+  with pytest.raises(UserError, match="No space left"):
+    journal.append(_key(3), TeacherResponse("lost"))
+  monkeypatch.undo()
+  kept.append(journal.append(_key(4), TeacherResponse("later")))
+  journal.close()
+  journal = Journal(tmp_path / "j.jsonl")
+  assert [journal.get(_key(n)) for n in (1, 2, 4)] == kept
+  journal.close()
+
+
+def test_answers_are_synced_before_the_journal_is_closed(tmp_path, monkeypatch):
+  path, synced = tmp_path / "j.jsonl", queue.Queue()
+  monkeypatch.setattr(os, "fsync", lambda file: synced.put(path.stat().st_size))
+  journal = Journal(path)
+  sync, ended, released = journal._sync, threading.Event(), threading.Event()
+
+  def pause_at_the_end():
+    sync()
+    ended.set()
+    released.wait(20)
+
+  journal._sync = pause_at_the_end
+  journal.append(_key(1), TeacherResponse("x"))
+  assert ended.wait(20)
+  assert synced.get(timeout=20) == path.stat().st_size
+  # The second answer arrives when the first sync has ended but still occupies the thread.
+  journal.append(_key(2), TeacherResponse("x"))
+  released.set()
+  assert synced.get(timeout=20) == path.stat().st_size
+  journal.close()
+
+
+def test_a_failed_sync_is_reported(tmp_path, monkeypatch):
+  failed = threading.Event()
+
+  def fails(file):
+    failed.set()
+    raise OSError(5, "Input/output error")
+
+  monkeypatch.setattr(os, "fsync", fails)
+  journal = Journal(tmp_path / "j.jsonl")
+  journal.append(_key(1), TeacherResponse("x"))
+  assert failed.wait(20)
+  # Waits until the failed sync has ended, then lets the others succeed.
+  journal._thread.submit(int).result(20)
+  monkeypatch.undo()
+  with pytest.raises(UserError, match="Input/output error"):
+    journal.append(_key(2), TeacherResponse("x"))
+  with pytest.raises(UserError, match="Input/output error"):
+    journal.close()
