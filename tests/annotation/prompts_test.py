@@ -180,3 +180,44 @@ def test_default_prompt_of_open_labels():
     "marker": "Answer:",
     "max_label_characters": 200,
   }
+
+
+@pytest.mark.parametrize(
+  ("classes", "rows_per_class", "are_listed"),
+  [(1, 9, False), (2, 4, True), (2, 3, False), (30, 4, True), (31, 4, False), (60, 9, False)],
+)
+def test_few_labels_of_several_rows_each_are_classes(classes, rows_per_class, are_listed):
+  labels = [f"label {number:02d}" for number in range(classes)]
+  prompt = default_prompt(_rows(labels * rows_per_class))
+  assert prompt.parse.labels == (tuple(labels) if are_listed else None)
+
+
+def test_exemplars_are_distinct_short_rows():
+  rows = _rows(["a"] * 9)
+  long = {"input_text": "x" * 1999, "output_text": "yes"}
+  prompt = default_prompt([long, *rows[:2], *rows[:2], rows[2]])
+  assert [one.input for one in prompt.exemplars] == ["text 0", "text 1", "text 2"]
+  longest = {"input_text": "x" * 1999, "output_text": "y"}
+  assert len(default_prompt([longest]).exemplars) == 1
+  assert len(default_prompt(rows).exemplars) == 5
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("stop: ['']", '"stop" must be a list of texts'),
+    ("max_answer_tokens: true", '"max_answer_tokens" must be a whole number'),
+    ("parse: {labels: [a, '']}", '"parse.labels" must be a list of texts'),
+    ("parse: {max_label_characters: 0}", '"parse.max_label_characters" must be a whole number'),
+    ("parse: {max_label_characters: '9'}", '"parse.max_label_characters" must be a whole number'),
+    ("parse: {marker: 3}", '"parse.marker" must be text'),
+    ("parse: [a]", '"parse": must be keys with values'),
+  ],
+)
+def test_values_of_a_wrong_kind(text, message, tmp_path):
+  path = tmp_path / "p.yaml"
+  path.write_text(f"instruction: Add.\n{text}")
+  with pytest.raises(UserError, match=rf"p\.yaml: {message}"):
+    load_prompt(path)
+  path.write_text("instruction: Add.\nmax_answer_tokens: 1\nparse: {max_label_characters: 1}")
+  assert load_prompt(path).parse.max_label_characters == 1
