@@ -6,7 +6,6 @@ from dss_jax.teachers.base import TeacherRequest, TeacherResponse
 _BYTES_PER_TOKEN = 4.0
 # Tokens that chat templates add to each message.
 _TOKENS_PER_MESSAGE = 4
-_TYPICAL_ANSWER_TOKENS = 80
 
 
 def prompt_bytes(request: TeacherRequest) -> int:
@@ -26,8 +25,8 @@ class TokenBudget:
   def __init__(self, limit: int | None):
     self._limit = limit
     self._reserved = 0.0
-    # Sums over the answers whose tokens the teacher counted.
-    self._counted_bytes = self._counted_prompt = self._answers = self._counted_completion = 0
+    # Sums over the prompts whose tokens the teacher counted.
+    self._counted_bytes = self._counted_prompt = 0
     self.prompt_tokens = 0.0
     self.completion_tokens = 0.0
 
@@ -41,13 +40,6 @@ class TokenBudget:
       return prompt_bytes(request) * self._counted_prompt / self._counted_bytes
     messages = _TOKENS_PER_MESSAGE * len(request.messages or ())
     return prompt_bytes(request) / _BYTES_PER_TOKEN + messages
-
-  @property
-  def expected_completion_tokens(self) -> float:
-    """Returns the mean number of tokens of the answers so far."""
-    if not self._answers:
-      return _TYPICAL_ANSWER_TOKENS
-    return self._counted_completion / self._answers
 
   def reserve(self, request: TeacherRequest) -> float | None:
     """Reserves tokens for a request until `settle`; returns None if the budget does not suffice."""
@@ -75,5 +67,3 @@ class TokenBudget:
     self.completion_tokens += response.completion_tokens
     self._counted_bytes += prompt_bytes(request)
     self._counted_prompt += response.prompt_tokens
-    self._answers += 1
-    self._counted_completion += response.completion_tokens

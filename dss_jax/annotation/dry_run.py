@@ -11,6 +11,7 @@ from dss_jax.data.records import Row
 from dss_jax.teachers.base import TeacherRequest
 
 _SHOWN_PROMPTS = 3
+_TYPICAL_ANSWER_TOKENS = 80
 
 
 def dry_run(
@@ -36,7 +37,7 @@ def dry_run(
     requests += config.samples
     prompt_tokens += budget.expected_prompt_tokens(request) * config.samples
     most_completion_tokens += request.max_tokens * config.samples
-  completion_tokens = budget.expected_completion_tokens * requests
+  completion_tokens = _TYPICAL_ANSWER_TOKENS * requests
   prices = request_config.prices
   return {
     "rows": total,
