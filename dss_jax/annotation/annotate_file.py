@@ -11,7 +11,7 @@ from dss_jax.annotation.default_prompt import default_prompt
 from dss_jax.annotation.dry_run import dry_run
 from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt, load_prompt, prompt_to_yaml, shipped_prompts
-from dss_jax.annotation.run import RequestConfig, annotate, check_samples
+from dss_jax.annotation.run import RequestConfig, annotate
 from dss_jax.data.records import Row, read_rows
 from dss_jax.data.task_definition import TaskDefinition, load_task
 from dss_jax.data.task_rows import published_rows
@@ -69,7 +69,6 @@ def annotate_file(
   Raises:
     UserError: as annotate; options that exclude each other; a teacher that cannot be opened.
   """
-  check_samples(config)
   if runner is None and runner_options:
     raise UserError("--runner-option: needs --runner; add --runner DirectRunner, or leave it out")
   if runner is None or not is_url(output):
@@ -127,7 +126,6 @@ def _resolve(
   prompt: str | None,
 ) -> tuple[Prompt, AnnotationConfig]:
   """Returns the prompt, and the config that applies to this kind of teacher."""
-  check_samples(config)
   kind, _ = split_teacher(options.teacher)
   if kind == "t5" and config.temperature:
     raise UserError(
@@ -149,7 +147,6 @@ def dry_run_file(
   prompt: str | None = None,
 ) -> dict[str, Any]:
   """Returns the requests and cost of annotate_file; sends and writes nothing."""
-  check_samples(config)
   definition = None if task is None else load_task(task)
   rows = _row_reader(data, definition)
   kind, _ = split_teacher(options.teacher)

@@ -26,7 +26,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt, prompt_from, prompt_to_yaml
-from dss_jax.annotation.run import RequestConfig, annotate, check_samples, journal_path
+from dss_jax.annotation.run import RequestConfig, annotate, journal_path
 from dss_jax.annotation.usage import Tally
 from dss_jax.data.records import Row, write_rows
 from dss_jax.data.task_definition import load_task
@@ -129,7 +129,6 @@ def annotate_with_beam(
       pipeline that fails.
   """
   started = time.monotonic()
-  check_samples(config)
   kind, location = split_teacher(teacher)
   _check_paths(output, kind, location, runner)
   if request_config.budget_tokens is not None:

@@ -10,6 +10,7 @@ from dss_jax.annotation.parsing import Parsed
 from dss_jax.annotation.prompts import Mode, Prompt
 from dss_jax.annotation.self_consistency import Vote, vote
 from dss_jax.data.records import Row
+from dss_jax.errors import UserError
 
 TeacherLabels = Literal["keep", "missing", "teacher"]
 
@@ -57,6 +58,14 @@ class AnnotationConfig:
   rationales_per_row: int = 1
   filters: frozenset[str] = frozenset()
   limits: Limits = dataclasses.field(default_factory=Limits)
+
+  def __post_init__(self) -> None:
+    """Raises UserError if several samples would be identical."""
+    if self.samples > 1 and self.temperature == 0:
+      raise UserError(
+        f"--samples {self.samples}: at temperature 0 all samples of a row are the same; give"
+        " --temperature 0.7, or one sample"
+      )
 
   def mode(self, row: Row) -> Mode | None:
     """Returns what is requested for a row; None if nothing is missing."""

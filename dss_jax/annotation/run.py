@@ -74,7 +74,6 @@ def annotate(
   """
   request_config = request_config or RequestConfig()
   total = sum(1 for _ in rows())
-  check_samples(config)
   started = time.monotonic()
   tally = Tally()
   numbered = zip(itertools.count() if row_numbers is None else row_numbers, rows(), strict=False)
@@ -108,15 +107,6 @@ def annotate(
     "prompt": prompt.digest,
     "output": os.fspath(output),
   }
-
-
-def check_samples(config: AnnotationConfig) -> None:
-  """Raises UserError if several samples would be identical."""
-  if config.samples > 1 and config.temperature == 0:
-    raise UserError(
-      f"--samples {config.samples}: at temperature 0 all samples of a row are the same; give"
-      " --temperature 0.7, or one sample"
-    )
 
 
 def request_for(

@@ -1,4 +1,4 @@
-"""From a run's TeacherConfig to the settings of an annotation."""
+"""Converts a run's TeacherConfig into the settings of an annotation."""
 
 from dss_jax.annotation.annotate_file import TeacherOptions
 from dss_jax.annotation.filters import Limits
@@ -11,7 +11,7 @@ from dss_jax.config.schema import TeacherConfig
 def annotation_settings(
   teacher: TeacherConfig, prices: Prices | None = None
 ) -> tuple[TeacherOptions, AnnotationConfig, RequestConfig]:
-  """Returns which teacher to ask, what to ask and keep, and how to send the requests."""
+  """Returns the teacher, what is requested and kept, and how requests are sent."""
   assert teacher.name is not None
   options = TeacherOptions(
     teacher=teacher.name,
@@ -20,7 +20,7 @@ def annotation_settings(
     timeout_seconds=teacher.timeout_seconds,
     attempts=teacher.attempts,
   )
-  choices = AnnotationConfig(
+  config = AnnotationConfig(
     teacher_labels=teacher.labels,
     show_labels=teacher.show_labels,
     samples=teacher.samples,
@@ -29,10 +29,10 @@ def annotation_settings(
     filters=frozenset(teacher.filters),
     limits=Limits(min_agreement=teacher.min_agreement, rationale_words=teacher.rationale_words),
   )
-  requests = RequestConfig(
+  request_config = RequestConfig(
     api=teacher.api,
     max_requests_in_flight=teacher.max_requests_in_flight,
     budget_tokens=teacher.budget_tokens,
     prices=prices or Prices(),
   )
-  return options, choices, requests
+  return options, config, request_config

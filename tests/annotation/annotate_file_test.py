@@ -109,7 +109,6 @@ def test_dry_run_sends_and_writes_nothing(numbered, tmp_path):
     ({"output": "none/o.jsonl"}, "its folder does not exist"),
     ({"output": "."}, "is a folder"),
     ({"output": "in.jsonl"}, "is the input"),
-    ({"config": AnnotationConfig(samples=2)}, "at temperature 0 all samples"),
     ({"teacher": "t5:d", "config": AnnotationConfig(temperature=1.0)}, "decodes greedily"),
   ],
 )
@@ -129,3 +128,26 @@ def test_invalid_options(changes, message, tmp_path, monkeypatch):
       "in.jsonl", given["output"], options, given["config"], RequestConfig(), prompt="cqa"
     )
   assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_recorded_answers_are_read_by_the_parser_of_the_task(tmp_path):
+  """A task file has no shipped prompt; recorded answers do not follow the default one."""
+  (tmp_path / "task.py").write_text(
+    "import dataclasses\nfrom dss_jax.data.task_definition import load_task\n"
+    "TASK = dataclasses.replace(load_task('svamp'), name='mine')\n"
+  )
+  data, output = tmp_path / "in.jsonl", tmp_path / "o.jsonl"
+  published = [{"input": f"{n} and 1?", "label": f"( {n}.0 + 1.0 )"} for n in range(12)]
+  data.write_text("\n".join(map(json.dumps, published)))
+  answers = [
+    {"index": n, "llm_output": f"It is {n} and 1. The answer is ({n} + 1)."} for n in range(12)
+  ]
+  (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, answers)))
+  options = TeacherOptions(teacher=f"recorded:{tmp_path / 'r.jsonl'}")
+  for _ in range(2):
+    # The second run reads the prompt that the first one saved.
+    report = annotate_file(
+      data, output, options, AnnotationConfig(), RequestConfig(), task=str(tmp_path / "task.py")
+    )
+    assert (report["statuses"]["answered"], report["agreeing"]) == (12, 12)
+    assert prompt_path(output) in {str(path) for path in tmp_path.iterdir()}

@@ -7,6 +7,7 @@ from dss_jax.annotation.journal import Entry
 from dss_jax.annotation.outcome import AnnotationConfig, Failure, Outcomes
 from dss_jax.annotation.prompts import Exemplar, Prompt
 from dss_jax.annotation.self_consistency import vote
+from dss_jax.errors import UserError
 from dss_jax.teachers.base import TeacherResponse
 
 PROMPT = Prompt(
@@ -58,6 +59,12 @@ def test_mode(labels, show, row, mode):
     AnnotationConfig(teacher_labels=labels, show_labels=show).mode({"input_text": "x", **row})
     == mode
   )
+
+
+def test_several_samples_need_a_temperature():
+  assert AnnotationConfig(samples=2, temperature=0.1).samples == 2
+  with pytest.raises(UserError, match="--samples 2: at temperature 0 all samples of a row are the"):
+    AnnotationConfig(samples=2)
 
 
 def test_an_unlabelled_row_gets_label_and_rationale():
