@@ -151,3 +151,18 @@ def test_recorded_answers_are_read_by_the_parser_of_the_task(tmp_path):
     )
     assert (report["statuses"]["answered"], report["agreeing"]) == (12, 12)
     assert prompt_path(output) in {str(path) for path in tmp_path.iterdir()}
+
+
+def test_dry_run_of_the_completion_api_shows_plain_text(numbered, tmp_path):
+  write_rows(tmp_path / "in.jsonl", numbered(1))
+  options = TeacherOptions(teacher="openai:m")
+  expected = dry_run_file(
+    tmp_path / "in.jsonl",
+    options,
+    AnnotationConfig(),
+    RequestConfig(api="completion"),
+    prompt="svamp",
+  )
+  (text,) = expected["prompts"]
+  assert text.startswith("Solve the arithmetic word problem.")
+  assert text.endswith("Q: row 0: there are 0 and 1 more, how many?\nA:")

@@ -276,3 +276,18 @@ def test_the_key_is_only_in_requests(
   everything.append(json.dumps(report))
   assert not any(KEY in text for text in everything)
   assert "bad key [key]" in written[tmp_path / "out.jsonl"]
+
+
+@pytest.mark.parametrize(
+  ("url", "api", "key"),
+  [
+    (None, "chat", "max_completion_tokens"),
+    (None, "completion", "max_tokens"),
+    ("https://api.openai.com.example/v1", "chat", "max_tokens"),
+  ],
+)
+def test_the_name_of_the_token_limit(url, api, key, monkeypatch):
+  """OpenAI's newer chat models accept one name only, which other servers do not know."""
+  monkeypatch.setenv("OPENAI_API_KEY", KEY)
+  body = json.loads(HttpTeacher("m", url=url, api=api)._body(_request()))
+  assert {name: value for name, value in body.items() if name.startswith("max_")} == {key: 7}
