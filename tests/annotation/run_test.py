@@ -1,5 +1,6 @@
 """Annotation runs: order, resuming, concurrency, budget, cost, memory, errors."""
 
+import pathlib
 import tracemalloc
 
 import pytest
@@ -184,6 +185,22 @@ def test_an_unexpected_error_ends_the_run_without_output(tmp_path):
     lambda: rows, tmp_path / "o.jsonl", _Echo(), Prompt(instruction="Say."), AnnotationConfig()
   )
   assert report["answers_from_journal"] >= 69
+
+
+def test_the_state_of_the_journal_is_printed(tmp_path, capfd):
+  rows = [{"input_text": f"{n}"} for n in range(3)]
+  arguments = (tmp_path / "o.jsonl", _Echo(), Prompt(instruction="Say."), AnnotationConfig())
+  annotate(lambda: rows, *arguments)
+  first = capfd.readouterr().err
+  assert "earlier run" not in first
+  assert "damaged" not in first
+  path = pathlib.Path(journal_path(tmp_path / "o.jsonl"))
+  path.write_text("".join(["junk\n", *path.read_text().splitlines(keepends=True)[:2]]))
+  report = annotate(lambda: rows, *arguments)
+  err = capfd.readouterr().err
+  assert f"2 answers of an earlier run are in {path}\n" in err
+  assert f"warning: {path}: 1 lines are damaged; their requests are sent again\n" in err
+  assert (report["requests"], report["answers_from_journal"]) == (1, 2)
 
 
 def test_journal_path():
