@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from dss_jax.config.schema import T5Config
 from dss_jax.errors import UserError
+from dss_jax.model.attention import RelativePositionBias
 from dss_jax.model.layer_stacks import is_scanned, stacked, unrolled_config
 from dss_jax.model.t5 import init_params
 
@@ -186,6 +187,14 @@ def architecture(shapes: Shapes, place: str) -> T5Config:
   heads = size(f"{bias}.rel_embedding", 0)
   joined = size("encoder.layers_0.attention.query.kernel", 1)
   gated = "encoder.layers_0.mlp.wi_0.kernel" in shapes
+  buckets = size(f"{bias}.rel_embedding", 1)
+  if buckets != RelativePositionBias.num_buckets:
+    raise UserError(
+      f"{place}: its relative position bias has {buckets} buckets, but a student has "
+      f"{RelativePositionBias.num_buckets}; choose another checkpoint"
+    )
+  # An encoder-only model has no such weight.
+  size("decoder.layers_0.self_attention.query.kernel", 1)
   if min(heads, joined) < 1 or joined % heads:
     raise UserError(
       f"{place}: {heads} heads do not divide the {joined} columns of "

@@ -28,6 +28,7 @@ _DTYPES = {
   "BF16": FLOATS["bfloat16"],
   "F64": FLOATS["float64"],
 }
+_FAMILIES = ("t5", "mt5", "umt5")
 _ACTIVATIONS: dict[str, tuple[Any, ...]] = {
   "gated-gelu": ("gelu", "linear"),
   "gated-gelu_new": ("gelu", "linear"),
@@ -94,8 +95,8 @@ def _config(folder: pathlib.Path) -> tuple[T5Config, bool]:
   """Returns the architecture, and whether an lm_head, if present, makes the logits untied."""
   fields = _json(folder / CONFIG)
   place = folder / CONFIG
-  family = fields.get("model_type")
-  if family not in ("t5", "mt5", "umt5"):
+  family = fields.get("model_type") or _family_by_class(fields.get("architectures"))
+  if family not in _FAMILIES:
     raise UserError(
       f"{place}: model_type is {family!r}; give the folder of a t5, mt5 or umt5 model"
     )
@@ -109,6 +110,14 @@ def _config(folder: pathlib.Path) -> tuple[T5Config, bool]:
   if projection not in _ACTIVATIONS:
     raise UserError(
       f"{place}: feed_forward_proj is {projection!r}; give one of {', '.join(_ACTIVATIONS)}"
+    )
+  activation = projection.removeprefix("gated-")
+  # transformers computes "gated-gelu" by gelu_new, the tanh approximation of gelu.
+  same = ("gelu_new", "gelu_pytorch_tanh") if "gelu" in activation else (activation,)
+  if (given := fields.get("dense_act_fn")) is not None and given not in same:
+    raise UserError(
+      f"{place}: dense_act_fn is {given!r}, but feed_forward_proj is {projection!r}; give the "
+      f"{CONFIG} that the weights were saved with"
     )
   is_tied, is_scaled = _logits(fields, family)
   # transformers 5 writes tie_word_embeddings true even where the two tables differ.
@@ -133,6 +142,13 @@ def _config(folder: pathlib.Path) -> tuple[T5Config, bool]:
       f"{place}: the model's sizes are not all there ({reason(error)}); give the {CONFIG} that the "
       "weights were saved with"
     ) from None
+
+
+def _family_by_class(architectures: Any) -> str | None:
+  """Returns the family by its class's name: the published umT5 have no model_type."""
+  classes = {f"{family.upper()}ForConditionalGeneration": family for family in _FAMILIES}
+  names = architectures if isinstance(architectures, list) else []
+  return next((classes[name] for name in names if name in classes), None)
 
 
 def _count(fields: Mapping[str, Any], name: str) -> int:

@@ -215,6 +215,25 @@ def test_umt5_has_a_bias_in_each_layer(tmp_path):
   np.testing.assert_array_equal(first + 1, second)
 
 
+def test_the_published_umt5_has_no_model_type(tmp_path, assert_same):
+  config = T5Config(**SIZES, shared_relpos_bias=False)
+  arrays = written(config, tmp_path)
+  change(tmp_path, model_type=None)
+  read_config, read = read_hf(tmp_path)
+  assert read_config == config
+  assert_same(read, arrays)
+
+
+def test_arrays_of_another_network_are_refused():
+  shapes = shapes_of(drawn(GATED))
+  wide = {**shapes, "encoder.relpos_bias.rel_embedding": (8, 64)}
+  with pytest.raises(UserError, match="has 64 buckets, but a student has 32"):
+    architecture(wide, "here")
+  encoder = {name: shape for name, shape in shapes.items() if not name.startswith("decoder")}
+  with pytest.raises(UserError, match="not the weights of an encoder-decoder T5"):
+    architecture(encoder, "here")
+
+
 @pytest.mark.parametrize(
   "changes",
   [
@@ -243,6 +262,9 @@ def test_every_public_family_is_written_and_read_back(tmp_path, changes, assert_
     ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
     ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64"),
     ({"eos_token_id": 2}, "eos_token_id is 2"),
+    ({"model_type": None, "architectures": ["BartModel"]}, "model_type is None"),
+    ({"dense_act_fn": "silu"}, "dense_act_fn is 'silu', but feed_forward_proj is 'gated-gelu'"),
+    ({"dense_act_fn": ["relu"]}, "dense_act_fn is ['relu']"),
     ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'"),
     ({"d_model": "16"}, "d_model is '16'"),
     ({"num_layers": 10**12}, "num_layers is 1000000000000"),
