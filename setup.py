@@ -22,6 +22,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
+  classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
   packages=[
     *find_packages(include=["dss_jax", "dss_jax.*"]),
     "dss_jax.tasks",
@@ -58,12 +59,8 @@ setup(
     "gcs": ["gcsfs>=2024.6"],
     "teacher": ["aiohttp>=3.14"],
     "tensorboard": ["tensorboard>=2.18"],
-    # The compiler for `dss plan`, 200 MB; its version must match the installed JAX.
-    # JAX 0.10 on Python 3.11, JAX 0.12 on newer ones, as constraints.txt pins them.
-    "tpu": [
-      "libtpu==0.0.42.* ; python_version < '3.12'",
-      "libtpu==0.0.50.* ; python_version >= '3.12'",
-    ],
+    # The compiler for `dss plan`, 200 MB, in the version that the installed JAX names.
+    "tpu": ["jax[tpu]>=0.10"],
     # The t5x of the registry is an empty package. Install it by requirements-t5x.txt, since its own
     # requirements name newer versions than it works with.
     "t5x": [
