@@ -125,11 +125,15 @@ def test_only_the_command_line_imports_click():
 
 
 def test_t5x_stays_in_its_folder():
-  assert all(name.startswith("dss_jax/t5x/") for name in importers("t5x"))
+  found = importers("t5x")
+  assert found
+  assert all(name.startswith("dss_jax/t5x/") for name in found)
 
 
 def test_tensorflow_stays_with_the_data():
-  assert all(name.startswith(("dss_jax/data/", "dss_jax/t5x/")) for name in importers("tensorflow"))
+  found = importers("tensorflow")
+  assert found
+  assert all(name.startswith(("dss_jax/data/", "dss_jax/t5x/")) for name in found)
 
 
 def test_only_storage_imports_fsspec():
@@ -205,48 +209,46 @@ def test_a_file_holds_one_idea(path):
   assert not words & {"utils", "util", "common", "helpers", "helper", "misc"}, "say what it is for"
 
 
-def modules_after(*arguments):
-  """(exit code, top-level modules imported) of a `dss` command in a fresh interpreter."""
+def modules_after(*commands):
+  """Runs `dss` commands one after the other in a fresh interpreter, quietly and successfully.
+
+  Returns the top-level modules imported after each of them.
+  """
   program = (
     "import json, sys\n"
     "from dss_jax.cli.main import main\n"
-    "sys.argv = ['dss', *json.loads(sys.argv[1])]\n"
-    "code = 0\n"
-    "try:\n"
-    "  main()\n"
-    "except SystemExit as end:\n"
-    "  code = end.code or 0\n"
-    "print('\\n' + json.dumps([code, sorted({name.split('.')[0] for name in sys.modules})]))\n"
+    "for command in json.loads(sys.argv[1]):\n"
+    "  sys.argv = ['dss', *command]\n"
+    "  try:\n"
+    "    main()\n"
+    "  except SystemExit as end:\n"
+    "    assert not end.code, command\n"
+    "  print('\\nMODULES', json.dumps(sorted({name.split('.')[0] for name in sys.modules})))\n"
   )
   result = subprocess.run(
-    [sys.executable, "-c", program, json.dumps(arguments)],
-    capture_output=True,
-    text=True,
-    check=True,
+    [sys.executable, "-c", program, json.dumps(commands)], capture_output=True, text=True
   )
-  code, modules = json.loads(result.stdout.splitlines()[-1])
-  return code, set(modules)
+  assert (result.returncode, result.stderr) == (0, "")
+  lines = [line for line in result.stdout.splitlines() if line.startswith("MODULES ")]
+  assert len(lines) == len(commands)
+  return [set(json.loads(line.removeprefix("MODULES "))) for line in lines]
 
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "seqio", "tensorboardX", "gin"}
 
 
-@pytest.mark.parametrize(
-  "command", [[], ["distill"], ["train"], ["predict"], ["validate"], ["plan"]]
-)
-def test_help_imports_nothing_heavy(command):
-  code, modules = modules_after(*command, "--help")
-  assert code == 0
-  assert "click" in modules
-  assert not modules & (HEAVY | {"numpy"})
+def test_help_imports_nothing_heavy():
+  commands = [[], ["distill"], ["train"], ["predict"], ["validate"], ["plan"]]
+  for modules in modules_after(*([*command, "--help"] for command in commands)):
+    assert "click" in modules
+    assert not modules & (HEAVY | {"numpy"})
 
 
-@pytest.mark.parametrize("options", [[], ["--vocabulary", "bytes"], ["--json"]])
-def test_validate_imports_nothing_heavy(tmp_path, options):
+def test_validate_imports_nothing_heavy(tmp_path):
   path = tmp_path / "train.jsonl"
   row = {"input_text": "Is it so?", "output_text": "yes", "rationale": "It is so: yes."}
   path.write_text(json.dumps(row) + "\n")
-  code, modules = modules_after("validate", str(path), *options)
-  assert code == 0
-  assert "dss_jax" in modules
-  assert not modules & HEAVY
+  options = [[], ["--vocabulary", "bytes"], ["--json"]]
+  for modules in modules_after(*(["validate", str(path), *each] for each in options)):
+    assert "dss_jax" in modules
+    assert not modules & HEAVY

@@ -104,25 +104,6 @@ def test_the_version(dss):
   assert dss("--version").out == f"dss, version {__version__}\n"
 
 
-@pytest.mark.parametrize(
-  "arguments",
-  [["--help"], ["distill", "--help"], ["validate", "train.jsonl", "--vocabulary", "bytes"]],
-)
-def test_help_and_validate_import_neither_jax_nor_tensorflow(dss, arguments):
-  code = """
-import sys
-from dss_jax.cli.main import main
-try:
-  main()
-finally:
-  heavy = {"jax", "tensorflow", "seqio", "flax", "orbax"} & set(sys.modules)
-  assert not heavy, heavy
-"""
-  outcome = dss.finish(dss.start(*arguments, code=code))
-  assert outcome.code == 0, outcome.err
-  assert outcome.err == ""
-
-
 def test_validate_prints_a_report(dss):
   outcome = dss("validate", "train.jsonl", "--eval-dataset", "eval.jsonl", "--json")
   report = outcome.json
@@ -165,7 +146,8 @@ def test_a_wheel_contains_all_it_needs(dss, tmp_path):
   subprocess.run([sys.executable, *build], check=True, capture_output=True)
   (wheel,) = tmp_path.glob("*.whl")
   site = tmp_path / "site"
-  pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+  pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+  pip += ["--target", str(site)]
   subprocess.run([sys.executable, *pip, str(wheel)], check=True, capture_output=True)
   assert {path.name for path in site.iterdir() if path.suffix != ".dist-info"} == {"dss_jax", "bin"}
 

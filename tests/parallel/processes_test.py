@@ -152,7 +152,7 @@ def test_no_notice_is_given_when_all_exit(as_process, ends):
   assert first.output.exit_code == 143
 
 
-def test_a_process_ignores_its_own_notice(as_process):
+def test_a_process_ignores_its_own_notice(as_process, ends):
   store = Store()
   group = as_process(1, store)
   store.key_value_set(f"{subject._EXIT_NOTICES}1", json.dumps({"code": 2, "sentence": "mine"}))
@@ -162,6 +162,8 @@ def test_a_process_ignores_its_own_notice(as_process):
 
   group.output.forward = forward
   subject._watch(group)
+  assert group.is_done.is_set()
+  assert group.output.exit_code is None
 
 
 def test_errors_that_a_lost_peer_causes(as_process):
