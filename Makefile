@@ -10,10 +10,10 @@ quickstart: setup  ## trains two small students on synthetic rows and compares t
 	$(BIN)/dss quickstart --model-dir runs/quickstart
 
 test: setup lint  ## all checks of CI
-	$(BIN)/python -m pytest -m "not slow and not tpu_aot" -n 2 --dist loadfile --durations 30
+	$(BIN)/python -m pytest -m "not slow and not tpu_aot" -n 2 --dist worksteal --durations 30
 
 test-slow: setup  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout 1800
 
 test-hf: torch  ## the tests against Hugging Face transformers
 	$(BIN)/python -m pytest -m hf
@@ -34,11 +34,11 @@ torch: setup  ## installs PyTorch and transformers
 test-t5x: setup  ## the tests against T5X, which must be in $(VENV)
 	@$(BIN)/python -c 'import t5x.models' 2>/dev/null || { \
 	  echo 'T5X is not in $(VENV): $(BIN)/pip install --no-deps -r requirements-t5x.txt' >&2; exit 2; }
-	$(BIN)/python -m pytest -m t5x
+	$(BIN)/python -m pytest -m t5x --timeout 1800
 
 test-tpu: setup  ## the tests that compile for TPUs; installs the compiler, 200 MB
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tpu]'
-	$(BIN)/python -m pytest -m tpu_aot
+	$(BIN)/python -m pytest -m tpu_aot --timeout 1800
 
 # Beam needs older versions of three libraries than constraints.txt pins.
 BEAM := .venv-beam

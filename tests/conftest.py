@@ -2,13 +2,16 @@
 
 import os
 import pathlib
+import tempfile
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+# Tests compile many tiny programs: little optimisation halves the time. A worker of pytest-xdist
+# finds the flags set already.
+for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+  if flag not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Fixtures that several folders of tests use.
@@ -22,10 +25,18 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-  """Token stores of a test go to a folder of the test session."""
-  monkeypatch.setenv("DSS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "dss_cache"))
+def pytest_configure(config):
+  """Makes the session's cache of compiled programs and token stores.
+
+  The workers of pytest-xdist and the commands that tests start inherit it.
+  """
+  if hasattr(config, "workerinput"):
+    return
+  folder = tempfile.TemporaryDirectory(prefix="dss_jax_tests_")
+  config.add_cleanup(folder.cleanup)
+  os.environ["DSS_CACHE_DIR"] = folder.name
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder.name}/xla"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture
@@ -34,21 +45,6 @@ def shared():
   if not SHARED.is_dir():
     pytest.skip(f"the real data sets are not at {SHARED}")
   return SHARED
-
-
-@pytest.fixture(scope="session")
-def compile_quickly():
-  """Has tiny programs, of which there are many, compiled with little optimisation.
-
-  It halves the time, where no test before has started JAX. Commands that tests start run as
-  users run them.
-  """
-  import jax
-
-  with pytest.MonkeyPatch.context() as patch:
-    flags = os.environ["XLA_FLAGS"]
-    patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0")
-    jax.devices()
 
 
 @pytest.fixture(scope="session")

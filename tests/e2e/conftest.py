@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from dss_jax.cli import main as cli
 from dss_jax.config.schema import MeshConfig
@@ -42,6 +40,7 @@ class Dss:
   TINY = (
     *("--student", "tiny", "--vocabulary", "bytes", "--mesh", "data=1"),
     *("--max-input-tokens", "64", "--max-output-tokens", "32"),
+    *("--gin", "T5Config.num_encoder_layers=1", "--gin", "T5Config.num_decoder_layers=1"),
   )
 
   # Learns so fast that its best evaluation is not its last.
@@ -161,29 +160,6 @@ def sums(seed: int, count: int) -> list[dict[str, Any]]:
   return rows
 
 
-@pytest.fixture(scope="package", autouse=True)
-def compiled_once(tmp_path_factory, compile_quickly):
-  """Keeps what XLA compiles for the session: the same tiny student is trained many times."""
-  settings = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-    "jax_persistent_cache_min_compile_time_secs": 0,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  with pytest.MonkeyPatch.context() as patch:
-    # The same words as compile_quickly's, so that processes of our own find what is kept.
-    flags = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"
-    patch.setenv("XLA_FLAGS", flags)
-    patch.setenv("DSS_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "dss_cache"))
-    for name, value in settings.items():
-      patch.setenv(name.upper(), str(value))
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-
-
 @pytest.fixture
 def dss(tmp_path):
   folder = tmp_path / "work"
@@ -216,7 +192,7 @@ def refuses(dss):
 
 
 @pytest.fixture(scope="package")
-def finished(tmp_path_factory, compiled_once):
+def finished(tmp_path_factory):
   """A working folder with a finished student in `student`, for tests that change nothing."""
   workshop = Dss(tmp_path_factory.mktemp("finished"))
   workshop.train()
@@ -263,7 +239,7 @@ def pieces(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def worded(tmp_path_factory, compiled_once, pieces):
+def worded(tmp_path_factory, pieces):
   """As `finished`, with a student that was trained with SentencePiece; the file is gone since."""
   workshop = Dss(tmp_path_factory.mktemp("worded"))
   shutil.copy(pieces, workshop.folder / "pieces.model")

@@ -68,7 +68,7 @@ def test_the_curve_of_a_resumed_run_has_no_gap(with_student):
 
 def test_plain_progress_lines_without_a_terminal(dss):
   lines = dss.train("student").err.splitlines()
-  assert "training tiny (10,336 weights) in student" in lines
+  assert "training tiny (8,376 weights) in student" in lines
   assert any("learning rate 0.001 = base rate 0.001 x multiplier 1" in line for line in lines)
   assert any(
     re.match(r"step 2: evaluation loss \d+\.\d{4}, label accuracy", line) for line in lines

@@ -87,6 +87,8 @@ def test_the_gin_way_gives_the_same_student(with_student):
     "BATCH_SIZE": 4,
     "EVAL_PERIOD": 2,
     "MeshConfig.data": 1,
+    "T5Config.num_encoder_layers": 1,
+    "T5Config.num_decoder_layers": 1,
   }
   outcome = with_student(
     "train",

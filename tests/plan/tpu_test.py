@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -18,11 +19,14 @@ pytestmark = [
 
 def plan(*arguments):
   """Runs `dss plan` in a new process, since libtpu loads once: (exit code, output, errors)."""
+  ours = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+  environment = {name: value for name, value in os.environ.items() if name not in ours}
   result = subprocess.run(
     [sys.executable, "-m", "dss_jax.cli.main", "plan", *arguments],
     capture_output=True,
     text=True,
     timeout=1500,
+    env=environment,
   )
   return result.returncode, result.stdout, result.stderr
 

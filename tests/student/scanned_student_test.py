@@ -34,11 +34,6 @@ ROWS = [
 BYTES = load_vocabulary("bytes")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly(compile_quickly):
-  """Every test here compiles something."""
-
-
 def config_of(folder, **model):
   settings = [
     Binding("MODEL_DIR", str(folder / "model"), "test"),

@@ -10,11 +10,6 @@ ALPHA = 0.3
 ROWS = 40
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quickly(compile_quickly):
-  """Every test here compiles something."""
-
-
 @pytest.fixture(scope="session")
 def rows():
   """Rows of many lengths; every fifth has no rationale, every seventh no label."""

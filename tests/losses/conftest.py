@@ -1,8 +1,0 @@
-"""Set-up of the losses' tests."""
-
-import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quickly(compile_quickly):
-  """Every test here compiles something."""
