@@ -223,7 +223,7 @@ FOLDERS = {
   "a URL": ("gs://bucket/new", ["is a URL", "local folder"]),
   "empty": ("", ["empty name"]),
   "a name that is too long": ("x" * 300, ["cannot be written", "too long"]),
-  "a null byte": ("\0", ["cannot be written", "null byte"]),
+  "a null byte": ("\0", ["cannot be written", "embedded null"]),
 }
 
 
