@@ -82,7 +82,7 @@ def initialize(config: DistributedConfig) -> None:
   output = CapturedOutput()
   address = (config.coordinator, config.num_processes, config.process_id)
   output.rendezvous = Rendezvous(*address, config.start_timeout_seconds)
-  if jax.config.jax_cpu_collectives_implementation is None:  # type: ignore[attr-defined]
+  if jax.config.jax_cpu_collectives_implementation is None:  # type: ignore[attr-defined,unused-ignore]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
   # That service would consume SIGTERM long before there is a step to stop after.
   jax.config.update("jax_enable_preemption_service", False)

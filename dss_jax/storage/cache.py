@@ -36,7 +36,8 @@ def keep_compiled_programs() -> None:
   # Not at the top: vocabularies need the cache, too, and `dss validate` starts without JAX.
   import jax
 
-  if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+  # JAX 0.10 does not declare the attribute, later versions do.
+  if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined,unused-ignore]
     return
   jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla") / platform.node()))
   # By default JAX keeps no program that compiles within a second: half of a small run's.
