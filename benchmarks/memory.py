@@ -84,9 +84,9 @@ def whole_cross_entropy(inputs: Arrays, targets: np.ndarray) -> jax.Array:
 
 
 def chunked_cross_entropy(inputs: Arrays, targets: np.ndarray) -> jax.Array:
-  coefficients = jnp.full(targets.shape, 1 / targets.size, jnp.float32)
+  token_weights = jnp.full(targets.shape, 1 / targets.size, jnp.float32)
   ids = jnp.asarray(targets)
-  return cross_entropy.cross_entropy(inputs["hidden"], inputs["kernel"], ids, coefficients)[0]
+  return cross_entropy.cross_entropy(inputs["hidden"], inputs["kernel"], ids, token_weights)[0]
 
 
 def of_cross_entropy(tokens: int, width: int) -> dict[str, float]:

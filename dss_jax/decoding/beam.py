@@ -112,8 +112,8 @@ def beam_search(
     all_ends = jnp.concatenate([search.ended_BS, ends], axis=1)
 
     def follow(cache: jax.Array) -> jax.Array:
-      apart = cache.reshape(rows, beams, *cache.shape[1:])
-      return _of_beams(apart, kept_parents).reshape(cache.shape)
+      by_beam = cache.reshape(rows, beams, *cache.shape[1:])
+      return _of_beams(by_beam, kept_parents).reshape(cache.shape)
 
     return _Search(
       step=search.step + 1,

@@ -171,7 +171,7 @@ def _finished(card: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
 
 def _end(card: dict[str, Any]) -> str:
   early = "stopped early after" if card["stopped_early"] else "trained for"
-  return f"{early} {card['steps']} steps, the checkpoint handed on is of step {card['best_step']}"
+  return f"{early} {card['steps']} steps, the selected checkpoint is of step {card['best_step']}"
 
 
 def _announce(

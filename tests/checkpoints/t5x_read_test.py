@@ -185,7 +185,7 @@ def test_version_2_kept_bfloat16_as_unsigned_numbers(arrays, tmp_path, assert_sa
 
 
 def test_zeros_are_stored_too(arrays, tmp_path, assert_same):
-  """A chunk that is not there could not be told from one that got lost."""
+  """Chunks of zeros are stored too, so that a missing chunk is an error."""
   zeros = {name: in_memory(np.zeros(array.shape, np.float32)) for name, array in arrays.items()}
   assert_same(read_t5x(write_t5x(zeros, tmp_path, step=0, dtype=FLOAT32)), zeros)
 

@@ -161,15 +161,15 @@ def _opener(path, cache, code=OPEN):
 def test_two_processes_may_build_at_once_and_the_third_needs_no_tensorflow(tmp_path):
   path = _file(tmp_path)
   first, second = (_opener(path, tmp_path / "cache") for _ in range(2))
-  told = [process.communicate(timeout=120) for process in (first, second)]
-  assert [process.returncode for process in (first, second)] == [0, 0], told
+  outputs = [process.communicate(timeout=120) for process in (first, second)]
+  assert [process.returncode for process in (first, second)] == [0, 0], outputs
   third = _opener(path, tmp_path / "cache")
   output, errors = third.communicate(timeout=60)
   assert third.returncode == 0, errors
-  assert output.splitlines()[0] == told[0][0].splitlines()[0] == told[1][0].splitlines()[0]
+  assert output.splitlines()[0] == outputs[0][0].splitlines()[0] == outputs[1][0].splitlines()[0]
   assert output.splitlines()[1] == "[]"
   # The test is about something only if building does import them.
-  assert "'tensorflow'" in told[0][0] + told[1][0]
+  assert "'tensorflow'" in outputs[0][0] + outputs[1][0]
   assert len(os.listdir(tmp_path / "cache" / "tokens")) == 1
 
 

@@ -177,15 +177,15 @@ def refuses(dss):
   def refuses(*arguments, says, workshop=dss):
     before = workshop.tree()
     outcome = workshop(*arguments)
-    told = [
+    errors = [
       line for line in outcome.err.splitlines() if not line.startswith(("tokenising ", "warning: "))
     ]
     assert outcome.code == 2, outcome
-    assert len(told) == 1, outcome.err
-    assert told[0].startswith("dss: ")
+    assert len(errors) == 1, outcome.err
+    assert errors[0].startswith("dss: ")
     assert outcome.out == ""
     for part in says:
-      assert part in told[0]
+      assert part in errors[0]
     assert workshop.tree() == before
 
   return refuses

@@ -76,4 +76,4 @@ def test_plain_progress_lines_without_a_terminal(dss):
   assert any(
     re.match(r"step 4/4  loss \d.* steps/s .* examples/s  0 s left", line) for line in lines
   )
-  assert lines[-1].startswith("finished: trained for 4 steps, the checkpoint handed on is of step ")
+  assert lines[-1].startswith("finished: trained for 4 steps, the selected checkpoint is of step ")

@@ -17,14 +17,14 @@ ROWS, LENGTH, WIDTH, WORDS = 3, 10, 4, 11
 
 
 def arrays(dtype=jnp.float32):
-  """Hidden states, kernel, targets, and coefficients of which some are zero."""
+  """Hidden states, kernel, targets, and token_weights of which some are zero."""
   rng = np.random.default_rng(0)
-  coefficients = rng.uniform(0.1, 1.0, (ROWS, LENGTH)) * (rng.random((ROWS, LENGTH)) > 0.3)
+  token_weights = rng.uniform(0.1, 1.0, (ROWS, LENGTH)) * (rng.random((ROWS, LENGTH)) > 0.3)
   return (
     jnp.asarray(rng.normal(size=(ROWS, LENGTH, WIDTH)), dtype),
     jnp.asarray(rng.normal(size=(WIDTH, WORDS)), jnp.float32),
     jnp.asarray(rng.integers(0, WORDS, (ROWS, LENGTH)), jnp.int32),
-    jnp.asarray(coefficients, jnp.float32),
+    jnp.asarray(token_weights, jnp.float32),
   )
 
 
@@ -40,8 +40,8 @@ def plain_losses(hidden, kernel, targets, *, label_smoothing=0.0, z_loss=0.0):
   return loss + z_loss * jnp.square(log_z)
 
 
-def plain_total(hidden, kernel, targets, coefficients, **options):
-  return jnp.sum(plain_losses(hidden, kernel, targets, **options) * coefficients)
+def plain_total(hidden, kernel, targets, token_weights, **options):
+  return jnp.sum(plain_losses(hidden, kernel, targets, **options) * token_weights)
 
 
 def fused_total(*inputs, **options):
@@ -78,8 +78,8 @@ def test_total_and_gradients_equal_the_plain_formula(options, chunks):
 
 
 def test_every_position_has_its_loss_and_correctness(chunks):
-  hidden, kernel, targets, coefficients = arrays()
-  _, losses = fused(hidden, kernel, targets, coefficients)
+  hidden, kernel, targets, token_weights = arrays()
+  _, losses = fused(hidden, kernel, targets, token_weights)
   np.testing.assert_allclose(losses.loss, plain_losses(hidden, kernel, targets), rtol=2e-5)
   correct = np.argmax(hidden @ kernel, axis=-1) == targets
   assert 0 < correct.sum() < correct.size
@@ -114,18 +114,18 @@ def test_the_chunks_that_scan_visits(chunks, monkeypatch):
 
 
 def test_optax_agrees():
-  hidden, kernel, targets, coefficients = arrays()
+  hidden, kernel, targets, token_weights = arrays()
   want = optax.softmax_cross_entropy_with_integer_labels(hidden @ kernel, targets)
   np.testing.assert_allclose(
-    fused(hidden, kernel, targets, coefficients)[0], np.sum(want * coefficients), rtol=1e-5
+    fused(hidden, kernel, targets, token_weights)[0], np.sum(want * token_weights), rtol=1e-5
   )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_numerical_gradient(options):
-  _, _, targets, coefficients = arrays()
+  _, _, targets, token_weights = arrays()
   check_grads(
-    jax.jit(lambda hidden, kernel: fused_total(hidden, kernel, targets, coefficients, **options)),
+    jax.jit(lambda hidden, kernel: fused_total(hidden, kernel, targets, token_weights, **options)),
     arrays()[:2],
     order=1,
     modes=["rev"],
@@ -173,14 +173,14 @@ def test_the_least_smoothed_loss_is_zero():
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_position_of_weight_zero_adds_nothing(options, chunks):
   """Whatever stands there: the total and every gradient stay the same, bit for bit."""
-  hidden, kernel, targets, coefficients = arrays()
-  masked = coefficients == 0
+  hidden, kernel, targets, token_weights = arrays()
+  masked = token_weights == 0
   assert masked.any()
   other_hidden = jnp.where(masked[..., None], 100.0, hidden)
   other_targets = jnp.where(masked, 0, targets)
   grad = differentiated(fused_total, **options)
-  want = grad(hidden, kernel, targets, coefficients)
-  got = grad(other_hidden, kernel, other_targets, coefficients)
+  want = grad(hidden, kernel, targets, token_weights)
+  got = grad(other_hidden, kernel, other_targets, token_weights)
   jax.tree.map(np.testing.assert_array_equal, got, want)
   np.testing.assert_array_equal(got[1][0][masked], 0.0)
 
@@ -200,8 +200,8 @@ def test_the_gradient_scales_with_what_the_total_is_multiplied_by():
 
 
 def test_no_gradient_flows_through_the_positions_losses():
-  def leaky(hidden, kernel, targets, coefficients):
-    total, losses = cross_entropy(hidden, kernel, targets, coefficients)
+  def leaky(hidden, kernel, targets, token_weights):
+    total, losses = cross_entropy(hidden, kernel, targets, token_weights)
     return total + jnp.sum(losses.loss) + jnp.sum(losses.correct)
 
   inputs = arrays()
@@ -212,11 +212,13 @@ def test_no_gradient_flows_through_the_positions_losses():
 
 def test_bfloat16_hidden_states(chunks):
   """Products of bfloat16, sums and softmax in float32; the gradient has each input's dtype."""
-  hidden, kernel, targets, coefficients = arrays(jnp.bfloat16)
+  hidden, kernel, targets, token_weights = arrays(jnp.bfloat16)
   rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
-  total, (to_hidden, to_kernel) = differentiated(fused_total)(hidden, kernel, targets, coefficients)
+  total, (to_hidden, to_kernel) = differentiated(fused_total)(
+    hidden, kernel, targets, token_weights
+  )
   want, wanted = differentiated(plain_total)(
-    hidden.astype(jnp.float32), rounded, targets, coefficients
+    hidden.astype(jnp.float32), rounded, targets, token_weights
   )
   assert total.dtype == jnp.float32
   assert to_hidden.dtype == jnp.bfloat16
@@ -234,12 +236,12 @@ def test_ties_are_correct_on_the_first_largest_logit():
 
 
 def test_more_devices_allow_larger_chunks(monkeypatch):
-  hidden, kernel, targets, coefficients = arrays()
+  hidden, kernel, targets, token_weights = arrays()
   monkeypatch.setattr(subject, "CHUNK_BYTES", 4 * ROWS * LENGTH * WORDS / 4)
   seen = []
   real = subject._fused
   monkeypatch.setattr(subject, "_fused", lambda *each: seen.append(each[-1]) or real(*each))
   for shards in (1, 2, 4, 8):
     call = functools.partial(cross_entropy, shards=shards)
-    jax.eval_shape(call, hidden, kernel, targets, coefficients)
+    jax.eval_shape(call, hidden, kernel, targets, token_weights)
   assert seen == [4, 2, 1, 1]

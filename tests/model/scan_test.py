@@ -59,7 +59,7 @@ def logits_and_gradient(config):
 
 def assert_close(got, want):
   np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-5)
-  # What cancels to next to nothing, as keys that no query tells apart, keeps the whole's rounding.
+  # What cancels to next to nothing, as for keys with the same logits, keeps the whole's rounding.
   rounding = 1e-7 * np.linalg.norm([np.linalg.norm(leaf) for leaf in jax.tree.leaves(want[1])])
   for (path, ours), theirs in zip(
     jax.tree_util.tree_leaves_with_path(got[1]), jax.tree.leaves(want[1]), strict=True

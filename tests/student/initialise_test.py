@@ -208,7 +208,7 @@ def test_every_shipped_student_is_recognised_by_its_sizes():
   for name in student_names():
     size = next((value for key, value in rows.items() if name.startswith(key)), 32_128)
     model = dataclasses.replace(config_of("", name).model, vocab_size=size)
-    # Flan-T5 is T5 1.1 trained further, in nothing told apart.
+    # Flan-T5 is T5 1.1 trained further, with the same architecture.
     assert matching_student(model) == name.removeprefix("flan_t5_")
   assert matching_student(T5Config(**{**TINY.__dict__, "mlp_dim": 17})) is None
 

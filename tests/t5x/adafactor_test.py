@@ -51,7 +51,7 @@ def state(make_t5x_model, run_config):
 
 @pytest.fixture(scope="module")
 def gradients(state):
-  """A gradient for each update, its elements of sizes far apart, some of them zero."""
+  """A gradient for each update, its elements of very different sizes, some of them zero."""
   generator = np.random.default_rng(1)
 
   def draw(leaf):
