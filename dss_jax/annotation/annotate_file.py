@@ -12,6 +12,7 @@ from dss_jax.annotation.dry_run import dry_run
 from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt, load_prompt, prompt_to_yaml, shipped_prompts
 from dss_jax.annotation.run import RequestConfig, annotate
+from dss_jax.config.schema import RequestPart
 from dss_jax.data.records import Row, read_rows
 from dss_jax.data.task_definition import TaskDefinition, load_task
 from dss_jax.data.task_rows import published_rows
@@ -33,7 +34,7 @@ class TeacherOptions:
     url: the server of openai:MODEL; by default OpenAI's.
     key_env: the environment variable with the key.
     timeout_seconds: of one attempt of a request.
-    attempts: of one request.
+    request_form: what is known of the form of requests that the server takes.
     batch_size: number of rows that t5:MODEL decodes at a time.
   """
 
@@ -41,7 +42,7 @@ class TeacherOptions:
   url: str | None = None
   key_env: str = DEFAULT_KEY_ENV
   timeout_seconds: float = 120.0
-  attempts: int = 6
+  request_form: tuple[RequestPart, ...] = ()
   batch_size: int = 32
 
 
@@ -195,7 +196,7 @@ def open_teacher(options: TeacherOptions, api: Api = "chat") -> Teacher:
 
 def _http_teacher(model: str, options: TeacherOptions, api: Api) -> Teacher:
   try:
-    from dss_jax.teachers.http import HttpTeacher, RetryPolicy
+    from dss_jax.teachers.http import HttpTeacher
   except ImportError as error:
     raise UserError(
       f"--teacher openai:{model}: aiohttp is not installed ({error.name});"
@@ -206,7 +207,8 @@ def _http_teacher(model: str, options: TeacherOptions, api: Api) -> Teacher:
     url=options.url,
     key_env=options.key_env,
     api=api,
-    retry_policy=RetryPolicy(timeout_seconds=options.timeout_seconds, attempts=options.attempts),
+    timeout_seconds=options.timeout_seconds,
+    request_form=options.request_form,
   )
 
 

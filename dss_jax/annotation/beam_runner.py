@@ -296,7 +296,6 @@ class _SharedTeacher:
     self._teacher = teacher
     self.name = teacher.name
     self.is_recorded = teacher.is_recorded
-    self.retries = 0
 
   async def ask(self, request: TeacherRequest) -> TeacherResponse:
     return await self._teacher.ask(request)

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from dss_jax.annotation.budget import TokenBudget
 from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt
 from dss_jax.annotation.run import RequestConfig, request_for
 from dss_jax.data.records import Row
 from dss_jax.teachers.base import TeacherRequest
+from dss_jax.teachers.budget import TokenBudget
 
 _SHOWN_PROMPTS = 3
 _TYPICAL_ANSWER_TOKENS = 80

@@ -13,6 +13,7 @@ CONCERNS = {
   "unmentioned": "the rationale does not mention its label",
   "cut-off": "the rationale ends in the middle of a sentence",
   "echo": "the rationale repeats the input or the prompt",
+  "several-answers": "the answer states several labels; the last was taken",
 }
 
 _NOT_WORD = re.compile(r"[\W_]+")

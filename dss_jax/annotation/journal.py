@@ -106,6 +106,7 @@ class Journal:
       "prompt_tokens": response.prompt_tokens,
       "completion_tokens": response.completion_tokens,
       "model": response.model,
+      **({"remark": response.remark} if response.remark else {}),
     }
     line = json.dumps(values, ensure_ascii=False).encode("utf-8") + b"\n"
     try:
@@ -226,6 +227,7 @@ def _from_values(values: dict[str, Any]) -> Entry:
     prompt_tokens=_count(values.get("prompt_tokens")),
     completion_tokens=_count(values.get("completion_tokens")),
     model=_text(values.get("model")),
+    remark=_text(values.get("remark")),
   )
   return Entry(response, _text(values.get("time")) or "")
 

@@ -11,6 +11,7 @@ from dss_jax.annotation.prompts import Mode, Prompt
 from dss_jax.annotation.self_consistency import Vote, vote
 from dss_jax.data.records import Row
 from dss_jax.errors import UserError
+from dss_jax.teachers.base import TeacherResponse
 
 TeacherLabels = Literal["keep", "missing", "teacher"]
 
@@ -27,6 +28,7 @@ STATUSES: tuple[Status, ...] = (
   "untouched",
 )
 PROVENANCE = "provenance"
+RATIONALES = "rationales"
 
 
 class Failure(NamedTuple):
@@ -69,15 +71,21 @@ class AnnotationConfig:
 
   def mode(self, row: Row) -> Mode | None:
     """Returns what is requested for a row; None if nothing is missing."""
-    has_label, has_rationale = bool(row.get("output_text")), bool(row.get("rationale"))
-    wants_label = self.teacher_labels == "teacher" or (
-      self.teacher_labels == "missing" and not has_label
-    )
-    if has_rationale:
+    wants_label = self.wants_label(row)
+    if row.get("rationale"):
       return "label" if wants_label else None
-    if has_label and not wants_label and self.show_labels:
+    if row.get("output_text") and not wants_label and self.show_labels:
       return "rationale"
     return "both"
+
+  def wants_label(self, row: Row) -> bool:
+    """Returns whether the row gets the teacher's label."""
+    is_missing = not row.get("output_text")
+    return self.teacher_labels == "teacher" or (self.teacher_labels == "missing" and is_missing)
+
+  def is_useful(self, parsed: Parsed, row: Row) -> bool:
+    """Returns whether an answer has what the row lacks."""
+    return parsed.label is not None or (parsed.rationale is not None and not self.wants_label(row))
 
 
 class _Sample(NamedTuple):
@@ -98,9 +106,10 @@ class Outcomes:
 
   def untouched(self, row: Row) -> Row:
     """Returns a row in which nothing is missing; keeps the provenance of an earlier run."""
-    if isinstance(row.get(PROVENANCE), dict):
+    if is_provenance(row.get(PROVENANCE)):
       return row
-    return {**row, PROVENANCE: {"status": "untouched"}}
+    own = {name: value for name, value in _own_values(row).items() if name != f"own_{RATIONALES}"}
+    return {**row, PROVENANCE: {"status": "untouched", **own}}
 
   def row(self, row: Row, mode: Mode, answers: Sequence[Entry | Failure]) -> Row:
     """Returns the row with label, rationales and provenance."""
@@ -135,11 +144,12 @@ class Outcomes:
       "dropped_for": dropped,
       "samples": [_sample_values(one) for one in samples],
       **_failures(answers),
+      **_own_values(row),
     }
     texts = {
       "output_text": self._label(label, gold, label_is_dropped),
       "rationale": own_rationale or (rationales[0] if rationales else None),
-      "rationales": rationales if len(rationales) > 1 else None,
+      RATIONALES: rationales if len(rationales) > 1 else None,
     }
     rest = {key: value for key, value in row.items() if key not in (*texts, PROVENANCE)}
     input_text = rest.pop("input_text")
@@ -150,6 +160,12 @@ class Outcomes:
       PROVENANCE: provenance,
     }
 
+  def parsed(self, response: TeacherResponse, row: Row, mode: Mode) -> Parsed:
+    """Parses one answer to the row."""
+    if response.remark and not response.text.strip():
+      return Parsed(None, None, response.remark)
+    return self._prompt.read(response.text, row, mode, cut_off=response.was_cut_off)
+
   def _label(self, label: str | None, gold: str | None, is_dropped: bool) -> str | None:
     if self._config.teacher_labels == "keep":
       return gold
@@ -158,14 +174,14 @@ class Outcomes:
     return None if is_dropped else label
 
   def _sample(self, number: int, entry: Entry, row: Row, mode: Mode) -> _Sample:
-    response = entry.response
-    cut_off = response.finish == "length"
-    parsed = self._prompt.read(response.text, row, mode, cut_off=cut_off)
+    parsed = self.parsed(entry.response, row, mode)
+    cut_off = entry.response.was_cut_off
     concerns: list[str] = []
     if parsed.rationale is not None and mode != "label":
       label = row["output_text"] if mode == "rationale" else parsed.label
       cut_in_reasoning = cut_off and parsed.label is None
       concerns = self._filter.concerns(parsed.rationale, label, row["input_text"], cut_in_reasoning)
+    concerns += ["several-answers"] if parsed.has_several else []
     return _Sample(number, entry, parsed, concerns)
 
   def _judge(
@@ -200,6 +216,14 @@ class Outcomes:
       concerns += (sound or candidates)[0].concerns
     rationales = list(dict.fromkeys(str(one.parsed.rationale) for one in sound))
     return concerns, rationales[: self._config.rationales_per_row]
+
+
+def _own_values(row: Row) -> dict[str, Any]:
+  """Returns what a row of the user's has under the keys of annotations, to keep it."""
+  provenance = row.get(PROVENANCE)
+  if isinstance(provenance, dict) and is_provenance(provenance):
+    return {name: value for name, value in provenance.items() if name.startswith("own_")}
+  return {f"own_{key}": row[key] for key in (PROVENANCE, RATIONALES) if key in row}
 
 
 def _voter_positions(
@@ -254,3 +278,24 @@ def _failures(answers: Sequence[Entry | Failure]) -> dict[str, Any]:
   if not failures:
     return {}
   return {"samples_without_answer": len(failures), "last_failure": failures[-1].reason}
+
+
+def is_provenance(value: Any) -> bool:
+  """Returns whether a value is a provenance of `dss annotate`, with the fields of reports."""
+  if not isinstance(value, dict) or value.get("status") not in STATUSES:
+    return False
+  samples = value.get("samples", [])
+  counts = ("prompt_tokens", "completion_tokens")
+  return (
+    _are_texts(value.get("concerns", []))
+    and _are_texts(value.get("dropped_for", []))
+    and type(value.get("agreement", 0)) in (int, float)
+    and value.get("agrees_with_gold") in (None, True, False)
+    and isinstance(samples, list)
+    and all(isinstance(one, dict) for one in samples)
+    and all(type(one.get(key, 0)) is int for one in samples for key in counts)
+  )
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(one, str) for one in value)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dss_jax.annotation.label_text import plain_label
+from dss_jax.annotation.markers import Marker
 from dss_jax.data.task_definition import Answer, TaskDefinition, UnparsableAnswer
 
 # Rationales are a few sentences; a longer text is degenerate.
@@ -16,7 +18,10 @@ MAX_ANSWER_CHARACTERS = 32_768
 MAX_LABEL_CHARACTERS = 200
 
 _PLACEHOLDER = re.compile(r"[{<\[](label|answer|your answer|the answer)[}>\]]|label", re.I)
-_THOUGHTS_END = "</think>"
+# What some servers leave of the end of a chat message.
+_END_TOKENS = (
+  "<|im_end|>", "<|eot_id|>", "<|end|>", "<|return|>", "<|endoftext|>", "<end_of_turn>", "</s>"
+)  # fmt: skip
 
 
 class Parsed(NamedTuple):
@@ -26,11 +31,13 @@ class Parsed(NamedTuple):
     rationale: never blank; None if the answer does not parse.
     label: None if there is no label that the rules allow.
     reason: why the rationale or the label is missing; "" if both are there.
+    has_several: whether the answer states several different labels; `label` is the last.
   """
 
   rationale: str | None
   label: str | None
   reason: str
+  has_several: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +45,8 @@ class ParseRules:
   """The rules for parsing answers.
 
   Attributes:
-    marker: must occur once in an answer; the label is the rest of its line.
+    marker: the label is the rest of its line; of several, the last counts.
+    any_spelling: whether the marker may be spelled as chat models do; see markers.Marker.
     task: its parse_answer replaces the marker, and its same_label compares labels.
     labels: the allowed labels; None allows any text.
     choices: matches the allowed labels in a row's input; the label is the pattern's only group.
@@ -46,6 +54,7 @@ class ParseRules:
   """
 
   marker: str = "Answer:"
+  any_spelling: bool = True
   task: TaskDefinition | None = None
   labels: tuple[str, ...] | None = None
   choices: re.Pattern[str] | None = None
@@ -67,18 +76,19 @@ class ParseRules:
     """Parses one answer.
 
     Args:
-      text: the teacher's text.
+      text: the teacher's text, as plain_answer returns it.
       input_text: the row's input, which `choices` searches.
       stop: sequences that end the answer, for teachers that do not stop there.
-      cut_off: whether the answer reached max_tokens.
+      cut_off: whether a limit or a filter ended the answer. Its label is not taken, because more
+        text could have changed it.
     """
     if len(text) > MAX_ANSWER_CHARACTERS:
       return _failure(f"the answer has {len(text):,} characters, over {MAX_ANSWER_CHARACTERS:,}")
-    answer, was_stopped = _until_stop(text.rpartition(_THOUGHTS_END)[2], stop)
+    answer, was_stopped = _until_stop(text, (*stop, *_END_TOKENS))
     if not answer.strip():
       return _failure("the answer is empty")
     try:
-      rationale, label = self._split(answer)
+      (rationale, label), has_several = self._split(answer, input_text)
     except UnparsableAnswer as error:
       return _failure(_cut(str(error)))
     except Exception as error:
@@ -87,29 +97,35 @@ class ParseRules:
       return _failure("there is no reasoning before the answer")
     if label is None:
       return Parsed(rationale, None, "the answer is not a single label")
-    if cut_off and not was_stopped and answer.rstrip().endswith(label):
-      return Parsed(rationale, None, "the answer may be cut off within the label")
+    if cut_off and not was_stopped:
+      return Parsed(rationale, None, "the answer was cut off, which may have changed its label")
     allowed = self._allowed(input_text)
     problem = self._problem(label, allowed)
     if problem:
       return Parsed(rationale, None, problem)
-    return Parsed(rationale, self._as_allowed(label, allowed), "")
+    return Parsed(rationale, self._as_allowed(label, allowed), "", has_several)
 
-  def _split(self, answer: str) -> Answer:
+  def _split(self, answer: str, input_text: str) -> tuple[Answer, bool]:
+    """Returns rationale and label, and whether other labels are stated before."""
     if self.task is not None:
       rationale, label = self.task.parse_answer(answer)
       if not isinstance(rationale, str) or not isinstance(label, str | None):
         raise UnparsableAnswer("the task's parse_answer did not return an Answer of texts")
-      return Answer(rationale, label)
-    rationale, marker, rest = answer.partition(self.marker)
-    if not marker:
+      return Answer(rationale, label), False
+    statements = Marker(self.marker, self.any_spelling).statements(answer)
+    if not statements:
       raise UnparsableAnswer(f'no "{self.marker}" in the answer')
-    if self.marker in rest:
-      raise UnparsableAnswer(f'"{self.marker}" occurs more than once in the answer')
-    line = rest.strip().splitlines()[:1] if rest.strip() else []
-    if not line:
+    allowed = self._allowed(input_text)
+    labels = [self._plain(one.label, allowed) for one in statements]
+    if not labels[-1]:
       raise UnparsableAnswer(f'nothing follows "{self.marker}"')
-    return Answer(rationale.strip().rstrip("*#").strip(), _strip_label(line[0]))
+    has_several = len({_normalised(label) for label in labels if label}) > 1
+    end = statements[-1 if has_several else 0].start
+    return Answer(answer[:end].strip().rstrip("*#").strip(), labels[-1]), has_several
+
+  def _plain(self, label: str, allowed: Sequence[str] | None) -> str:
+    """Returns the label without ornaments, unless they are a part of an allowed one."""
+    return label if allowed and label in allowed else plain_label(label)
 
   def _allowed(self, input_text: str) -> Sequence[str] | None:
     if self.choices is None:
@@ -151,16 +167,6 @@ def _until_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
   start = len(text) - len(text.lstrip())
   ends = [end for end in (text.find(sequence, start + 1) for sequence in stop) if end >= 0]
   return (text[: min(ends)], True) if ends else (text, False)
-
-
-def _strip_label(line: str) -> str:
-  """Strips Markdown emphasis, quotation marks and a full stop from a label."""
-  label = line.strip().strip("*`_ ")
-  if label.endswith(".") and not label.endswith(".."):
-    label = label[:-1]
-  if len(label) > 1 and label[0] == label[-1] and label[0] in "\"'":
-    label = label[1:-1]
-  return label.strip("*`_ ")
 
 
 def _normalised(label: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from dss_jax.annotation.answer_text import plain_answer
 from dss_jax.annotation.parsing import MAX_LABEL_CHARACTERS, Parsed, ParseRules
 from dss_jax.config.schema import shipped_folder
 from dss_jax.data.records import Row
@@ -102,10 +103,10 @@ class Prompt:
     With mode "rationale" the answer must lead to the row's own label; with mode "label" the
     rationale is the row's own.
     """
-    echo = self.question.rpartition("\n")[2].replace("{input}", "").strip()
-    answer = text.lstrip()
-    if echo and answer.startswith(echo):
-      answer = answer[len(echo) :].lstrip()
+    answer = plain_answer(text)
+    if answer is None:
+      return Parsed(None, None, "the answer ends within the model's thoughts")
+    answer = self._echo.sub("", answer)
     if mode == "label":
       answer = f"{_DUMMY_RATIONALE}{self._answer_whitespace}{answer}"
     parsed = self.parse.parse(answer, input_text=row["input_text"], stop=self.stop, cut_off=cut_off)
@@ -118,6 +119,12 @@ class Prompt:
         reason = f"the rationale leads to another label than the one shown: {parsed.label[:60]!r}"
         return Parsed(None, None, reason)
     return parsed
+
+  @functools.cached_property
+  def _echo(self) -> re.Pattern[str]:
+    """Returns what an answer may repeat at its start: the question's last words."""
+    word = self.question.rpartition("\n")[2].replace("{input}", "").strip().rstrip(":：")
+    return re.compile(rf"^[\s*_#]*(?:{re.escape(word)}[*_ ]*[:：][*_]*\s*)?" if word else r"^\s*")
 
   @property
   def _answer_whitespace(self) -> str:
@@ -210,6 +217,7 @@ def prompt_to_yaml(prompt: Prompt) -> str:
   rules = prompt.parse
   values["parse"] = {
     "marker": rules.marker,
+    "any_spelling": rules.any_spelling,
     "max_label_characters": rules.max_label_characters,
     **({"task": rules.task.name} if rules.task else {}),
     **({"labels": list(rules.labels)} if rules.labels is not None else {}),
@@ -279,6 +287,10 @@ def _rules(values: Any, place: str) -> ParseRules:
   if not isinstance(marker, str) or not marker.strip():
     raise UserError(f'{place}: "parse.marker" must be text that the label follows, not {marker!r}')
   fields["marker"] = marker
+  any_spelling = values.get("any_spelling", True)
+  if not isinstance(any_spelling, bool):
+    raise UserError(f'{place}: "parse.any_spelling" must be true or false, not {any_spelling!r}')
+  fields["any_spelling"] = any_spelling
   if values.get("task") is not None:
     fields["task"] = load_task(str(values["task"]))
   if values.get("labels") is not None:

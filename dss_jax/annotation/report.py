@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dss_jax.annotation.filters import CONCERNS
-from dss_jax.annotation.outcome import PROVENANCE, STATUSES
+from dss_jax.annotation.outcome import PROVENANCE, STATUSES, is_provenance
 from dss_jax.annotation.usage import Tally
 from dss_jax.data.records import Row, numbered_rows
 from dss_jax.errors import UserError
@@ -29,29 +29,12 @@ def read_annotated(path: PathLike) -> Iterator[tuple[int, Row]]:
   """Reads (line number, row); raises UserError if a row was not written by dss annotate."""
   for line, row in numbered_rows(path):
     provenance = row.get(PROVENANCE)
-    if not _is_provenance(provenance):
+    if not is_provenance(provenance):
       raise UserError(
         f'{os.fspath(path)}:{line}: the row has no "{PROVENANCE}" of dss annotate; give a file'
         " that it wrote"
       )
     yield line, row
-
-
-def _is_provenance(value: Any) -> bool:
-  """Returns whether the value has the fields of Outcomes that reports read."""
-  if not isinstance(value, dict) or value.get("status") not in STATUSES:
-    return False
-  samples = value.get("samples", [])
-  counts = ("prompt_tokens", "completion_tokens")
-  return (
-    _are_texts(value.get("concerns", []))
-    and _are_texts(value.get("dropped_for", []))
-    and type(value.get("agreement", 0)) in (int, float)
-    and value.get("agrees_with_gold") in (None, True, False)
-    and isinstance(samples, list)
-    and all(isinstance(one, dict) for one in samples)
-    and all(type(one.get(key, 0)) is int for one in samples for key in counts)
-  )
 
 
 def report_on(path: PathLike) -> dict[str, Any]:
@@ -124,7 +107,3 @@ def to_text(report: dict[str, Any]) -> str:
       where = ", ".join(map(str, one["lines"])) + (", ..." if one["rows"] > _SHOWN_LINES else "")
       lines.append(f"  {one['rows']:>9,}  {one['status']}: {one['reason']} (line {where})")
   return "\n".join(lines)
-
-
-def _are_texts(value: Any) -> bool:
-  return isinstance(value, list) and all(isinstance(one, str) for one in value)

@@ -10,23 +10,21 @@ import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
-from dss_jax.annotation.budget import TokenBudget
 from dss_jax.annotation.journal import Entry, Journal, key_of
 from dss_jax.annotation.outcome import AnnotationConfig, Failure, Outcomes
 from dss_jax.annotation.prompts import Mode, Prompt
+from dss_jax.annotation.stopping import FailureStreak, FirstAnswers
 from dss_jax.annotation.usage import Prices, Tally
 from dss_jax.data.records import Row, write_rows
 from dss_jax.errors import UserError
 from dss_jax.progress import ProgressLine, progress_line
 from dss_jax.storage.files import PathLike
 from dss_jax.teachers.base import Api, RequestFailed, Teacher, TeacherRequest
+from dss_jax.teachers.budget import TokenBudget
+from dss_jax.teachers.retrying import BudgetSpent, RetryingTeacher, RetryPolicy
 
 # Maximum number of rows read after the oldest unfinished row.
 LOOK_AHEAD_ROWS = 1024
-# After so many consecutive failed requests the run ends.
-_MAX_CONSECUTIVE_FAILURES = 64
-# The same before the first answer, when a wrong URL or model is the likely cause.
-_MAX_FAILURES_AT_START = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,12 +36,16 @@ class RequestConfig:
     max_requests_in_flight: maximum number of concurrent requests.
     budget_tokens: maximum number of tokens, including answers from the journal.
     prices: for the cost.
+    retry_policy: attempts of a request, and the waits between them.
+    keep_going: whether refusals and unparsable answers of any number are no reason to stop.
   """
 
   api: Api = "chat"
   max_requests_in_flight: int = 32
   budget_tokens: int | None = None
   prices: Prices = dataclasses.field(default_factory=Prices)
+  retry_policy: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
+  keep_going: bool = False
 
 
 def journal_path(output: PathLike) -> str:
@@ -98,7 +100,7 @@ def annotate(
     **tally.to_json(),
     "requests": run.requests,
     "answers_from_journal": run.from_journal,
-    "retries": teacher.retries,
+    "retries": run.retries,
     "tokens_spent": run.budget.spent,
     "cost": run.cost,
     "seconds": round(seconds, 3),
@@ -168,10 +170,12 @@ class _Run:
     self._idle: list[asyncio.Future[None]] = []
     self._in_flight: dict[str, asyncio.Future[Entry | Failure]] = {}
     self._error: Exception | None = None
-    self._consecutive_failures = 0
-    self._max_consecutive_failures = _MAX_FAILURES_AT_START
+    self._failures = FailureStreak(request_config.max_requests_in_flight, request_config.keep_going)
+    is_open = request_config.keep_going or teacher.is_recorded
+    self._first_answers = FirstAnswers(teacher.name, is_open)
     self._started = time.monotonic()
     self.budget = TokenBudget(request_config.budget_tokens)
+    self._retrying = RetryingTeacher(teacher, request_config.retry_policy, self.budget)
     self.requests = 0
     self.from_journal = 0
 
@@ -214,6 +218,11 @@ class _Run:
     return self._request_config.prices.cost(
       self.budget.prompt_tokens, self.budget.completion_tokens
     )
+
+  @property
+  def retries(self) -> int:
+    """Returns the number of requests sent again so far."""
+    return self._retrying.retries
 
   def close(self) -> None:
     if self._journal is not None:
@@ -310,9 +319,11 @@ class _Run:
     if entry is not None:
       self.from_journal += 1
       self.budget.count(request, entry.response)
+      await self._first_answers.enter()
+      await self._note_answer(entry, pending)
       return entry
     # Equal rows share one request.
-    return await self._shared(key, self._ask(self._journal, key, request))
+    return await self._shared(key, self._ask(self._journal, key, request, pending))
 
   async def _shared(
     self, key: str, request: Coroutine[Any, Any, Entry | Failure]
@@ -340,30 +351,41 @@ class _Run:
     except RequestFailed as error:
       return Failure("failed", str(error))
 
-  async def _ask(self, journal: Journal, key: str, request: TeacherRequest) -> Entry | Failure:
-    reserved = self.budget.reserve(request)
-    if reserved is None:
-      return Failure(
-        "unasked", f"the budget of {self._request_config.budget_tokens:,} tokens is spent"
-      )
+  async def _ask(
+    self, journal: Journal, key: str, request: TeacherRequest, pending: _PendingRow
+  ) -> Entry | Failure:
+    await self._first_answers.enter()
     self.requests += 1
-    response = None
     try:
-      response = await self._teacher.ask(request)
-    except RequestFailed as error:
-      self._consecutive_failures += 1
-      if self._consecutive_failures >= self._max_consecutive_failures:
-        raise UserError(
-          f"--teacher {self._teacher.name}: {self._consecutive_failures} consecutive requests"
-          f" failed, the last with: {error}; check the server, then run the same command again:"
-          f" {len(journal):,} answers are kept in {journal.path}"
-        ) from None
-      return Failure("failed", str(error))
-    finally:
-      self.budget.settle(request, reserved, response)
-    self._consecutive_failures = 0
-    # One short outage can fail all requests in flight.
-    self._max_consecutive_failures = max(
-      _MAX_CONSECUTIVE_FAILURES, 2 * self._request_config.max_requests_in_flight
-    )
-    return journal.append(key, response)
+      response = await self._retrying.ask(request)
+    except (RequestFailed, BudgetSpent) as error:
+      await self._first_answers.failed()
+      return self._failure(error, journal)
+    self._failures.end()
+    entry = journal.append(key, response)
+    await self._note_answer(entry, pending)
+    return entry
+
+  def _failure(self, error: RequestFailed | BudgetSpent, journal: Journal) -> Failure:
+    """Returns the failure of a row; raises UserError if it ends the run."""
+    if isinstance(error, BudgetSpent):
+      self.requests -= 1
+      return Failure("unasked", f"the budget of {self.budget.limit:,} tokens is spent")
+    streak = self._failures.add(error)
+    if streak is not None:
+      mend = "check the server" if error.may_pass else "change the request, or give --keep-going"
+      raise UserError(
+        f"--teacher {self._teacher.name}: {streak} consecutive requests failed, the last with:"
+        f" {error}; {mend}, then run the same command again: {len(journal):,} answers are kept in"
+        f" {journal.path}"
+      ) from None
+    return Failure("failed", str(error))
+
+  async def _note_answer(self, entry: Entry, pending: _PendingRow) -> None:
+    """Ends the run if none of its first answers is useful."""
+    if self._first_answers.is_open:
+      return
+    assert pending.mode is not None
+    parsed = self._outcomes.parsed(entry.response, pending.row, pending.mode)
+    is_useful = self._config.is_useful(parsed, pending.row)
+    await self._first_answers.answered(entry.response, parsed, is_useful)

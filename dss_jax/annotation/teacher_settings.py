@@ -6,6 +6,7 @@ from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.run import RequestConfig
 from dss_jax.annotation.usage import Prices
 from dss_jax.config.schema import TeacherConfig
+from dss_jax.teachers.retrying import RetryPolicy
 
 
 def annotation_settings(
@@ -18,7 +19,7 @@ def annotation_settings(
     url=teacher.url,
     key_env=teacher.key_env,
     timeout_seconds=teacher.timeout_seconds,
-    attempts=teacher.attempts,
+    request_form=teacher.request_form,
   )
   config = AnnotationConfig(
     teacher_labels=teacher.labels,
@@ -34,5 +35,7 @@ def annotation_settings(
     max_requests_in_flight=teacher.max_requests_in_flight,
     budget_tokens=teacher.budget_tokens,
     prices=prices or Prices(),
+    retry_policy=RetryPolicy(attempts=teacher.attempts),
+    keep_going=teacher.keep_going,
   )
   return options, config, request_config

@@ -44,7 +44,11 @@ NonNegative = Annotated[float, Bounds(0)]
 TermWeight = Annotated[float, Bounds(-1000, 1000)]
 Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 # Reasons to distrust a rationale: annotation/filters.py explains each.
-Concern = Literal["agreement", "gold", "length", "unmentioned", "cut-off", "echo"]
+Concern = Literal[
+  "agreement", "gold", "length", "unmentioned", "cut-off", "echo", "several-answers"
+]
+# Parts of a request that some servers do not take: teachers/request_form.py explains each.
+RequestPart = Literal["max_completion_tokens", "no-stop", "no-temperature", "no-system-role"]
 
 # The student of a run that names neither a student nor an initial checkpoint.
 DEFAULT_STUDENT = "small"
@@ -135,7 +139,11 @@ class TeacherConfig:
   # Of one attempt of a request, and attempts of a request before its row is given up.
   timeout_seconds: Annotated[float, Bounds(0.001)] = 120.0
   attempts: Annotated[int, Bounds(1, 100)] = 6
+  # What is known of the server's form of requests; the rest is found out from its refusals.
+  request_form: tuple[RequestPart, ...] = ()
   budget_tokens: Count | None = None
+  # Whether to go on where many rows in a row are refused, or no answer of the first ones parses.
+  keep_going: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,6 +265,8 @@ MUTABLE_ON_RESUME = (
   "TeacherConfig.max_requests_in_flight",
   "TeacherConfig.timeout_seconds",
   "TeacherConfig.attempts",
+  "TeacherConfig.request_form",
+  "TeacherConfig.keep_going",
 )
 
 

@@ -9,6 +9,10 @@ from dss_jax.errors import UserError
 Api = Literal["chat", "completion"]
 
 _FORMATS = "openai:MODEL, recorded:FILE, t5:MODEL"
+# Finish reasons of an answer that the model ended itself: OpenAI's, then other servers'.
+_NATURAL_STOPS = frozenset(
+  ("stop", "end_turn", "stop_sequence", "eos", "eos_token", "end_of_text", "complete", "completed")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +45,10 @@ class TeacherResponse:
     text: valid Unicode, of bounded length, without the key.
     finish: the finish reason: "stop", "length" (max_tokens reached), another word of the server,
       or None.
-    prompt_tokens, completion_tokens: counted by the teacher; None if it does not count.
+    prompt_tokens, completion_tokens: counted by the teacher, thoughts included; None if it does
+      not count.
     model: the model name in the server's response; None if there is none.
+    remark: why the text is empty, if the server says so (a refusal, an unreadable content).
   """
 
   text: str
@@ -50,10 +56,43 @@ class TeacherResponse:
   prompt_tokens: int | None = None
   completion_tokens: int | None = None
   model: str | None = None
+  remark: str | None = None
+
+  @property
+  def was_cut_off(self) -> bool:
+    """Returns whether something else than the model ended the answer: a limit, a filter."""
+    return bool(self.finish) and str(self.finish).lower() not in _NATURAL_STOPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Billed:
+  """The tokens that a request without an answer cost; None if that is not known."""
+
+  prompt_tokens: int | None = None
+  completion_tokens: int | None = None
 
 
 class RequestFailed(Exception):
-  """A request failed for good: its row is marked as failed with this reason, the run continues."""
+  """A request failed: its row is marked as failed with this reason, the run continues.
+
+  Attributes:
+    may_pass: whether the same request may succeed later.
+    wait_seconds: how long the server asks to wait before that.
+    billed: what it cost; None if it cost nothing.
+  """
+
+  def __init__(
+    self,
+    reason: str,
+    *,
+    may_pass: bool = False,
+    wait_seconds: float | None = None,
+    billed: Billed | None = None,
+  ):
+    super().__init__(reason)
+    self.may_pass = may_pass
+    self.wait_seconds = wait_seconds
+    self.billed = billed
 
 
 class Teacher(Protocol):
@@ -62,18 +101,16 @@ class Teacher(Protocol):
   Attributes:
     name: the name in the provenance.
     is_recorded: whether the answers are on disk already, so that no journal is needed.
-    retries: number of requests sent again so far.
   """
 
   name: str
   is_recorded: bool
-  retries: int
 
   async def ask(self, request: TeacherRequest) -> TeacherResponse:
-    """Returns the answer.
+    """Returns the answer, in one attempt.
 
     Raises:
-      RequestFailed: this request cannot be answered.
+      RequestFailed: this request was not answered.
       UserError: no request can be answered (a wrong key, an unknown model).
     """
     ...

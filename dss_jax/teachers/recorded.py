@@ -16,7 +16,6 @@ class RecordedTeacher:
   """
 
   is_recorded = True
-  retries = 0
 
   def __init__(self, path: PathLike):
     """Reads the file once; raises UserError if a line is not a recorded answer."""

@@ -21,7 +21,6 @@ class StudentTeacher:
   """
 
   is_recorded = False
-  retries = 0
 
   def __init__(self, predictor: "Predictor", name: str, *, batch_size: int):
     self.name = name

@@ -14,6 +14,9 @@ from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.run import RequestConfig, annotate, journal_path
 from dss_jax.data.records import read_rows, write_rows
 from dss_jax.errors import UserError
+from tests.fixtures.teacher_server import QUICK
+
+QUICK_REQUESTS = RequestConfig(retry_policy=QUICK)
 
 ROWS = 1000
 HUGE = b'{"choices": [{"message": {"content": "' + b"x" * 2**20 + b'"}}]}'
@@ -33,7 +36,7 @@ ONCE = {
 ALWAYS = {
   93: ("endless", r"more than 1,048,576 bytes"),
   94: ((200, HUGE, ()), r"more than 1,048,576 bytes"),
-  95: ((200, b"[" * 100_000, ()), r"the response is not JSON \(4 attempts\)"),
+  95: ((200, b"[" * 100_000, ()), r"the response is not JSON: \[+ \(4 attempts\)"),
   96: ((500, b"\xff\xfe", ()), r"HTTP 500.*\(4 attempts\)"),
   97: ((400, b'{"error": {"message": "too long"}}', ()), r"^HTTP 400 too long$"),
   98: ((200, b"x", ("content-encoding: gzip",)), r"compressed"),
@@ -60,7 +63,9 @@ def test_every_fault_gives_its_status(server, quick_teacher, svamp_prompt, numbe
   server.answer = lambda row: "" if row == 40 else good_answer(row)
   rows = numbered(ROWS)
   output = tmp_path / "out.jsonl"
-  report = annotate(lambda: rows, output, quick_teacher(), svamp_prompt, AnnotationConfig())
+  report = annotate(
+    lambda: rows, output, quick_teacher(), svamp_prompt, AnnotationConfig(), QUICK_REQUESTS
+  )
   written = list(read_rows(output))
   assert [row["input_text"] for row in written] == [row["input_text"] for row in rows]
   for number, row in enumerate(written):
@@ -92,7 +97,9 @@ def test_every_fault_gives_its_status(server, quick_teacher, svamp_prompt, numbe
   # A second run requests the failed rows and no others.
   server.fault = lambda row, attempt: None
   asked = len(server.requests)
-  report = annotate(lambda: rows, output, quick_teacher(), svamp_prompt, AnnotationConfig())
+  report = annotate(
+    lambda: rows, output, quick_teacher(), svamp_prompt, AnnotationConfig(), QUICK_REQUESTS
+  )
   assert sorted(row for row, _ in server.requests[asked:]) == [
     n for n in range(ROWS) if n % 100 in ALWAYS
   ]
@@ -148,21 +155,80 @@ def _kept(output):
   return {int(re.search(r"answer is \((\d+)", line)[1]) for line in whole.splitlines()}
 
 
-@pytest.mark.parametrize(("answered", "failures"), [(0, 8), (100, 64)])
+@pytest.mark.parametrize(
+  ("status", "answered", "failures"), [(500, 0, 8), (500, 100, 64), (403, 0, 8), (403, 100, 8)]
+)
 def test_consecutive_failures_end_the_run(
-  answered, failures, server, quick_teacher, svamp_prompt, numbered, tmp_path
+  status, answered, failures, server, quick_teacher, svamp_prompt, numbered, tmp_path
 ):
-  """The limit is 8 before the first answer, and 64 after it."""
-  server.fault = lambda row, attempt: (500, b"down", ()) if row >= answered else None
+  """The limit is 8, and 64 for failures that may pass if the server has answered before."""
+  server.fault = lambda row, attempt: (
+    (status, f'{{"error": "down, id {row}"}}'.encode(), ()) if row >= answered else None
+  )
   rows = numbered(500)
-  with pytest.raises(UserError, match=f"{failures} consecutive requests failed.*HTTP 500"):
+  with pytest.raises(UserError, match=f"{failures} consecutive requests failed.*HTTP {status}"):
     annotate(
       lambda: rows,
       tmp_path / "out.jsonl",
       quick_teacher(),
       svamp_prompt,
       AnnotationConfig(),
-      RequestConfig(max_requests_in_flight=16),
+      RequestConfig(max_requests_in_flight=16, retry_policy=QUICK),
     )
   assert not (tmp_path / "out.jsonl").exists()
   assert len({row for row, _ in server.requests}) < answered + failures + 2 * 16
+
+
+def test_refused_rows_are_set_aside(server, quick_teacher, svamp_prompt, numbered, tmp_path):
+  """Also many, as long as 8 in a row do not have the same reason; with keep_going, then, too."""
+  words = json.dumps({"error": {"message": "flagged"}}).encode()
+  server.fault = lambda row, attempt: (403, words, ()) if row % 8 else None
+  rows = numbered(40)
+  arguments = (svamp_prompt, AnnotationConfig())
+  one = RequestConfig(max_requests_in_flight=1)
+  report = annotate(lambda: rows, tmp_path / "o.jsonl", quick_teacher(), *arguments, one)
+  assert (report["statuses"]["failed"], report["statuses"]["answered"]) == (35, 5)
+  assert list(read_rows(tmp_path / "o.jsonl"))[1]["provenance"]["reason"] == "HTTP 403 flagged"
+  server.fault = lambda row, attempt: (403, words, ())
+  going = RequestConfig(max_requests_in_flight=1, keep_going=True)
+  report = annotate(lambda: rows, tmp_path / "p.jsonl", quick_teacher(), *arguments, going)
+  assert report["statuses"]["failed"] == 40
+
+
+def test_a_run_whose_first_answers_do_not_parse_stops(
+  server, quick_teacher, svamp_prompt, numbered, tmp_path, capfd
+):
+  server.answer = lambda row: f"I cannot say.\x1b[31m {row}"
+  rows = numbered(100)
+  arguments = (tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
+  with pytest.raises(UserError, match=r"none of the first 20 answers parses \(20 times: no"):
+    annotate(lambda: rows, *arguments)
+  assert len(server.requests) == 20
+  assert not (tmp_path / "o.jsonl").exists()
+  err = capfd.readouterr().err
+  assert err.count("I cannot say. [31m") == 3
+  assert "\x1b" not in err
+  # The answers are kept: the second run stops before it sends anything.
+  arguments = (tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
+  with pytest.raises(UserError, match="--keep-going"):
+    annotate(lambda: rows, *arguments)
+  assert len(server.requests) == 20
+  arguments = (tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig())
+  report = annotate(lambda: rows, *arguments, RequestConfig(keep_going=True))
+  assert (report["statuses"]["unparsable"], report["answers_from_journal"]) == (100, 20)
+
+
+@pytest.mark.parametrize("good", [0, 7, 19])
+def test_one_useful_answer_of_the_first_is_enough(
+  good, server, quick_teacher, svamp_prompt, numbered, tmp_path
+):
+  """Failed requests are no answers."""
+  good_answer = server.answer
+  server.answer = lambda row: good_answer(row) if row == good else "I cannot say."
+  server.fault = lambda row, attempt: (400, b"flagged", ()) if 20 <= row < 24 else None
+  rows = numbered(60)
+  report = annotate(
+    lambda: rows, tmp_path / "o.jsonl", quick_teacher(), svamp_prompt, AnnotationConfig()
+  )
+  statuses = report["statuses"]
+  assert (statuses["answered"], statuses["unparsable"], statuses["failed"]) == (1, 55, 4)

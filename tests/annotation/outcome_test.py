@@ -262,7 +262,7 @@ def test_a_row_in_which_nothing_is_missing_keeps_the_provenance_of_an_earlier_ru
     "input_text": "x",
     "output_text": "sad",
     "rationale": "r",
-    "provenance": {"status": "kept"},
+    "provenance": {"status": "answered"},
   }
   outcomes = Outcomes("openai:m", PROMPT, AnnotationConfig())
   assert outcomes.untouched(row) == row
@@ -296,9 +296,39 @@ def test_half_of_the_samples_are_enough_agreement():
 
 
 @pytest.mark.parametrize(
-  ("rest", "label", "concerns"), [("", None, ["cut-off"]), ("\nThe text", "happy", [])]
+  ("rest", "label", "concerns"), [("", None, ["cut-off"]), ("\nText: more", "happy", [])]
 )
 def test_cut_off_is_a_concern_unless_the_label_is_complete(rest, label, concerns):
   answer = _answer("It sings, so happy it is.", f"happy{rest}", finish="length")
   provenance = _row({"input_text": "x"}, [answer])["provenance"]
   assert (provenance["label"], provenance["samples"][0].get("concerns", [])) == (label, concerns)
+
+
+def test_values_of_the_users_under_our_keys_are_kept():
+  own = {"provenance": {"source": "wiki"}, "rationales": ["of annotator one"]}
+  row = _row({"input_text": "x", **own}, [_answer("It sings, so happy it is.", "happy")])
+  kept = {"own_provenance": {"source": "wiki"}, "own_rationales": ["of annotator one"]}
+  assert row["provenance"].items() >= kept.items()
+  assert "rationales" not in row
+  # Also when the row is annotated once more.
+  del row["rationale"]
+  again = _row(row, [_answer("It sings, so happy it is.", "happy")])
+  assert again["provenance"].items() >= kept.items()
+  whole = {"input_text": "x", "output_text": "y", "rationale": "z", **own}
+  untouched = Outcomes("t", PROMPT, AnnotationConfig()).untouched(whole)
+  assert untouched == {
+    **whole, "provenance": {"status": "untouched", "own_provenance": {"source": "wiki"}}
+  }  # fmt: skip
+
+
+def test_a_remark_of_the_server_is_the_reason():
+  answer = Entry(TeacherResponse("", "stop", 10, 5, remark="the model refused: no"), "")
+  provenance = _row({"input_text": "x"}, [answer])["provenance"]
+  assert (provenance["status"], provenance["reason"]) == ("unparsable", "the model refused: no")
+
+
+def test_several_labels_are_a_concern():
+  answer = _answer("It sings.\nAnswer: sad\nBut wait, it is happy.", "happy")
+  row = _row({"input_text": "x"}, [answer])
+  assert row["output_text"] == "happy"
+  assert "several-answers" in row["provenance"]["concerns"]

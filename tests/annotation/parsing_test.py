@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,9 @@ CLASSES = ParseRules(labels=("Yes", "No"))
     ("It rains.\nAnswer: wet", "It rains.", "wet"),
     ("  It rains.\n\n**Answer:** wet.\n\nI hope this helps!", "It rains.", "wet"),
     ('It rains. Answer: "very wet"', "It rains.", "very wet"),
-    ("<think>Hm. Answer: dry</think>It rains.\nAnswer: wet", "It rains.", "wet"),
+    ("It rains.\nFinal answer: wet\n\nAnswer: **wet**", "It rains.", "wet"),
+    ("It rains.\nThe answer is wet.", "It rains.", "wet"),
+    ("It rains.\nAnswer: wet<|im_end|>\nAnswer: dry", "It rains.", "wet"),
     ("It rains.\nAnswer: wet\nText: Does it snow?\nAnswer: no", "It rains.", "wet"),
     ("It rains.\nAnswer: Washington D.C..", "It rains.", "Washington D.C.."),
   ],
@@ -40,7 +43,6 @@ def test_valid_answers(text, rationale, label):
     ("It rains.", 'no "Answer:" in the answer'),
     ("Answer: wet", "there is no reasoning before the answer"),
     ("It rains.\nAnswer:", 'nothing follows "Answer:"'),
-    ("It rains. Answer: wet. Answer: dry", '"Answer:" occurs more than once in the answer'),
     ("x" * (MAX_ANSWER_CHARACTERS + 1), "the answer has 32,769 characters, over 32,768"),
   ],
 )
@@ -69,12 +71,35 @@ def test_a_label_gets_the_spelling_of_its_class():
   assert CLASSES.parse("Rain.\nAnswer: YES.", input_text="x").label == "Yes"
 
 
-def test_a_label_that_may_be_cut_off_is_rejected():
-  text = "Rain.\nAnswer: wet"
-  assert OPEN.parse(text, input_text="x", cut_off=True).label is None
-  assert OPEN.parse(text + "\nIt", input_text="x", cut_off=True).label == "wet"
-  # Text after the stop sequence shows that the label is complete.
-  assert OPEN.parse(text + "\nText: z", input_text="x", stop=["\nText:"], cut_off=True).label
+@pytest.mark.parametrize("rest", ["", ".", "\nIt", "\n\nBut wait"])
+def test_a_label_of_an_answer_that_was_cut_off_is_rejected(rest):
+  text = f"Rain.\nAnswer: wet{rest}"
+  parsed = OPEN.parse(text, input_text="x", cut_off=True)
+  assert (parsed.rationale, parsed.label) == ("Rain.", None)
+  assert parsed.reason == "the answer was cut off, which may have changed its label"
+  # The stop sequence shows that the answer was complete.
+  stopped = OPEN.parse(text + "\nText: z", input_text="x", stop=["\nText:"], cut_off=True)
+  assert stopped.label == "wet"
+
+
+def test_of_several_different_labels_the_last_counts_and_is_marked():
+  text = "It rains.\nAnswer: dry\nWait, it does.\nAnswer: wet"
+  assert OPEN.parse(text, input_text="x") == Parsed(
+    "It rains.\nAnswer: dry\nWait, it does.", "wet", "", has_several=True
+  )
+  assert not OPEN.parse("Rain.\nAnswer: wet\nAnswer: Wet", input_text="x").has_several
+
+
+def test_ornaments_of_an_allowed_label_are_kept():
+  rules = ParseRules(labels=("Yes!", "No!"))
+  assert rules.parse("Rain.\nAnswer: Yes!", input_text="x").label == "Yes!"
+
+
+def test_a_prompt_may_ask_for_the_exact_marker():
+  rules = ParseRules(any_spelling=False)
+  assert rules.parse("Rain.\nAnswer: wet", input_text="x").label == "wet"
+  for text in ("Rain.\n**Answer**: wet", "Rain.\nanswer: wet", "Rain.\nThe answer is wet."):
+    assert rules.parse(text, input_text="x").reason == 'no "Answer:" in the answer'
 
 
 def test_only_the_choices_of_the_row_are_allowed():
@@ -105,7 +130,9 @@ PIECES = st.lists(
     st.sampled_from(
       ["Answer:", "\nAnswer: ", "The answer is ", "So the answer is ", "(a) ", "(b) sea", "(3 + 4)",
        "((((", "neutral", "entailment.", "\n", "\r", "\x00", "\u2028", "\ud800", "{label}",
-       "</think>", "\nQ:", "\nText:", "\nPremise:", "(9/0)", "1e9", "**", "\\", "yes", "No."]
+       "<think>", "</think>", "**Answer**: ", "answer：", "\\boxed{", "}", "<answer>", "\u202e",
+       "<|im_end|>", "\u200b", "\x1b[31m", "\nQ:", "\nText:", "\nPremise:", "(9/0)",
+       "1e9", "**", "\\", "yes", "No."]
     ),
   ),
   max_size=12,
@@ -139,11 +166,13 @@ def test_no_text_raises_or_yields_an_invalid_label(name, mode, text, cut_off):
   else:
     assert parsed.rationale
     assert IS_LABEL[name](parsed.label)
-    assert parsed.label in text or name == "classes"
+    assert not cut_off or any(stop in text for stop in (*prompt.stop, "<|im_end|>"))
   if parsed.rationale is None:
     assert parsed.label is None
   else:
     assert parsed.rationale.strip()
+  shown = f"{parsed.label}{parsed.rationale}{parsed.reason}".replace("\n", "").replace("\t", "")
+  assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs")]
   if mode == "rationale" and parsed.rationale is not None:
     assert prompt.parse.same_label(parsed.label, gold[name])
   assert len(parsed.reason) <= 300

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from dss_jax.annotation.default_prompt import default_prompt
+from dss_jax.annotation.parsing import Parsed
 from dss_jax.annotation.prompts import (
   Exemplar,
   Prompt,
@@ -56,13 +57,14 @@ def test_mode_label_requests_the_label_only():
   assert messages[2]["content"] == "Answer: 2"
   assert "3 and 3 is 6." in messages[-1]["content"]
   parsed = PROMPT.read("Answer: 6", ROW, "label")
-  assert parsed == ("3 and 3 is 6.", "6", "")
+  assert parsed == Parsed("3 and 3 is 6.", "6", "")
 
 
 def test_rationalisation_must_lead_to_the_label_shown():
   assert PROMPT.read("3 plus 3.\nAnswer: 6", ROW, "rationale").rationale == "3 plus 3."
   refused = PROMPT.read("3 plus 3.\nAnswer: 7", ROW, "rationale")
-  assert refused == (None, None, "the rationale leads to another label than the one shown: '7'")
+  reason = "the rationale leads to another label than the one shown: '7'"
+  assert refused == Parsed(None, None, reason)
 
 
 def test_an_exemplar_is_left_out_for_its_own_row():
@@ -178,6 +180,7 @@ def test_default_prompt_of_open_labels():
   assert default_prompt([{"input_text": "x"}]).exemplars == ()
   assert yaml.safe_load(prompt_to_yaml(prompt))["parse"] == {
     "marker": "Answer:",
+    "any_spelling": True,
     "max_label_characters": 200,
   }
 

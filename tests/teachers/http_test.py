@@ -2,18 +2,16 @@
 
 import asyncio
 import dataclasses
-import email.utils
 import json
-import time
 
 import pytest
 
 from dss_jax.annotation.outcome import AnnotationConfig
-from dss_jax.annotation.run import annotate
+from dss_jax.annotation.run import RequestConfig, annotate
 from dss_jax.errors import UserError
-from dss_jax.teachers import http as http_client
-from dss_jax.teachers.base import RequestFailed, TeacherRequest
-from dss_jax.teachers.http import HttpTeacher, RetryPolicy
+from dss_jax.teachers.base import Billed, RequestFailed, TeacherRequest
+from dss_jax.teachers.http import HttpTeacher
+from tests.fixtures.teacher_server import QUICK
 
 KEY = "sk-secret-0123456789abcdef"
 
@@ -59,27 +57,32 @@ def test_completion(server, quick_teacher):
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
-def test_statuses_that_are_retried(status, server, quick_teacher):
-  server.fault = lambda row, attempt: (status, b"{}", ()) if attempt < 3 else None
-  teacher = quick_teacher()
-  assert _ask(teacher).text == server.answer(1)
-  assert teacher.retries == 3
-
-
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_statuses_that_fail_at_once(status, server, quick_teacher):
-  server.fault = lambda row, attempt: (status, b'{"error": "no\\nthanks"}', ())
-  with pytest.raises(RequestFailed, match=f"^HTTP {status} no thanks$"):
+def test_statuses_that_may_pass(status, server, quick_teacher):
+  server.fault = lambda row, attempt: (status, b"{}", ("retry-after: 7",))
+  with pytest.raises(RequestFailed, match=f"^HTTP {status}$") as error:
     _ask(quick_teacher())
+  assert (error.value.may_pass, error.value.wait_seconds, error.value.billed) == (True, 7, None)
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_refusals_of_one_row(status, server, quick_teacher):
+  server.fault = lambda row, attempt: (status, b'{"error": "no\\nthanks"}', ())
+  with pytest.raises(RequestFailed, match=f"^HTTP {status} no thanks$") as error:
+    _ask(quick_teacher())
+  assert not error.value.may_pass
   assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
-  ("status", "mend"),
-  [(401, "set OPENAI_API_KEY"), (403, "the key has no access"), (404, "no such model or path")],
+  ("status", "body", "mend"),
+  [
+    (401, b"{}", "set OPENAI_API_KEY"),
+    (404, b"{}", "no such model or path"),
+    (400, b'{"error": {"message": "Model not found: served"}}', "no such model or path"),
+  ],
 )
-def test_statuses_that_end_the_run(status, mend, server, quick_teacher):
-  server.fault = lambda row, attempt: (status, b"{}", ())
+def test_refusals_of_every_row(status, body, mend, server, quick_teacher):
+  server.fault = lambda row, attempt: (status, body, ())
   with pytest.raises(UserError, match=mend):
     _ask(quick_teacher())
 
@@ -91,75 +94,13 @@ def test_a_redirect_is_not_followed(server, quick_teacher):
   assert len(server.requests) == 1
 
 
-def test_backoff_and_retry_after(server, quick_teacher, monkeypatch):
-  waits = []
-  sleep = asyncio.sleep
-
-  async def record(seconds):
-    waits.append(seconds)
-    await sleep(0)
-
-  class _Asyncio:
-    timeout = staticmethod(asyncio.timeout)
-    sleep = staticmethod(record)
-
-  clock = [0.0]
-
-  class _Time:
-    time = staticmethod(time.time)
-
-    @staticmethod
-    def monotonic():
-      # Time advances by sleeping only.
-      clock[0] = sum(waits)
-      return clock[0]
-
-  monkeypatch.setattr(http_client, "asyncio", _Asyncio)
-  monkeypatch.setattr(http_client, "time", _Time)
-  in_an_hour = email.utils.formatdate(time.time() + 100, usegmt=True)
-  headers = [(), (), ("retry-after: 7",), (f"retry-after: {in_an_hour}",), ("retry-after: junk",)]
-  server.fault = lambda row, attempt: (429, b"{}", headers[attempt]) if attempt < 5 else None
-  _ask(quick_teacher(RetryPolicy(attempts=6, base_wait_seconds=1.0, longest_wait_seconds=3.0)))
-  first, second, third, fourth, *rest = waits
-  assert 0.5 <= first <= 1.0 <= second <= 2.0
-  assert 7.0 <= third <= 7.7
-  assert 97.0 <= fourth <= 110.0
-  # An invalid header is ignored: the backoff continues, at most 3 seconds.
-  assert 1.5 <= rest[-1] <= 3.0
-
-
-def test_retry_after_applies_to_all_requests(server, quick_teacher):
-  """A request that starts after the 429 of another one waits as well."""
-  retry_policy = RetryPolicy(base_wait_seconds=0.0, timeout_seconds=30)
-  rate_limited = (429, b"{}", ("retry-after-ms: 300",))
-  server.fault = lambda row, attempt: rate_limited if row == 1 and attempt == 0 else None
-  teacher = quick_teacher(retry_policy)
-
-  async def ask_two():
-    first = asyncio.create_task(teacher.ask(_request(1)))
-    while not teacher.retries:
-      await asyncio.sleep(0.001)
-    await teacher.ask(_request(2))
-    await first
-    await teacher.close()
-
-  asyncio.run(ask_two())
-  times = dict(reversed(server.requests))
-  assert times[2] - times[1] >= 0.29
-
-
-def test_a_too_long_retry_after_fails_the_request(server, quick_teacher):
-  server.fault = lambda row, attempt: (429, b'{"message": "quota"}', ("retry-after: 3600",))
-  with pytest.raises(RequestFailed, match="HTTP 429 quota"):
-    _ask(quick_teacher())
-  assert len(server.requests) == 1
-
-
 def test_no_server(server, quick_teacher):
-  teacher = quick_teacher(RetryPolicy(attempts=2, base_wait_seconds=0.0))
+  """Nothing is billed without a connection."""
+  teacher = quick_teacher()
   server.close()
-  with pytest.raises(RequestFailed, match=r"the connection failed: .*\(2 attempts\)"):
+  with pytest.raises(RequestFailed, match=r"^the connection failed: ClientConnector") as error:
     _ask(teacher)
+  assert (error.value.may_pass, error.value.billed) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -171,15 +112,17 @@ def test_no_server(server, quick_teacher):
     ((200, b"{}", ("content-type application/json",)), "the connection failed: .*header"),
     ((200, b"<html>busy</html>", ("content-type: text/html",)), "the response is not JSON"),
     ((200, b'"yes"', ()), "the response is JSON, but not a completion"),
-    ((502, "oops \u2713\n".encode(), ()), "HTTP 502 oops \u2713 "),
+    ((502, "oops \u2713\n".encode(), ()), "HTTP 502 oops \u2713"),
   ],
 )
 def test_failure_reasons(fault, reason, server, quick_teacher):
   server.fault = lambda row, attempt: fault
-  retry_policy = RetryPolicy(timeout_seconds=0.2, attempts=2, base_wait_seconds=0.0)
-  with pytest.raises(RequestFailed, match=rf"^{reason}.*\(2 attempts\)$"):
-    _ask(quick_teacher(retry_policy))
-  assert len(server.requests) == 2
+  with pytest.raises(RequestFailed, match=rf"^{reason}") as error:
+    _ask(quick_teacher(timeout_seconds=0.2))
+  assert error.value.may_pass
+  # A response that did not arrive may have been billed.
+  is_lost = isinstance(fault, str) or "header" in reason
+  assert error.value.billed == (Billed() if is_lost else None)
 
 
 def test_the_proxy_of_the_environment_is_used(server, monkeypatch):
@@ -193,21 +136,6 @@ def test_the_proxy_of_the_environment_is_used(server, monkeypatch):
   ):
     assert _ask(HttpTeacher("m", url=url)).text == server.answer(1)
     assert server.headers[-1].startswith(line)
-
-
-@pytest.mark.parametrize(
-  ("body", "text"),
-  [
-    ({"choices": [{"message": {"content": None}}]}, ""),
-    ({"choices": [{"message": {"content": "a\ud800b"}, "finish_reason": 3}], "usage": []}, "a?b"),
-    ({"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": -1}}, "a"),
-  ],
-)
-def test_unusual_bodies(body, text, server, quick_teacher):
-  server.fault = lambda row, attempt: (200, json.dumps(body).encode(), ())
-  response = _ask(quick_teacher())
-  assert response.text == text
-  assert (response.prompt_tokens, response.completion_tokens, response.finish) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +185,7 @@ def test_the_key_is_only_in_requests(
     quick_teacher(key_env="MY_KEY"),
     svamp_prompt,
     AnnotationConfig(),
+    RequestConfig(retry_policy=QUICK),
   )
   assert all(f"Bearer {KEY}" in head for head in server.headers)
   assert report["statuses"]["failed"] == 3
@@ -289,5 +218,106 @@ def test_the_key_is_only_in_requests(
 def test_the_name_of_the_token_limit(url, api, key, monkeypatch):
   """OpenAI's newer chat models accept one name only, which other servers do not know."""
   monkeypatch.setenv("OPENAI_API_KEY", KEY)
-  body = json.loads(HttpTeacher("m", url=url, api=api)._body(_request()))
+  body = json.loads(HttpTeacher("m", url=url, api=api)._form.body(_request(), "m", api))
   assert {name: value for name, value in body.items() if name.startswith("max_")} == {key: 7}
+
+
+SYSTEM = [{"role": "system", "content": "Say."}, {"role": "user", "content": "row 1"}]
+REFUSALS = {
+  "max_tokens": "Unsupported parameter: max_tokens. Use max_completion_tokens instead.",
+  "stop": "Unsupported parameter: 'stop' is not supported with this model.",
+  "temperature": "Unsupported value: 'temperature' does not support 0.5 with this model.",
+  "system": "System role not supported",
+}
+
+
+def _refuse(server, names):
+  """Makes the server refuse the named parts of requests, one at a time."""
+  good = server.respond
+
+  async def respond(head, body, writer):
+    roles = [message["role"] for message in body.get("messages", ())]
+    for name in names:
+      if name in body or name in roles:
+        server.bodies.append(body)
+        message = json.dumps({"error": {"message": REFUSALS[name]}}).encode()
+        return await server.send(writer, 400, message)
+    return await good(head, body, writer)
+
+  server.respond = respond
+
+
+def test_the_form_of_requests_is_found_out_once(server, quick_teacher, capfd):
+  _refuse(server, list(REFUSALS))
+  teacher = quick_teacher()
+
+  async def ask():
+    await asyncio.gather(*(teacher.ask(_request(messages=SYSTEM)) for _ in range(4)))
+    await teacher.ask(_request(messages=SYSTEM))
+    await teacher.close()
+
+  asyncio.run(ask())
+  good = {
+    "model": "served",
+    "max_completion_tokens": 7,
+    "messages": [{"role": "user", "content": "Say.\n\nrow 1"}],
+  }
+  assert server.bodies[-1] == good
+  assert server.bodies.count(good) == 5
+  # Each refusal is said once.
+  err = capfd.readouterr().err
+  assert err.count("teacher: the server says") == 4
+  assert "--request-form max_completion_tokens" in err
+
+
+def test_a_given_form_needs_no_refusal(server, quick_teacher):
+  _refuse(server, ["max_tokens", "system"])
+  _ask(
+    quick_teacher(request_form=("max_completion_tokens", "no-system-role")),
+    _request(messages=SYSTEM),
+  )
+  assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+  "words",
+  ["max_tokens is too large: 4096", "stop talking", "The temperature of the sun", "flagged"],
+)
+def test_other_refusals_do_not_change_the_form(words, server, quick_teacher):
+  server.fault = lambda row, attempt: (400, json.dumps({"message": words}).encode(), ())
+  with pytest.raises(RequestFailed, match=words):
+    _ask(quick_teacher())
+  assert len(server.requests) == 1
+
+
+def test_a_server_that_has_answered_refuses_the_row(server, quick_teacher):
+  """Not the form of the request, whatever its words are."""
+  words = json.dumps({"message": REFUSALS["stop"]}).encode()
+  server.fault = lambda row, attempt: (400, words, ()) if row == 2 else None
+  teacher = quick_teacher()
+
+  async def ask():
+    await teacher.ask(_request(1))
+    with pytest.raises(RequestFailed, match="HTTP 400 Unsupported parameter: 'stop'"):
+      await teacher.ask(_request(2))
+    await teacher.close()
+
+  asyncio.run(ask())
+  assert len(server.requests) == 2
+
+
+def test_a_server_that_refuses_both_names_of_the_limit(server, quick_teacher):
+  """The request fails with the server's words; the form does not change for ever."""
+  words = json.dumps({"message": "unknown: max_tokens, max_completion_tokens"}).encode()
+  server.fault = lambda row, attempt: (400, words, ())
+  with pytest.raises(RequestFailed, match="HTTP 400 unknown"):
+    _ask(quick_teacher())
+  assert len(server.requests) == 2
+
+
+def test_an_error_within_a_success_is_an_error(server, quick_teacher):
+  body = json.dumps({"error": {"message": "quota is used up", "code": 429}}).encode()
+  server.fault = lambda row, attempt: (200, body, ("retry-after: 3",))
+  with pytest.raises(RequestFailed, match=r"^HTTP 429 quota is used up$") as error:
+    _ask(quick_teacher())
+  assert (error.value.may_pass, error.value.wait_seconds) == (True, 3)
