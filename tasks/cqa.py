@@ -7,7 +7,7 @@ The test file is the benchmark's validation set. Every 39th row of train.jsonl (
 
 import re
 
-from dss_jax.data.task_definition import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
+from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
 
 _ANSWER = re.compile(r"(?P<rationale>.*?)So the answer is (?P<answer>[^\n]*\([a-e]\)[^\n]*)", re.S)
 _ONE_CHOICE = re.compile(r"\([a-e]\) (?P<label>[^()]+)")

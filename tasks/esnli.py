@@ -5,7 +5,7 @@ split into train, validation and test. Adjacent rows can share a premise; the sp
 it changes, so that no premise is in two splits.
 """
 
-from dss_jax.data.task_definition import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
+from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
 
 _LABELS = ("entailment", "neutral", "contradiction")
 _INSTRUCTION = (

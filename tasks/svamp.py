@@ -8,7 +8,7 @@ Every 10th row of train.jsonl (80 of its 800) is held out for validation.
 import re
 
 from dss_jax.data.arithmetic import same_value, value_of
-from dss_jax.data.task_definition import (
+from dss_jax.data.task_files import (
   Answer,
   Split,
   TaskDefinition,

@@ -14,7 +14,7 @@ from dss_jax.annotation.prompts import Prompt, load_prompt, prompt_to_yaml, ship
 from dss_jax.annotation.run import RequestConfig, annotate
 from dss_jax.config.schema import RequestPart
 from dss_jax.data.records import Row, read_rows
-from dss_jax.data.task_definition import TaskDefinition, load_task
+from dss_jax.data.task_files import TaskDefinition, load_task
 from dss_jax.data.task_rows import published_rows
 from dss_jax.errors import UserError
 from dss_jax.progress import say

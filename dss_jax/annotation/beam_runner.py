@@ -29,7 +29,7 @@ from dss_jax.annotation.prompts import Prompt, prompt_from, prompt_to_yaml
 from dss_jax.annotation.run import RequestConfig, annotate, journal_path
 from dss_jax.annotation.usage import Tally
 from dss_jax.data.records import Row, write_rows
-from dss_jax.data.task_definition import load_task
+from dss_jax.data.task_files import load_task
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import make_folder, remove, write_bytes
 from dss_jax.storage.files import (

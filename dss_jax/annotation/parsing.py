@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dss_jax.annotation.label_text import plain_label
 from dss_jax.annotation.markers import Marker
-from dss_jax.data.task_definition import Answer, TaskDefinition, UnparsableAnswer
+from dss_jax.data.task_files import Answer, TaskDefinition, UnparsableAnswer
 
 # Rationales are a few sentences; a longer text is degenerate.
 MAX_ANSWER_CHARACTERS = 32_768

@@ -21,7 +21,7 @@ from dss_jax.annotation.answer_text import plain_answer
 from dss_jax.annotation.parsing import MAX_LABEL_CHARACTERS, Parsed, ParseRules
 from dss_jax.config.schema import shipped_folder
 from dss_jax.data.records import Row
-from dss_jax.data.task_definition import load_task
+from dss_jax.data.task_files import load_task
 from dss_jax.errors import UserError
 from dss_jax.storage.files import open_text
 

@@ -7,7 +7,7 @@ from typing import Any
 from dss_jax.annotation.filters import CONCERNS
 from dss_jax.annotation.outcome import PROVENANCE, STATUSES
 from dss_jax.data.records import Row
-from dss_jax.data.task_definition import percent
+from dss_jax.data.task_files import percent
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dss_jax.data.sources import (
   source_from_task,
   training_source_from_file,
 )
-from dss_jax.data.task_definition import TaskDefinition, load_task
+from dss_jax.data.task_files import TaskDefinition, load_task
 from dss_jax.data.token_store import TokenStore, open_token_store
 from dss_jax.data.vocabularies import T5_VOCABULARY, Vocabulary, load_vocabulary
 from dss_jax.errors import UserError

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from dss_jax.data.records import Row, read_rows
-from dss_jax.data.task_definition import Metric, TaskDefinition, accuracy
+from dss_jax.data.task_files import Metric, TaskDefinition, accuracy
 from dss_jax.data.task_rows import LabelSource, load_rows
 from dss_jax.storage.files import PathLike
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from dss_jax.data.records import Row
-from dss_jax.data.task_definition import Answer, Split, TaskDefinition, UnparsableAnswer, percent
+from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, percent
 from dss_jax.errors import UserError
 from dss_jax.storage.files import PathLike, is_url, join, open_bytes
 

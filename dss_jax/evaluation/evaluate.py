@@ -10,7 +10,7 @@ from dss_jax.data.batches import EvalBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import tokenise_source
 from dss_jax.data.sources import RowSource, source_from_file, source_from_task
-from dss_jax.data.task_definition import Metric, accuracy, load_task
+from dss_jax.data.task_files import Metric, accuracy, load_task
 from dss_jax.errors import UserError
 from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops

@@ -11,7 +11,7 @@ from dss_jax.config.schema import MUTABLE_ON_RESUME, RunConfig, flatten
 from dss_jax.data.pipeline import check_data
 from dss_jax.data.records import Row
 from dss_jax.data.sources import FileRows, summarise
-from dss_jax.data.task_definition import TaskDefinition, load_task
+from dss_jax.data.task_files import TaskDefinition, load_task
 from dss_jax.data.task_rows import rows_to_annotate
 from dss_jax.data.vocabularies import T5_VOCABULARY, load_vocabulary
 from dss_jax.errors import UserError

@@ -133,7 +133,7 @@ def test_invalid_options(changes, message, tmp_path, monkeypatch):
 def test_recorded_answers_are_read_by_the_parser_of_the_task(tmp_path):
   """A task file has no shipped prompt; recorded answers do not follow the default one."""
   (tmp_path / "task.py").write_text(
-    "import dataclasses\nfrom dss_jax.data.task_definition import load_task\n"
+    "import dataclasses\nfrom dss_jax.data.task_files import load_task\n"
     "TASK = dataclasses.replace(load_task('svamp'), name='mine')\n"
   )
   data, output = tmp_path / "in.jsonl", tmp_path / "o.jsonl"

@@ -91,7 +91,7 @@ def test_recorded_answers_with_a_task_file(annotated, tmp_path):
   ]
   (tmp_path / "recorded.jsonl").write_text("\n".join(lines))
   (tmp_path / "task.py").write_text(
-    "import dataclasses\nfrom dss_jax.data.task_definition import load_task\n"
+    "import dataclasses\nfrom dss_jax.data.task_files import load_task\n"
     "svamp = load_task('svamp')\n"
     "TASK = dataclasses.replace(svamp, name='mine', to_row=lambda row: row)\n"
   )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dss_jax.annotation.parsing import MAX_ANSWER_CHARACTERS, Parsed, ParseRules
 from dss_jax.annotation.prompts import Prompt, load_prompt, shipped_prompts
 from dss_jax.data.arithmetic import value_of
-from dss_jax.data.task_definition import load_task
+from dss_jax.data.task_files import load_task
 
 OPEN = ParseRules()
 CLASSES = ParseRules(labels=("Yes", "No"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dss_jax.data.sources import source_from_file, source_from_rows, source_from_task, summarise
-from dss_jax.data.task_definition import load_task
+from dss_jax.data.task_files import load_task
 from dss_jax.errors import UserError
 
 ROW = {"input_text": "x", "output_text": "y", "rationale": "z"}

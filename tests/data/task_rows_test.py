@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dss_jax.data.task_definition import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
+from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
 from dss_jax.data.task_rows import load_rows
 from dss_jax.errors import UserError
 

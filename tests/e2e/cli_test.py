@@ -159,7 +159,7 @@ try:
 finally:
   import dss_jax
   from dss_jax.config.schema import shipped_folder
-  from dss_jax.data.task_definition import shipped_tasks
+  from dss_jax.data.task_files import shipped_tasks
   print(json.dumps([
     dss_jax.__file__, str(shipped_folder("gin_configs")), [str(t) for t in shipped_tasks().values()]
   ]), file=sys.stderr)

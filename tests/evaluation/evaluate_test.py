@@ -10,7 +10,7 @@ from dss_jax.errors import UserError
 from dss_jax.evaluation.evaluate import source_for
 
 TASK_FILE = """
-from dss_jax.data.task_definition import Answer, Split, TaskDefinition
+from dss_jax.data.task_files import Answer, Split, TaskDefinition
 
 TASK = TaskDefinition(
   name="mine",

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dss_jax.data.arithmetic import value_of
-from dss_jax.data.task_definition import load_task, percent
+from dss_jax.data.task_files import load_task, percent
 from dss_jax.data.task_rows import load_rows
 
 

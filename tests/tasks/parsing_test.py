@@ -2,7 +2,7 @@
 
 import pytest
 
-from dss_jax.data.task_definition import UnparsableAnswer, load_task
+from dss_jax.data.task_files import UnparsableAnswer, load_task
 
 CQA, SVAMP, ESNLI = load_task("cqa"), load_task("svamp"), load_task("esnli")
 

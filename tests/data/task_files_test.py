@@ -9,13 +9,13 @@ import zipfile
 
 import pytest
 
-from dss_jax.data.task_definition import Split, TaskDefinition, accuracy, load_task, shipped_tasks
+from dss_jax.data.task_files import Split, TaskDefinition, accuracy, load_task, shipped_tasks
 from dss_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 
 TASK_FILE = """
-from dss_jax.data.task_definition import Answer, Split, TaskDefinition, accuracy
+from dss_jax.data.task_files import Answer, Split, TaskDefinition, accuracy
 
 TASK = TaskDefinition(
   name="mine", splits={"train": Split("rows.jsonl")},
@@ -138,7 +138,7 @@ def test_tasks_of_a_wheel(tmp_path):
   shutil.rmtree(checkout)
   assert {path.name for path in site.iterdir() if path.suffix != ".dist-info"} == {"dss_jax"}
   code = (
-    "import dss_jax; from dss_jax.data.task_definition import load_task, shipped_tasks\n"
+    "import dss_jax; from dss_jax.data.task_files import load_task, shipped_tasks\n"
     "print(dss_jax.__file__)\n"
     "print(load_task('svamp').name, *(path for path in shipped_tasks().values()))\n"
   )

@@ -131,7 +131,7 @@ def load_task(name_or_path: str) -> TaskDefinition:
     found = "defines no TASK" if task is None else f"has a TASK of type {type(task).__name__}"
     raise UserError(
       f"{path}: the task file {found}; set TASK = TaskDefinition(...)"
-      " (from dss_jax.data.task_definition)"
+      " (from dss_jax.data.task_files)"
     )
   return task
 
