@@ -1,4 +1,4 @@
-"""The exceptions that end a run with one sentence: a user's mistake, divergence, a signal."""
+"""The exceptions that end a run: a user's mistake, divergence, a signal, a reader that left."""
 
 import signal
 
@@ -8,6 +8,10 @@ class UserError(Exception):
 
   The `dss` command prints the sentence without a traceback and exits with code 2.
   """
+
+
+class ReaderGone(Exception):
+  """Standard output is a pipe that nobody reads any more; the command ends quietly."""
 
 
 class TrainingDiverged(Exception):

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dss_jax.terminal import printable
+
 # Without a terminal, at most one plain line is printed in this time.
 PLAIN_LINE_SECONDS = 10.0
 
@@ -50,7 +52,7 @@ class ProgressLine:
 
   def say(self, line: str) -> None:
     """Prints a line that stays above the bar."""
-    self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+    self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
   def _print_plain(self, note: str, now: float) -> None:
     assert self._first_time is not None
@@ -102,4 +104,4 @@ def say(line: str) -> None:
   """Prints a line on standard error."""
   if _is_silent:
     return
-  print(line, file=sys.stderr, flush=True)
+  print(printable(line), file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ LONGEST_FILE = 450
 ROOMS = [
   "__init__",
   "errors",
+  "terminal",
   "progress",
   "storage",
   "config",

@@ -8,6 +8,7 @@ import click
 from dss_jax.cli import options
 from dss_jax.cli.options import option
 from dss_jax.errors import UserError
+from dss_jax.terminal import echo
 
 
 class _AnnotateCommand(click.Command):
@@ -130,12 +131,12 @@ def annotate(**flags: Any) -> None:
       runner=flags["runner"],
       runner_options=flags["runner_options"],
     )
-    click.echo(json.dumps(report))
+    echo(json.dumps(report))
     return
   report = dry_run_file(flags["data"], *settings, task=task, prompt=prompt)
   for number, prompt in enumerate(report.pop("prompts"), start=1):
-    click.echo(f"----- prompt {number} -----\n{prompt}\n")
-  click.echo(json.dumps(report))
+    echo(f"----- prompt {number} -----\n{prompt}\n")
+  echo(json.dumps(report))
 
 
 @click.command()
@@ -152,4 +153,4 @@ def annotate_report(file: str, as_json: bool, html: str | None, html_rows: int) 
   report = report_on(file)
   if html is not None:
     write_page(file, html, report, max_rows=html_rows)
-  click.echo(json.dumps(report, indent=2) if as_json else to_text(report))
+  echo(json.dumps(report, indent=2) if as_json else to_text(report))

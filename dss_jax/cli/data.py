@@ -5,6 +5,7 @@ import json
 import click
 
 from dss_jax.cli import options
+from dss_jax.terminal import echo
 
 
 @click.command(short_help="Check rows and report on them.")
@@ -33,4 +34,4 @@ def validate(
     max_input_tokens=max_input_tokens,
     max_output_tokens=max_output_tokens,
   )
-  click.echo(json.dumps(report.to_json(), indent=2) if as_json else to_text(report))
+  echo(json.dumps(report.to_json(), indent=2) if as_json else to_text(report))

@@ -3,11 +3,10 @@
 import contextlib
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
-
-import click
 
 from dss_jax.cli.errors import report_error
 from dss_jax.cli.options import option, options
@@ -69,7 +68,7 @@ def _exit(error: BaseException) -> NoReturn:
       "stopped by SIGTERM while it took no steps; the same command goes on from the newest "
       "checkpoint, if there is one"
     )
-    click.echo(f"dss: {sentence}", err=True)
+    print(f"dss: {sentence}", file=sys.stderr)
     processes.exit_process(int(error.code or 0), sentence, all_exit=False)
   code = report_error(error)
   if code is None:

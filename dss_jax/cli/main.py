@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from dss_jax import __version__
+from dss_jax import __version__, terminal
 from dss_jax.cli.annotate import annotate
 from dss_jax.cli.data import validate
 from dss_jax.cli.errors import report_error
@@ -19,8 +19,12 @@ def main() -> None:
   """Runs the command; a user's mistake is one sentence and exit code 2."""
   # Keeps XLA's, TensorFlow's and absl's own log lines off the terminal.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  # Set for other programs, it would change the numbers of a run.
+  os.environ["JAX_ENABLE_X64"] = "0"
+  terminal.prepare()
   try:
     dss(prog_name="dss", standalone_mode=False)
+    sys.stdout.flush()
   except BaseException as error:
     code = report_error(error)
     if code is None:

@@ -8,6 +8,7 @@ import click
 from dss_jax.cli import options
 from dss_jax.cli.options import option
 from dss_jax.config.mesh_presets import mesh_choice
+from dss_jax.terminal import echo
 
 
 @click.command(short_help="Compile a run's step for TPUs that this machine lacks.")
@@ -73,6 +74,6 @@ def plan(**flags: Any) -> None:
     target_tokens=flags["output_tokens"],
     candidates=flags["candidates"],
   )
-  click.echo(
+  echo(
     json.dumps(report.to_json(planned), indent=2) if flags["as_json"] else report.to_text(planned)
   )

@@ -7,6 +7,7 @@ import click
 
 from dss_jax.cli import options
 from dss_jax.cli.options import option
+from dss_jax.terminal import echo
 
 
 @click.command()
@@ -45,7 +46,7 @@ def predict(
   rows = predict_file(
     predictor, dataset, output, explain=explain, max_output_tokens=max_output_tokens
   )
-  click.echo(json.dumps({"output": output, "rows": rows}))
+  echo(json.dumps({"output": output, "rows": rows}))
 
 
 @click.command()
@@ -72,7 +73,7 @@ def evaluate(
   keep_compiled_programs()
   student = Student.open(model)
   source = source_for(student, dataset, task, data_dir, split)
-  click.echo(json.dumps(evaluate_student(student, source, mesh_config(mesh)), indent=2))
+  echo(json.dumps(evaluate_student(student, source, mesh_config(mesh)), indent=2))
 
 
 @click.command(short_help="Write a student for other programs.")
@@ -91,4 +92,4 @@ def export(model: str, kind: Any, output: str, dtype: Any) -> None:
   """Write a student's best weights for T5X or Hugging Face transformers."""
   from dss_jax.student.export import export_student
 
-  click.echo(json.dumps(export_student(model, output, kind, dtype=dtype)))
+  echo(json.dumps(export_student(model, output, kind, dtype=dtype)))

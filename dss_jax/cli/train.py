@@ -11,6 +11,7 @@ from dss_jax.cli.options import option
 from dss_jax.config.mesh_presets import mesh_choice
 from dss_jax.config.schema import DEFAULT_STUDENT, EvaluationConfig, student_file
 from dss_jax.errors import UserError
+from dss_jax.terminal import echo
 
 _TRAINING = options.options(
   options.model_dir(required=True),
@@ -173,4 +174,4 @@ def _run(files: list[str], bindings: list[Any]) -> None:
   if not processes.is_first():
     return
   summary = {key: card[key] for key in ("student", "steps", "best_step", "stopped_early")}
-  click.echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))
+  echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import MeshConfig, RunConfig
@@ -20,9 +21,16 @@ from dss_jax.progress import say
 from dss_jax.storage.atomic import write_text
 from dss_jax.student.predictor import Predictor
 from dss_jax.student.student import Student
+from dss_jax.terminal import printable
 
 TRAIN_ROWS, EVAL_ROWS, TEST_ROWS = 200, 50, 400
 RESULTS = "quickstart.json"
+_SHOWN_TEXTS = {
+  "input": "input_text",
+  "label": "output_text",
+  "prediction": "prediction",
+  "rationale": "predicted_rationale",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +141,11 @@ def show(results: dict[str, Any], directory: str) -> None:
     table.add_row(name, f"{percent:.1f} %")
   console.print(table)
   for example in results["examples"]:
-    console.print(f"\n[bold]input[/bold]      {example['input_text']}")
-    console.print(f"[bold]label[/bold]      {example['output_text']}")
-    console.print(f"[bold]prediction[/bold] {example['prediction']}")
-    console.print(f"[bold]rationale[/bold]  {example['predicted_rationale']}")
-  folder = pathlib.Path(directory)
+    console.print()
+    for title, key in _SHOWN_TEXTS.items():
+      text = Text.assemble((f"{title:<10}", "bold"), " ", printable(example[key]))
+      console.print(text)
+  folder = pathlib.Path(printable(directory))
   console.print(f"\nTensorBoard: tensorboard --logdir {folder}", markup=False)
   console.print(f"The student: {folder / VARIANTS[1].folder}", markup=False)
   console.print(f"The data:    {folder / 'data'}", markup=False)

@@ -19,6 +19,7 @@ from dss_jax.pipelines import distill
 from dss_jax.progress import say
 from dss_jax.storage.atomic import write_text
 from dss_jax.student.model_dir import check_directory
+from dss_jax.terminal import printable
 
 RESULTS = "sweep.json"
 
@@ -113,7 +114,7 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
   accuracies = [result["metrics"].get("label/eval_accuracy", -1.0) for result in results]
   for result, accuracy in zip(results, accuracies, strict=True):
     failed = "failed" in result
-    cells = [str(result["values"][name]) for name in names]
+    cells = [printable(str(result["values"][name])) for name in names]
     cells += ["diverged" if failed else str(result["steps"]), str(result["best_step"] or "-")]
     cells += [
       f"{result['metrics'][name]:.4f}" if name in result["metrics"] else "-" for name in metrics
