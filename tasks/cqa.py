@@ -7,7 +7,14 @@ The test file is the benchmark's validation set. Every 39th row of train.jsonl (
 
 import re
 
-from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
+from dss_jax.data.task_files import (
+  Answer,
+  Split,
+  TaskDefinition,
+  UnparsableAnswer,
+  accuracy,
+  is_no_label,
+)
 
 _ANSWER = re.compile(r"(?P<rationale>.*?)So the answer is (?P<answer>[^\n]*\([a-e]\)[^\n]*)", re.S)
 _ONE_CHOICE = re.compile(r"\([a-e]\) (?P<label>[^()]+)")
@@ -16,7 +23,8 @@ _ONE_CHOICE = re.compile(r"\([a-e]\) (?P<label>[^()]+)")
 def _to_row(published):
   choices = zip("abcde", published["choices"], strict=True)
   lines = [published["question"], "Answer Choices:", *(f"({x}) {text}" for x, text in choices)]
-  return {"input_text": "\n".join(lines), "output_text": published["answer"]}
+  answer = published["answer"]
+  return {"input_text": "\n".join(lines), "output_text": None if is_no_label(answer) else answer}
 
 
 def _parse_answer(text):

@@ -5,7 +5,14 @@ split into train, validation and test. Adjacent rows can share a premise; the sp
 it changes, so that no premise is in two splits.
 """
 
-from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, accuracy
+from dss_jax.data.task_files import (
+  Answer,
+  Split,
+  TaskDefinition,
+  UnparsableAnswer,
+  accuracy,
+  is_no_label,
+)
 
 _LABELS = ("entailment", "neutral", "contradiction")
 _INSTRUCTION = (
@@ -19,8 +26,14 @@ def _to_row(published):
   premise, hypothesis = published["premise"], published["hypothesis"]
   return {
     "input_text": f"{_INSTRUCTION}\nPremise: {premise}\nHypothesis: {hypothesis}",
-    "output_text": _LABELS[published["label"]],
+    "output_text": _label(published["label"]),
   }
+
+
+def _label(published):
+  if is_no_label(published):
+    return None
+  return published if published in _LABELS else dict(enumerate(_LABELS))[published]
 
 
 def _parse_answer(text):

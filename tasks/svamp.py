@@ -14,6 +14,7 @@ from dss_jax.data.task_files import (
   TaskDefinition,
   UnparsableAnswer,
   accuracy,
+  is_no_label,
   percent,
 )
 
@@ -22,7 +23,8 @@ _ANSWER = re.compile(r"The answer is (?P<answer>[^\n(]*+\([^\n)]*+\)[^\n]*)")
 
 
 def _to_row(published):
-  return {"input_text": published["input"], "output_text": published["label"]}
+  label = published["label"]
+  return {"input_text": published["input"], "output_text": None if is_no_label(label) else label}
 
 
 def _parse_answer(text):

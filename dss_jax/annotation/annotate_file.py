@@ -13,9 +13,10 @@ from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt, load_prompt, prompt_to_yaml, shipped_prompts
 from dss_jax.annotation.run import RequestConfig, annotate
 from dss_jax.config.schema import RequestPart
-from dss_jax.data.records import Row, read_rows
+from dss_jax.data.published_rows import PublishedRows
+from dss_jax.data.records import Row
+from dss_jax.data.sources import FileRows
 from dss_jax.data.task_files import TaskDefinition, load_task
-from dss_jax.data.task_rows import published_rows
 from dss_jax.errors import UserError
 from dss_jax.progress import say
 from dss_jax.storage.atomic import write_text
@@ -54,6 +55,7 @@ def annotate_file(
   request_config: RequestConfig,
   *,
   task: str | None = None,
+  labels_as_text: bool = False,
   prompt: str | None = None,
   runner: str | None = None,
   runner_options: Sequence[str] = (),
@@ -75,10 +77,22 @@ def annotate_file(
   if runner is None or not is_url(output):
     _check_output(data, output)
   definition = None if task is None else load_task(task)
-  rows = _row_reader(data, definition)
+  rows, numbers = _row_reader(data, definition, labels_as_text)
   if runner is None:
     return annotate_rows(
-      rows, output, options, config, request_config, task=definition, prompt=prompt
+      rows,
+      output,
+      options,
+      config,
+      request_config,
+      task=definition,
+      prompt=prompt,
+      row_numbers=numbers,
+    )
+  if numbers is not None and len(numbers) != numbers[-1] + 1:
+    raise UserError(
+      f"--runner {runner}: the task's to_row leaves rows out, so recorded answers and rows would"
+      " no longer fit; leave out --runner"
     )
   try:
     from dss_jax.annotation.beam_runner import annotate_with_beam
@@ -145,22 +159,26 @@ def dry_run_file(
   request_config: RequestConfig,
   *,
   task: str | None = None,
+  labels_as_text: bool = False,
   prompt: str | None = None,
 ) -> dict[str, Any]:
   """Returns the requests and cost of annotate_file; sends and writes nothing."""
   definition = None if task is None else load_task(task)
-  rows = _row_reader(data, definition)
+  rows, _ = _row_reader(data, definition, labels_as_text)
   kind, _ = split_teacher(options.teacher)
   return dry_run(
     rows(), _choose_prompt(prompt, definition, rows, kind, None), config, request_config
   )
 
 
-def _row_reader(data: PathLike, task: TaskDefinition | None) -> Callable[[], Iterator[Row]]:
-  """Returns a function that reads the rows of a file from the start at each call."""
+def _row_reader(
+  data: PathLike, task: TaskDefinition | None, labels_as_text: bool
+) -> tuple[Callable[[], Iterator[Row]], list[int] | None]:
+  """Returns what reads a file's rows from the start, and a task's rows' numbers in the file."""
   if task is None:
-    return lambda: read_rows(data)
-  return lambda: published_rows(task, data)
+    return FileRows(data, labels_as_text).__iter__, None
+  rows = PublishedRows(task, data, labels_as_text)
+  return rows.__iter__, [number for number, _ in rows.numbered()]
 
 
 def prompt_path(output: PathLike) -> str:

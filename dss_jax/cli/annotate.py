@@ -27,6 +27,7 @@ class _AnnotateCommand(click.Command):
 @click.argument("data", metavar="DATA.jsonl")
 @options.teacher("The teacher.", required=True)
 @options.output("Where the annotated rows go.", required=False)
+@options.LABELS_AS_TEXT
 @options.TASK_NAME
 @option(
   "--show-labels/--hide-labels",
@@ -127,13 +128,17 @@ def annotate(**flags: Any) -> None:
       flags["output"],
       *settings,
       task=task,
+      labels_as_text=bool(flags["labels_as_text"]),
       prompt=prompt,
       runner=flags["runner"],
       runner_options=flags["runner_options"],
     )
     echo(json.dumps(report))
     return
-  report = dry_run_file(flags["data"], *settings, task=task, prompt=prompt)
+  labels_as_text = bool(flags["labels_as_text"])
+  report = dry_run_file(
+    flags["data"], *settings, task=task, labels_as_text=labels_as_text, prompt=prompt
+  )
   for number, prompt in enumerate(report.pop("prompts"), start=1):
     echo(f"----- prompt {number} -----\n{prompt}\n")
   echo(json.dumps(report))

@@ -196,6 +196,13 @@ def eval_dataset(default_text: str | None = None) -> Decorator:
                 default_text=default_text)  # fmt: skip
 
 
+LABELS_AS_TEXT = option(
+  "--labels-as-text/--no-labels-as-text",
+  field="DataConfig.labels_as_text",
+  help="Take labels that are numbers or booleans as text; else they are refused.",
+)
+
+
 def vocabulary(default_text: str) -> Decorator:
   return option("--vocabulary", field="DataConfig.vocabulary", macro="VOCABULARY",
                 metavar="bytes|FILE", help="bytes, or a SentencePiece model.",

@@ -13,6 +13,7 @@ from dss_jax.terminal import echo
 @click.command()
 @options.MODEL
 @options.dataset("JSONL rows to answer.", required=True)
+@options.LABELS_AS_TEXT
 @options.output("Where the answered rows go.")
 @option("--explain", is_flag=True, help="Write the student's rationale, too.")
 @options.batch_size(default_text="the student's in training", uses_gin=False)
@@ -23,6 +24,7 @@ from dss_jax.terminal import echo
 def predict(
   model: str,
   dataset: str,
+  labels_as_text: bool | None,
   output: str,
   explain: bool,
   batch_size: int | None,
@@ -32,7 +34,7 @@ def predict(
   """Answer rows with a student."""
   from dss_jax.data.records import check_rows
 
-  check_rows(dataset)
+  check_rows(dataset, bool(labels_as_text))
   from dss_jax.config.mesh_presets import mesh_config
   from dss_jax.parallel.mesh import make_mesh
   from dss_jax.storage.cache import keep_compiled_programs
@@ -44,7 +46,12 @@ def predict(
   batch_size = batch_size or student.config.batch_size
   predictor = Predictor(student, make_mesh(mesh_config(mesh), batch_size), batch_size=batch_size)
   rows = predict_file(
-    predictor, dataset, output, explain=explain, max_output_tokens=max_output_tokens
+    predictor,
+    dataset,
+    output,
+    explain=explain,
+    max_output_tokens=max_output_tokens,
+    labels_as_text=bool(labels_as_text),
   )
   echo(json.dumps({"output": output, "rows": rows}))
 
@@ -52,6 +59,7 @@ def predict(
 @click.command()
 @options.MODEL
 @options.dataset("JSONL rows to evaluate on.")
+@options.LABELS_AS_TEXT
 @options.TASK
 @option("--split", type=click.Choice(["train", "validation", "test"]), default_text="test",
         help="Which rows of the task.")  # fmt: skip
@@ -59,6 +67,7 @@ def predict(
 def evaluate(
   model: str,
   dataset: str | None,
+  labels_as_text: bool | None,
   task: str | None,
   data_dir: str | None,
   split: str | None,
@@ -72,7 +81,7 @@ def evaluate(
 
   keep_compiled_programs()
   student = Student.open(model)
-  source = source_for(student, dataset, task, data_dir, split)
+  source = source_for(student, dataset, task, data_dir, split, bool(labels_as_text))
   echo(json.dumps(evaluate_student(student, source, mesh_config(mesh)), indent=2))
 
 

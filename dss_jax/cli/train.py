@@ -20,6 +20,7 @@ _TRAINING = options.options(
   option("--label-source", field="DataConfig.label_source", macro="LABEL_SOURCE",
          help="Whose labels a task trains on: its own, or the teacher's recorded ones."),
   options.eval_dataset("a task's validation rows, else none"),
+  options.LABELS_AS_TEXT,
   options.student(f"the initial checkpoint's, else {DEFAULT_STUDENT}"),
   options.vocabulary("T5's published one"),
   option("--initial-checkpoint", field="RunConfig.initial_checkpoint",

@@ -97,6 +97,8 @@ class DataConfig:
   # Whose labels a task trains on: its own, or the teacher's recorded ones.
   label_source: Literal["gold", "teacher"] = "gold"
   eval_dataset: str | None = None
+  # Whether labels that are numbers or booleans are taken as their text, not refused.
+  labels_as_text: bool = False
   vocabulary: str | None = None
   feature_lengths: Mapping[Literal["inputs", "targets"], Length] = dataclasses.field(
     default_factory=lambda: {"inputs": 7168, "targets": 1024}
@@ -251,9 +253,17 @@ class DistributedConfig:
   heartbeat_timeout_seconds: Annotated[int, Bounds(5)] = 60
 
 
-# Fields that may change when a run resumes: the folder's path, the devices and their memory, and
-# how the teacher is reached.
+# Fields that may change when a run resumes: where rows and vocabulary are, since their digests
+# say whether they are the same; the folder's path; the devices and their memory; and how the
+# teacher is reached.
 MUTABLE_ON_RESUME = (
+  "DataConfig.dataset",
+  "DataConfig.task",
+  "DataConfig.data_dir",
+  "DataConfig.label_source",
+  "DataConfig.eval_dataset",
+  "DataConfig.labels_as_text",
+  "DataConfig.vocabulary",
   "RunConfig.model_dir",
   "MeshConfig.data",
   "MeshConfig.model",

@@ -46,9 +46,12 @@ def sources(config: DataConfig, annotated: str | None = None) -> tuple[RowSource
     train, evaluation = _task_sources(config, load_task(config.task), annotated)
   else:
     assert config.dataset is not None
-    train, evaluation = training_source_from_file(annotated or config.dataset), None
+    train, evaluation = (
+      training_source_from_file(annotated or config.dataset, config.labels_as_text),
+      None,
+    )
   if config.eval_dataset is not None:
-    evaluation = source_from_file(config.eval_dataset)
+    evaluation = source_from_file(config.eval_dataset, config.labels_as_text)
   return train, evaluation
 
 
@@ -77,7 +80,9 @@ def _task_sources(
 ) -> tuple[RowSource, RowSource | None]:
   assert config.data_dir is not None
   if annotated is None:
-    train = source_from_task(task, "train", config.data_dir, config.label_source)
+    train = source_from_task(
+      task, "train", config.data_dir, config.label_source, labels_as_text=config.labels_as_text
+    )
   else:
     train = dataclasses.replace(
       training_source_from_file(annotated), name=f"{task.name}_train", metric=task.metric
@@ -86,7 +91,14 @@ def _task_sources(
     return train, None
   # With an own teacher, the recorded answers of another one may be missing.
   needs_answers = annotated is None
-  return train, source_from_task(task, "validation", config.data_dir, needs_answers=needs_answers)
+  evaluation = source_from_task(
+    task,
+    "validation",
+    config.data_dir,
+    needs_answers=needs_answers,
+    labels_as_text=config.labels_as_text,
+  )
+  return train, evaluation
 
 
 def prepare(

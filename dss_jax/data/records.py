@@ -2,8 +2,10 @@
 
 A row is `{"input_text": str, "output_text"?: str, "rationale"?: str}`; other keys are kept
 and passed through. Files are UTF-8, with or without a byte-order mark; lines end in a line
-feed, with or without a carriage return. A name ending in `.gz` means gzip, and a URL
-(`gs://`, `s3://`, `https://`, ...) is read through fsspec.
+feed, with or without a carriage return. Gzip is known by its first bytes, `-` is standard input,
+and a URL (`gs://`, `s3://`, `https://`, ...) is read through fsspec.
+
+With `labels_as_text`, an "output_text" that is a number or a boolean is taken as its text.
 """
 
 import json
@@ -12,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
+from dss_jax.data.texts import is_blank, label_as_text
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import atomic_target, writing
 from dss_jax.storage.files import (
@@ -33,6 +36,8 @@ _FIELD_FIXES = {
   "output_text": "give a label, or drop the key to let the teacher label it",
   "rationale": "give the reasoning, or drop the key to let the teacher write it",
 }
+_TO_QUOTE = "write it in quotes"
+_LABEL_TO_QUOTE = f"{_TO_QUOTE}, or give --labels-as-text to take such labels as text"
 _JSON_NAMES = {
   dict: "an object",
   list: "an array",
@@ -78,12 +83,14 @@ class ProblemTally:
     raise UserError("\n".join(lines))
 
 
-def scan_rows(path: PathLike) -> Iterator[tuple[int, Row] | RowProblem]:
+def scan_rows(
+  path: PathLike, labels_as_text: bool = False
+) -> Iterator[tuple[int, Row] | RowProblem]:
   """Yields, for each line in order, (line number from 1, row), or a RowProblem.
 
   Streams in constant memory; no content of the file raises. Blank lines are allowed only at
-  the end of the file. A broken gzip stream is a problem of the line in which it breaks; no
-  later line is read. A line may have at most 10 MiB.
+  the end of the file. A broken gzip stream is a problem of the line in which it breaks, another
+  format one of the first line; no later line is read. A line may have at most 10 MiB.
 
   Raises:
     UserError: the file cannot be opened, or its storage fails while it is read.
@@ -113,20 +120,22 @@ def scan_rows(path: PathLike) -> Iterator[tuple[int, Row] | RowProblem]:
       if broken is not None:
         yield RowProblem(name, line, broken)
         return
-      row = _TOO_LONG if is_too_long else _parse(raw)
+      row = _TOO_LONG if is_too_long else _parse(raw, labels_as_text)
       yield RowProblem(name, line, row) if isinstance(row, str) else (line, row)
 
 
-def good_rows(path: PathLike, problems: ProblemTally) -> Iterator[tuple[int, Row]]:
+def good_rows(
+  path: PathLike, problems: ProblemTally, labels_as_text: bool = False
+) -> Iterator[tuple[int, Row]]:
   """Yields (line number from 1, row) of every good line; adds the other lines to `problems`."""
-  for item in scan_rows(path):
+  for item in scan_rows(path, labels_as_text):
     if isinstance(item, RowProblem):
       problems.add(item)
     else:
       yield item
 
 
-def numbered_rows(path: PathLike) -> Iterator[tuple[int, Row]]:
+def numbered_rows(path: PathLike, labels_as_text: bool = False) -> Iterator[tuple[int, Row]]:
   """Yields (line number from 1, row) of every good line.
 
   Raises:
@@ -135,7 +144,7 @@ def numbered_rows(path: PathLike) -> Iterator[tuple[int, Row]]:
   """
   problems = ProblemTally()
   is_empty = True
-  for numbered_row in good_rows(path, problems):
+  for numbered_row in good_rows(path, problems, labels_as_text):
     is_empty = False
     yield numbered_row
   problems.raise_if_any()
@@ -148,14 +157,14 @@ def empty_file_problem(path: PathLike) -> str:
   return f'{os.fspath(path)}: no rows; give at least one line like {{"input_text": "..."}}'
 
 
-def read_rows(path: PathLike) -> Iterator[Row]:
+def read_rows(path: PathLike, labels_as_text: bool = False) -> Iterator[Row]:
   """Yields every good row of the file; raises as numbered_rows does."""
-  return (row for _, row in numbered_rows(path))
+  return (row for _, row in numbered_rows(path, labels_as_text))
 
 
-def check_rows(path: PathLike) -> int:
+def check_rows(path: PathLike, labels_as_text: bool = False) -> int:
   """Returns the number of rows if every line is good; raises as numbered_rows does."""
-  return sum(1 for _ in numbered_rows(path))
+  return sum(1 for _ in numbered_rows(path, labels_as_text))
 
 
 def write_rows(path: PathLike, rows: Iterable[Row]) -> int:
@@ -175,7 +184,7 @@ def write_rows(path: PathLike, rows: Iterable[Row]) -> int:
     for count, row in enumerate(rows, start=1):
       try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
-      except ValueError as error:
+      except (TypeError, ValueError) as error:
         raise UserError(
           f"{name}: row {count} cannot be written as JSON in UTF-8 ({reason(error)});"
           " correct or drop the row"
@@ -237,13 +246,12 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _parse(raw: bytes) -> Row | str:
+def _parse(raw: bytes, labels_as_text: bool) -> Row | str:
   """Returns the row of one line, or the message that says why it is not a row."""
   try:
     row = _DECODER.decode(raw.decode("utf-8"))
   except UnicodeDecodeError as error:
-    what = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
-    return f"{what} (byte 0x{raw[error.start]:02x} at {error.start}); save the file as UTF-8"
+    return f"not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start}); save the file as UTF-8"
   except json.JSONDecodeError as error:
     what = " ".join(error.msg.split())
     return (
@@ -259,6 +267,8 @@ def _parse(raw: bytes) -> Row | str:
     return "a number has too many digits; shorten it or write it as a string"
   if not isinstance(row, dict):
     return f"{_JSON_NAMES[type(row)]}, not a JSON object; write one object a line"
+  if labels_as_text and "output_text" in row:
+    row["output_text"] = label_as_text(row["output_text"])
   return _field_problem(row) or (_surrogate_problem(row) if b"\\u" in raw else None) or row
 
 
@@ -268,10 +278,13 @@ def _field_problem(row: Row) -> str | None:
     return f'"input_text" is missing (found {found}); give the text of the example under this key'
   for key, fix in _FIELD_FIXES.items():
     value = row.get(key, "-")
+    if isinstance(value, bool | int | float):
+      fix = _LABEL_TO_QUOTE if key == "output_text" else _TO_QUOTE
     if not isinstance(value, str):
       return f'"{key}" is {_JSON_NAMES[type(value)]}, not a string; {fix}'
-    if not value or value.isspace():
-      return f'"{key}" is empty; {fix}'
+    if is_blank(value):
+      invisible = "" if not value or value.isspace() else " (it has only invisible characters)"
+      return f'"{key}" is empty{invisible}; {fix}'
   return None
 
 

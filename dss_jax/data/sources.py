@@ -1,6 +1,7 @@
 """Sources of rows: a JSONL file or a split of a task, with their digest."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,9 @@ from typing import Any, NamedTuple
 
 from dss_jax.data.records import Row, read_rows
 from dss_jax.data.task_files import Metric, TaskDefinition, accuracy
+from dss_jax.data.task_metrics import task_figures
 from dss_jax.data.task_rows import LabelSource, load_rows
+from dss_jax.data.texts import is_blank, is_unicode
 from dss_jax.storage.files import PathLike
 
 PREDICT_PREFIX = "predict: "
@@ -65,9 +68,10 @@ class FileRows:
   """The rows of a JSONL file, read again for each iteration, never all in memory."""
 
   path: PathLike
+  labels_as_text: bool = False
 
   def __iter__(self) -> Iterator[Row]:
-    return read_rows(self.path)
+    return read_rows(self.path, self.labels_as_text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +83,17 @@ class TrainingRows:
   """
 
   path: PathLike
+  labels_as_text: bool = False
 
   def __iter__(self) -> Iterator[Row]:
-    for row in read_rows(self.path):
+    for row in read_rows(self.path, self.labels_as_text):
       yield row
       further = row.get("rationales")
       if "rationale" not in row or not isinstance(further, list):
         continue
       for rationale in further:
-        if isinstance(rationale, str) and rationale.strip() and rationale != row["rationale"]:
+        is_text = isinstance(rationale, str) and is_unicode(rationale) and not is_blank(rationale)
+        if is_text and rationale != row["rationale"]:
           yield {"input_text": row["input_text"], "rationale": rationale}
 
 
@@ -125,7 +131,7 @@ def source_from_rows(
   )
 
 
-def source_from_file(path: PathLike) -> RowSource:
+def source_from_file(path: PathLike, labels_as_text: bool = False) -> RowSource:
   """Returns the rows of a JSONL file as a source named after it, with exact match as the metric.
 
   The file is read once here, for its digest, and once for each later use.
@@ -134,13 +140,14 @@ def source_from_file(path: PathLike) -> RowSource:
     UserError: the file cannot be read, or has a line that is not a row.
   """
   stem = os.path.basename(os.fspath(path)).split(".")[0]
-  return source_from_rows(stem, FileRows(path), report={"file": os.fspath(path)})
+  rows = FileRows(path, labels_as_text)
+  return source_from_rows(stem, rows, report={"file": os.fspath(path)})
 
 
-def training_source_from_file(path: PathLike) -> RowSource:
+def training_source_from_file(path: PathLike, labels_as_text: bool = False) -> RowSource:
   """As source_from_file, but with all rationales of a row that has several."""
-  source = source_from_file(path)
-  rows = TrainingRows(path)
+  source = source_from_file(path, labels_as_text)
+  rows = TrainingRows(path, labels_as_text)
   summary = summarise(rows)
   if summary == source.summary:
     return source
@@ -157,16 +164,25 @@ def source_from_task(
   label_source: LabelSource = "gold",
   *,
   needs_answers: bool = True,
+  labels_as_text: bool = False,
 ) -> RowSource:
   """Returns one split of a task, with its metric and the report on the teacher's outputs.
 
   Arguments and errors are those of load_rows.
   """
-  rows, parse_report = load_rows(task, split, data_dir, label_source, needs_answers=needs_answers)
+  rows, parse_report = load_rows(
+    task,
+    split,
+    data_dir,
+    label_source,
+    needs_answers=needs_answers,
+    labels_as_text=labels_as_text,
+  )
   report = {
     "task": task.name,
     "split": split,
     "label_source": label_source if split == "train" else "gold",
     "teacher": parse_report.to_json(),
   }
-  return source_from_rows(f"{task.name}_{split}", rows, task.metric, report)
+  metric = functools.partial(task_figures, task.metric)
+  return source_from_rows(f"{task.name}_{split}", rows, metric, report)

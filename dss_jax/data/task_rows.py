@@ -1,15 +1,23 @@
 """The rows of a task's split: published rows with the teacher's recorded answers."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+from dss_jax.data.published_rows import RowReader, read_objects
 from dss_jax.data.records import Row
-from dss_jax.data.task_files import Answer, Split, TaskDefinition, UnparsableAnswer, percent
+from dss_jax.data.task_files import (
+  Answer,
+  Split,
+  TaskDefinition,
+  UnparsableAnswer,
+  failure_of,
+  percent,
+)
+from dss_jax.data.texts import is_blank
 from dss_jax.errors import UserError
-from dss_jax.storage.files import PathLike, is_url, join, open_bytes
+from dss_jax.storage.files import PathLike, is_url, join
 
 LabelSource = Literal["gold", "teacher"]
 
@@ -28,6 +36,8 @@ class ParseReport:
 
   Attributes:
     rows: rows of the split.
+    left_out: rows for which the task's to_row gives None; they are not among `rows`.
+    unlabelled: rows without a published label.
     answered: rows with a recorded teacher output.
     parsed: answered rows whose output is a rationale followed by an answer.
     undecided: parsed rows whose answer is not a single label.
@@ -37,6 +47,8 @@ class ParseReport:
   """
 
   rows: int = 0
+  left_out: int = 0
+  unlabelled: int = 0
   answered: int = 0
   parsed: int = 0
   undecided: int = 0
@@ -72,6 +84,7 @@ def load_rows(
   label_source: LabelSource = "gold",
   *,
   needs_answers: bool = True,
+  labels_as_text: bool = False,
 ) -> TaskRows:
   """Reads one split of a task from the published files under `data_dir`.
 
@@ -84,6 +97,7 @@ def load_rows(
   Args:
     needs_answers: if False, a local file of recorded outputs may be missing; the rows then
       have no rationale from a teacher.
+    labels_as_text: whether labels that are numbers or booleans are taken as their text.
 
   Raises:
     UserError: no such split, file or recorded answer; a row that is not JSON or that the
@@ -91,7 +105,9 @@ def load_rows(
   """
   report = ParseReport()
   rows = []
-  for _, row in _split_rows(task, split, data_dir, label_source, report, needs_answers):
+  for _, row in _split_rows(
+    task, split, data_dir, label_source, report, needs_answers, labels_as_text
+  ):
     if not row.get("output_text") and not row.get("rationale"):
       report.dropped += 1
       continue
@@ -100,14 +116,18 @@ def load_rows(
 
 
 def rows_to_annotate(
-  task: TaskDefinition, data_dir: PathLike, label_source: LabelSource = "gold"
+  task: TaskDefinition,
+  data_dir: PathLike,
+  label_source: LabelSource = "gold",
+  labels_as_text: bool = False,
 ) -> list[tuple[int, Row]]:
   """Returns (index in the published file, row) of the train split, for a teacher to complete.
 
   As load_rows, but rows with neither label nor rationale are kept, and a local file of recorded
   outputs may be missing unless the labels come from it.
   """
-  return list(_split_rows(task, "train", data_dir, label_source, ParseReport(), False))
+  report = ParseReport()
+  return list(_split_rows(task, "train", data_dir, label_source, report, False, labels_as_text))
 
 
 def _split_rows(
@@ -117,6 +137,7 @@ def _split_rows(
   label_source: LabelSource,
   report: ParseReport,
   needs_answers: bool,
+  labels_as_text: bool,
 ) -> Iterator[tuple[int, Row]]:
   """Yields (index in the published file, row) of a split, and counts in `report`."""
   if split not in task.splits:
@@ -131,14 +152,17 @@ def _split_rows(
       " give --label-source gold, or name an answers file in the task's Split"
     )
   rows_path = _data_file(data_dir, chosen.rows, task)
-  published = list(_read_objects(rows_path))
+  published = list(read_objects(rows_path))
   answers = None
   if needs_answers or from_teacher or _has_answers(chosen, data_dir):
     answers = _read_answers(task, chosen, data_dir, len(published))
+  reader = RowReader(task, rows_path, labels_as_text)
   for index, (line, values) in enumerate(published):
-    if not chosen.has(index):
+    if not _has(chosen, index):
       continue
-    row = _row(task, rows_path, line, values)
+    row = reader.row(line, values)
+    if row is None:
+      continue
     report.rows += 1
     if answers is not None:
       if index not in answers.texts:
@@ -150,26 +174,14 @@ def _split_rows(
       _count_agreement(task, row, answer, report)
       row = _with_answer(row, answer, from_teacher)
     yield index, row
+  report.left_out, report.unlabelled = len(reader.left_out), len(reader.unlabelled)
   if not report.rows:
+    left_out = f", {report.left_out} of them left out by to_row" if report.left_out else ""
     raise UserError(
       f"{rows_path}: the {split} split of task {task.name} has no rows, as the file has"
-      f" {len(published)}; check the file, or the Split of the task"
+      f" {len(published)}{left_out}; check the file, or the Split of the task"
     )
-
-
-def published_rows(task: TaskDefinition, path: PathLike) -> Iterator[Row]:
-  """Yields all rows of one published file, as the task reads them, whatever the split.
-
-  Raises:
-    UserError: as load_rows does for a row; the file cannot be read, or has no row.
-  """
-  name = os.fspath(path)
-  is_empty = True
-  for line, values in _read_objects(name):
-    is_empty = False
-    yield _row(task, name, line, values)
-  if is_empty:
-    raise UserError(f"{name}: no rows; give a file of task {task.name}")
+  reader.say()
 
 
 class _Answers(NamedTuple):
@@ -189,38 +201,18 @@ def _has_answers(split: Split, data_dir: PathLike) -> bool:
   if split.answers is None:
     return False
   path = _place(data_dir, split.answers)
-  return is_url(path) or os.path.isfile(path)
+  return is_url(path) or os.path.exists(path)
 
 
 def _data_file(data_dir: PathLike, name: str, task: TaskDefinition) -> str:
   """Returns the path or URL of a published file; raises UserError if a local file is missing."""
   path = _place(data_dir, name)
-  if not is_url(path) and not os.path.isfile(path):
+  if not is_url(path) and not os.path.exists(path):
     raise UserError(
       f"{path}: task {task.name} needs this file and it is not there;"
       " point --data-dir to the folder with the published files"
     )
   return path
-
-
-def _read_objects(path: str) -> Iterator[tuple[int, dict]]:
-  """(line number, JSON object) of each line of a published file; blank lines are skipped."""
-  with open_bytes(path) as file:
-    for line, text in enumerate(file, start=1):
-      if not text.strip():
-        continue
-      try:
-        values = json.loads(text.decode("utf-8-sig" if line == 1 else "utf-8"))
-      except (ValueError, RecursionError) as error:
-        raise UserError(
-          f"{path}:{line}: the line is not JSON in UTF-8 ({error}); fetch the published file again"
-        ) from None
-      if not isinstance(values, dict):
-        raise UserError(
-          f"{path}:{line}: the line is a {type(values).__name__}, but each line must be"
-          " a JSON object; fetch the published file again"
-        )
-      yield line, values
 
 
 def _read_answers(
@@ -231,7 +223,7 @@ def _read_answers(
     return None
   path = _data_file(data_dir, split.answers, task)
   texts: dict[int, tuple[int, str]] = {}
-  for line, values in _read_objects(path):
+  for line, values in read_objects(path):
     index, text = values.get("index"), values.get("llm_output")
     if type(index) is not int or not isinstance(text, str):
       raise UserError(
@@ -248,34 +240,18 @@ def _read_answers(
         f'{path}:{line}: "index" {index} is already in line {texts[index][0]};'
         " keep one answer a row"
       )
-    texts[index] = (line, text)
+    # As teachers/recorded.py does: half a character cannot be tokenised.
+    texts[index] = (line, text.encode("utf-8", "replace").decode("utf-8"))
   return _Answers(path, texts)
 
 
-def _row(task: TaskDefinition, path: str, line: int, values: dict) -> Row:
-  """Converts a published row by the task's to_row, and checks the result."""
+def _has(split: Split, index: int) -> bool:
   try:
-    row = task.to_row(values)
+    return split.has(index)
   except Exception as error:
     raise UserError(
-      f"{path}:{line}: task {task.name} cannot read this row ({type(error).__name__}: {error})"
-      f" with the keys {sorted(values)}; check that --data-dir has the files of this task"
+      f"the task's Split.keep failed on row {index} ({failure_of(split.keep, error)}); correct it"
     ) from error
-  for key in ("input_text", "output_text", "rationale"):
-    text = row.get(key)
-    if text is None and key != "input_text":
-      continue
-    if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
-      raise UserError(
-        f'{path}:{line}: task {task.name} made a row whose "{key}" is {text!r};'
-        " it must be text that is not empty; correct the file, or to_row in the task file"
-      )
-  return row
-
-
-def _is_unicode(text: str) -> bool:
-  """Returns False for an unpaired surrogate, which is valid JSON but cannot be tokenised."""
-  return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _parse(
@@ -285,20 +261,33 @@ def _parse(
   line, text = answers.texts[index]
   report.answered += 1
   try:
-    answer = task.parse_answer(text)
-    if not answer.rationale.strip():
-      raise UnparsableAnswer("there is no reasoning before the answer")
+    answer = _checked_answer(task.parse_answer(text))
   except UnparsableAnswer as error:
     report.failures.append(ParseFailure(answers.path, line, str(error)))
     return None
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise UserError(
       f"{answers.path}:{line}: parse_answer of task {task.name} raised"
-      f" {type(error).__name__}: {error}; raise UnparsableAnswer for text that does not parse"
+      f" {failure_of(task.parse_answer, error)}; raise UnparsableAnswer for text that does not"
+      " parse"
     ) from error
   report.parsed += 1
   report.undecided += answer.label is None
   return answer
+
+
+def _checked_answer(answer: Any) -> Answer:
+  """Returns the answer of a task's parser; raises UnparsableAnswer, or TypeError for no answer."""
+  if answer is None:
+    raise UnparsableAnswer("parse_answer gives None")
+  if not isinstance(answer, tuple) or len(answer) != 2:
+    raise TypeError(f"it gives {answer!r:.80}, not an Answer")
+  rationale, label = answer
+  if not isinstance(rationale, str) or not isinstance(label, str | None):
+    raise TypeError(f"it gives {answer!r:.80}, but an Answer has a text and a text or None")
+  if is_blank(rationale):
+    raise UnparsableAnswer("there is no reasoning before the answer")
+  return Answer(rationale, None if label is None or is_blank(label) else label)
 
 
 def _count_agreement(
@@ -306,7 +295,13 @@ def _count_agreement(
 ) -> None:
   gold = row.get("output_text")
   if answer is not None and answer.label is not None and gold:
-    report.agreeing += task.same_label(answer.label, gold)
+    try:
+      report.agreeing += bool(task.same_label(answer.label, gold))
+    except (Exception, SystemExit) as error:
+      raise UserError(
+        f"same_label of task {task.name} raised {failure_of(task.same_label, error)}, for the"
+        f" labels {answer.label!r} and {gold!r}; correct it to give True or False"
+      ) from error
 
 
 def _with_answer(row: Row, answer: Answer | None, from_teacher: bool) -> Row:

@@ -1,6 +1,7 @@
 """Evaluation of a student on labelled rows: teacher-forced metrics and its own answers."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import tokenise_source
 from dss_jax.data.sources import RowSource, source_from_file, source_from_task
 from dss_jax.data.task_files import Metric, accuracy, load_task
+from dss_jax.data.task_metrics import task_figures
 from dss_jax.errors import UserError
 from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops
@@ -30,6 +32,7 @@ def source_for(
   task: str | None,
   data_dir: str | None,
   split: str | None,
+  labels_as_text: bool = False,
 ) -> RowSource:
   """Returns the rows to evaluate on: a file, with the student's own metric, or a task's split.
 
@@ -47,12 +50,18 @@ def source_for(
       raise UserError(f"--task {task} needs --data-dir, the folder of its files")
     # A student with its own teacher does not need the recorded answers of another one.
     needs_answers = student.config.teacher.name is None
-    return source_from_task(load_task(task), split or "test", data_dir, needs_answers=needs_answers)
+    return source_from_task(
+      load_task(task),
+      split or "test",
+      data_dir,
+      needs_answers=needs_answers,
+      labels_as_text=labels_as_text,
+    )
   for flag, value in (("--data-dir", data_dir), ("--split", split)):
     if value is not None:
       raise UserError(f"{flag} {value} belongs to --task; leave it out with --dataset")
   assert dataset is not None
-  return dataclasses.replace(source_from_file(dataset), metric=_own_metric(student))
+  return dataclasses.replace(source_from_file(dataset, labels_as_text), metric=_own_metric(student))
 
 
 def _own_metric(student: Student) -> Metric:
@@ -116,5 +125,14 @@ def evaluate_student(
     "truncated": store.truncated,
     **named_metrics(objective, sums, "eval"),
     "exact_match": exact / len(labelled),
-    "task_metrics": source.metric(targets, predictions),
+    "task_metrics": _finite(task_figures(source.metric, targets, predictions)),
   }
+
+
+def _finite(figures: Any) -> Any:
+  """Returns figures with null for NaN and infinity, which JSON lacks."""
+  if isinstance(figures, dict):
+    return {name: _finite(value) for name, value in figures.items()}
+  if isinstance(figures, list):
+    return [_finite(value) for value in figures]
+  return None if isinstance(figures, float) and not math.isfinite(figures) else figures

@@ -55,7 +55,7 @@ def annotate_training_rows(config: RunConfig) -> tuple[str | None, dict[str, Any
   # Checked first, so that a later error does not waste an annotation.
   load_vocabulary(T5_VOCABULARY if config.data.vocabulary is None else config.data.vocabulary)
   if config.data.eval_dataset is not None:
-    summarise(FileRows(config.data.eval_dataset))
+    summarise(FileRows(config.data.eval_dataset, config.data.labels_as_text))
   folder = pathlib.Path(config.model_dir)
   stamp = {"rows": summarise(source.rows).digest, "teacher": _answer_settings(config)}
   previous = _read_stamp(folder)
@@ -86,11 +86,11 @@ def _rows_to_annotate(config: RunConfig) -> _UnannotatedRows:
   data = config.data
   check_data(data)
   if data.dataset is not None:
-    return _UnannotatedRows(data.dataset, FileRows(data.dataset))
+    return _UnannotatedRows(data.dataset, FileRows(data.dataset, data.labels_as_text))
   assert data.task is not None
   assert data.data_dir is not None
   task = load_task(data.task)
-  numbered = rows_to_annotate(task, data.data_dir, data.label_source)
+  numbered = rows_to_annotate(task, data.data_dir, data.label_source, data.labels_as_text)
   row_numbers, rows = [number for number, _ in numbered], [row for _, row in numbered]
   return _UnannotatedRows(f"{data.data_dir} for task {task.name}", rows, task, row_numbers)
 

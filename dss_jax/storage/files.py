@@ -1,4 +1,4 @@
-"""Reads files and folders: local paths, and URLs through fsspec; gzip by suffix."""
+"""Reads files and folders: local paths, pipes, and URLs through fsspec; gzip by its first bytes."""
 
 import contextlib
 import gzip
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from dss_jax.errors import UserError
+from dss_jax.storage.formats import GZIP, HEAD_BYTES, foreign_format
+from dss_jax.storage.pipes import readable_file
 
 PathLike = str | os.PathLike[str]
 
@@ -21,7 +23,7 @@ _TENSORSTORE_DETAILS = re.compile(r" \[\w[\w ]*='.*")
 
 
 class BrokenStreamError(UserError):
-  """A compressed stream that is damaged or ends early, found while reading it."""
+  """A file that is not the text it should be, or a damaged gzip stream, found while reading it."""
 
 
 def is_url(path: PathLike) -> bool:
@@ -38,12 +40,12 @@ def join(folder: PathLike, *names: str) -> str:
 
 
 def open_text(path: PathLike) -> IO[str]:
-  """Opens a text file for reading: local or a URL, gzip by suffix, UTF-8 with or without a BOM.
+  """Opens a text file for reading: local, `-` or a URL, gzip or not, UTF-8 with or without a BOM.
 
   Raises:
     UserError: now, for a file that is missing, a directory, forbidden, or whose URL needs a
-      driver that is not installed; while reading, for a broken gzip stream or text that is
-      not UTF-8.
+      driver that is not installed; while reading, for a broken gzip stream, another format
+      (zstd, zip, UTF-16, ...) or text that is not UTF-8.
   """
   return _TextFile(open_bytes(path), os.fspath(path))
 
@@ -56,11 +58,9 @@ def open_bytes(path: PathLike) -> IO[bytes]:
     binary = _ask(name, lambda system, inner: system.open(inner, "rb"))
   else:
     try:
-      binary = open(name, "rb", buffering=_BUFFER_BYTES)  # noqa: SIM115
+      binary = open(readable_file(name), "rb", buffering=_BUFFER_BYTES)  # noqa: SIM115
     except (OSError, ValueError) as error:
       raise UserError(_open_failure(name, error)) from None
-  if name.endswith(".gz"):
-    binary = gzip.GzipFile(fileobj=binary, mode="rb")
   return io.BufferedReader(_GuardedStream(binary, name), _BUFFER_BYTES)
 
 
@@ -140,26 +140,43 @@ def reason(error: BaseException) -> str:
   return text[:200].rstrip(".")
 
 
+class _Rejoined:
+  """A binary stream whose first bytes were read already, and come again."""
+
+  def __init__(self, head: bytes, rest: Any):
+    self._head = head
+    self._read = getattr(rest, "read1", rest.read)
+
+  def read(self, size: int) -> bytes:
+    if not self._head:
+      return self._read(size)
+    part, self._head = self._head[:size], self._head[size:]
+    return part
+
+
 class _GuardedStream(io.RawIOBase):
-  """A binary stream that raises its read failures as UserErrors that name the file."""
+  """The decompressed bytes of a file; raises its read failures as UserErrors that name it."""
 
   def __init__(self, binary: Any, name: str):
     self._binary = binary
     self._name = name
-    # read1 returns the bytes before the damage in a gzip stream; read would lose them.
-    self._read = getattr(binary, "read1", binary.read)
+    self._read: Callable[[int], bytes] | None = None
 
   def readable(self) -> bool:
     return True
 
   def readinto(self, buffer: Any) -> int:
     try:
+      if self._read is None:
+        self._read = self._begin()
       data = self._read(len(buffer))
     except _GZIP_ERRORS as error:
       raise BrokenStreamError(
         f"{self._name}: the gzip stream is damaged or cut off ({reason(error)}); compress or"
         " copy the file again"
       ) from None
+    except UserError:
+      raise
     # A driver passes on any exception of its client library.
     except Exception as error:
       raise UserError(
@@ -170,12 +187,26 @@ class _GuardedStream(io.RawIOBase):
 
   def close(self) -> None:
     if not self.closed:
-      # GzipFile leaves the file under it open.
-      for stream in (self._binary, getattr(self._binary, "fileobj", None)):
-        if stream is not None:
-          with contextlib.suppress(*_GZIP_ERRORS, OSError):
-            stream.close()
+      with contextlib.suppress(OSError):
+        self._binary.close()
     super().close()
+
+  def _begin(self) -> Callable[[int], bytes]:
+    """Returns what reads the decompressed bytes; raises BrokenStreamError for another format."""
+    head = b""
+    while len(head) < HEAD_BYTES and (more := self._binary.read(HEAD_BYTES - len(head))):
+      head += more
+    stream = _Rejoined(head, self._binary)
+    read = stream.read
+    if head.startswith(GZIP) or self._name.endswith(".gz"):
+      unzipped = gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[call-overload]
+      head = unzipped.peek(HEAD_BYTES)[:HEAD_BYTES]
+      # read1 returns the bytes before the damage in a gzip stream; read would lose them.
+      read = unzipped.read1
+    what = foreign_format(head)
+    if what is not None:
+      raise BrokenStreamError(f"{self._name}: {what}")
+    return read
 
 
 class _TextFile(io.TextIOWrapper):

@@ -128,16 +128,19 @@ def predict_file(
   *,
   explain: bool = False,
   max_output_tokens: int | None = None,
+  labels_as_text: bool = False,
 ) -> int:
   """Writes rows with `prediction` and, with `explain`, `rationale`; returns their number.
 
   A rationale that a row already has is replaced by the student's. The output appears only when
   complete, in the order of the input.
   """
-  total = check_rows(dataset)
+  total = check_rows(dataset, labels_as_text)
   texts_a_row = 2 if explain else 1
   with progress_line("predicting", total * texts_a_row) as line:
-    rows = _predicted(predictor, read_rows(dataset), explain, max_output_tokens, line)
+    rows = _predicted(
+      predictor, read_rows(dataset, labels_as_text), explain, max_output_tokens, line
+    )
     written = write_rows(os.fspath(output), rows)
   if cut := predictor.cut_inputs["label"]:
     say(f"warning: {cut} of {total} inputs were cut to the longest that the student was trained on")

@@ -56,6 +56,11 @@ def problem_of(path, line):
     (b'{"input_text": " \\n"}', '"input_text" is empty'),
     (b'{"input_text": null}', '"input_text" is null, not a string'),
     (b'{"input_text": "a", "output_text": true}', '"output_text" is a boolean, not a string'),
+    (b'{"input_text": "a", "output_text": 1}', "a string; write it in quotes, or give --labels-as"),
+    (b'{"input_text": 1.5}', '"input_text" is a number, not a string; write it in quotes'),
+    (b'{"input_text": "\\u200b\\ufeff "}', '"input_text" is empty (it has only invisible char'),
+    (b'{"input_text": "a", "output_text": "\\u3164"}', '"output_text" is empty'),
+    (b'{"input_text": "a", "rationale": "\\u00ad\\u2060\\u200e"}', '"rationale" is empty'),
     (b'{"input_text": "a", "output_text": ["b"]}', '"output_text" is an array, not a string'),
     (b'{"input_text": "a", "rationale": ""}', '"rationale" is empty'),
     (b'{"input_text": "a", "rationale": {}}', '"rationale" is an object, not a string'),
@@ -114,9 +119,33 @@ def test_blank_lines_before_a_break_are_not_trailing(tmp_path):
   assert [str(item).split(":")[1] for item in list(scan_rows(path))[1:]] == ["2", "3"]
 
 
-def test_utf16_is_recognised(path):
-  path.write_bytes('{"input_text": "a"}\n'.encode("utf-16"))
-  assert "UTF-16" in next(scan_rows(path)).what
+def test_another_format_is_a_problem_of_the_first_line(path):
+  path.write_bytes('{"input_text": "a"}\n'.encode("utf-16") * 2)
+  assert list(scan_rows(path)) == [
+    RowProblem(str(path), 1, "text in UTF-16; save the file as UTF-8")
+  ]
+
+
+def test_gzip_needs_no_suffix(path):
+  path.write_bytes(gzip.compress(GOOD))
+  assert list(scan_rows(path)) == [(1, {"input_text": "a"})]
+
+
+@pytest.mark.parametrize(
+  ("value", "text"),
+  [("0", "0"), ("-1", "-1"), ("0.50", "0.5"), ("true", "true"), ('"1"', "1"), ("1e3", "1000.0")],
+)
+def test_labels_are_taken_as_text_when_asked(path, value, text):
+  path.write_text(f'{{"input_text": "a", "output_text": {value}}}\n')
+  assert list(read_rows(path, labels_as_text=True)) == [{"input_text": "a", "output_text": text}]
+  assert check_rows(path, labels_as_text=True) == 1
+
+
+def test_only_labels_are_taken_as_text(path):
+  for key, value in (("input_text", 1), ("rationale", True), ("output_text", None)):
+    path.write_text(json.dumps({"input_text": "a", key: value}) + "\n")
+    with pytest.raises(UserError, match="not a string"):
+      check_rows(path, labels_as_text=True)
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])

@@ -9,7 +9,14 @@ import zipfile
 
 import pytest
 
-from dss_jax.data.task_files import Split, TaskDefinition, accuracy, load_task, shipped_tasks
+from dss_jax.data.task_files import (
+  Split,
+  TaskDefinition,
+  accuracy,
+  is_no_label,
+  load_task,
+  shipped_tasks,
+)
 from dss_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -154,3 +161,38 @@ def test_tasks_of_a_wheel(tmp_path):
   assert package == str(site / "dss_jax" / "__init__.py")
   folder = site / "dss_jax" / "tasks"
   assert tasks.split() == ["svamp", *(str(folder / f"{n}.py") for n in ("cqa", "esnli", "svamp"))]
+
+
+@pytest.mark.parametrize(
+  ("value", "is_none"),
+  [(None, True), (-1, True), (-1.0, True), (float("nan"), True), ("", True), (" ", True),
+   ("-", True), ("-1", True), ("\u200b", True), (0, False), (1, False), (False, False),
+   (True, False), ("0", False), ("no", False), ("- 1", False)],
+)  # fmt: skip
+def test_values_that_say_that_there_is_no_label(value, is_none):
+  assert is_no_label(value) is is_none
+
+
+@pytest.mark.parametrize(
+  "change",
+  [{"splits": {"train": "train.jsonl"}}, {"to_row": None}, {"metric": "accuracy"}, {"name": 3},
+   {"splits": {}}, {"splits": {"dev": Split("x")}}],
+)  # fmt: skip
+def test_a_definition_of_other_types_is_refused(change):
+  fields = {
+    "name": "mine",
+    "splits": {"train": Split("train.jsonl")},
+    "to_row": dict,
+    "parse_answer": str,
+    "same_label": str.__eq__,
+    "metric": accuracy,
+  }
+  assert TaskDefinition(**fields).name == "mine"
+  with pytest.raises(ValueError, match=r"must be|each of splits"):
+    TaskDefinition(**{**fields, **change})
+
+
+def test_a_split_of_other_types_is_refused():
+  for arguments in ({"rows": None}, {"start": "1"}, {"stop": 1.5}, {"keep": [1]}, {"answers": 1}):
+    with pytest.raises(ValueError, match="Split"):
+      Split(**{"rows": "x", **arguments})

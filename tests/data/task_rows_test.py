@@ -51,6 +51,8 @@ def test_gold_labels_with_the_teachers_rationales(tmp_path):
   ]
   assert report.to_json() == {
     "rows": 4,
+    "left_out": 0,
+    "unlabelled": 1,
     "answered": 4,
     "parsed": 3,
     "undecided": 1,
@@ -149,7 +151,11 @@ def test_a_missing_file_is_named(tmp_path, name):
 @pytest.mark.parametrize(
   ("row", "message"),
   [
-    ({"question": "one"}, r"cannot read this row \(KeyError: 'q'\) with the keys \['question'\]"),
+    (
+      {"question": "one"},
+      r"cannot read this row with the keys \['question'\] \(KeyError: 'q', in .*_test.py:14\)",
+    ),
+    ({"q": "\u200b"}, 'made a row whose "input_text" is'),
     ({"q": ""}, "made a row whose \"input_text\" is ''"),
     ({"q": "x", "a": 3}, 'made a row whose "output_text" is 3'),
     ({"q": "\ud83d"}, 'made a row whose "input_text" is'),
@@ -171,3 +177,70 @@ def test_an_unknown_or_empty_split(tmp_path):
     load_rows(_task(), "validation", _write(tmp_path))
   with pytest.raises(UserError, match="the train split of task toy has no rows"):
     load_rows(_task(train=Split("rows.jsonl", start=9)), "train", tmp_path)
+
+
+def test_rows_that_to_row_leaves_out_and_rows_without_a_label_are_said(tmp_path, capsys):
+  task = _task(to_row=lambda row: None if row["q"] == "two" else _to_row(row))
+  rows, report = load_rows(task, "train", _write(tmp_path))
+  assert [(row["input_text"], row["rationale"]) for row in rows] == [
+    ("one", "a bar"),
+    ("three", "bars"),
+    ("four", "bars"),
+  ]
+  assert (report.rows, report.left_out, report.unlabelled) == (3, 1, 1)
+  assert capsys.readouterr().err == (
+    f"{tmp_path}/rows.jsonl: 1 row left out, as the task's to_row says (line 2)\n"
+    f"{tmp_path}/rows.jsonl: 1 row without a label (line 4)\n"
+  )
+  with pytest.raises(UserError, match="as the file has 4, 4 of them left out by to_row"):
+    load_rows(_task(to_row=lambda row: None), "train", tmp_path)
+
+
+def test_labels_that_are_numbers(tmp_path):
+  _write(tmp_path, rows=[{"q": "one", "a": 1}, {"q": "two", "a": True}])
+  task = _task(train=Split("rows.jsonl"))
+  with pytest.raises(UserError, match=r'"output_text" is 1; .* or give --labels-as-text'):
+    load_rows(task, "train", tmp_path)
+  rows = load_rows(task, "train", tmp_path, labels_as_text=True).rows
+  assert [row["output_text"] for row in rows] == ["1", "true"]
+
+
+@pytest.mark.parametrize(
+  ("parse_answer", "reason"),
+  [
+    (lambda text: None, "parse_answer gives None"),
+    (lambda text: Answer("\u200b", "1"), "there is no reasoning before the answer"),
+  ],
+)
+def test_an_answer_without_reasoning_does_not_parse(tmp_path, parse_answer, reason):
+  report = load_rows(_task(parse_answer=parse_answer), "train", _write(tmp_path)).report
+  assert {failure.reason for failure in report.failures} == {reason}
+
+
+def test_a_blank_label_is_none_and_half_a_character_is_replaced(tmp_path):
+  _write(tmp_path, texts=["half \ud83d => 1", "a => \ufeff", "b => 3", "c => 4"])
+  rows, report = load_rows(_task(), "train", tmp_path, "teacher")
+  assert rows[0]["rationale"] == "half ?"
+  assert "output_text" not in rows[1]
+  assert report.undecided == 1
+
+
+@pytest.mark.parametrize("answer", ["text", ("one",), ("a", 1), (1, "a"), ["a", "b"]])
+def test_an_answer_of_another_type_is_a_user_error(tmp_path, answer):
+  with pytest.raises(UserError, match=r"raised TypeError: it gives .*_test.py"):
+    load_rows(_task(parse_answer=lambda text: answer), "train", _write(tmp_path))
+
+
+def test_a_comparison_or_a_selection_that_raises_is_a_user_error(tmp_path):
+  def broken(*arguments):
+    raise KeyError("q")
+
+  line = broken.__code__.co_firstlineno + 1
+  task = TaskDefinition(
+    "toy", {"train": Split("rows.jsonl", "texts.jsonl")}, _to_row, _parse_answer, broken, accuracy
+  )
+  with pytest.raises(UserError, match=rf"same_label of task toy raised KeyError.*:{line}"):
+    load_rows(task, "train", _write(tmp_path))
+  task = _task(train=Split("rows.jsonl", keep=broken))
+  with pytest.raises(UserError, match=rf"Split.keep failed on row 0 \(KeyError: 'q', in .*:{line}"):
+    load_rows(task, "train", tmp_path)

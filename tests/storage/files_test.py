@@ -106,7 +106,7 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch):
 
   monkeypatch.setattr(builtins, "open", forbidden)
   with pytest.raises(UserError, match="permission denied"):
-    open_text(tmp_path / "any")
+    open_text(tmp_path / "plain.gz")
 
 
 def test_a_failure_of_a_driver_while_reading_names_the_file(monkeypatch):
@@ -158,3 +158,46 @@ def test_the_reason_leaves_out_the_details_of_tensorstore(tmp_path):
   with pytest.raises(ValueError, match="tensorstore_spec") as caught:
     ts.open(spec, open=True).result()
   assert reason(caught.value).endswith('.zarray" does not exist')
+
+
+def test_gzip_is_known_by_its_first_bytes(folder):
+  for name in ("plain", "named.gz", "empty.gz"):
+    path = join(folder, name)
+    text = b"" if name == "empty.gz" else b"a\n" * 100_000
+    with fsspec.open(path, "wb") as file:
+      file.write(gzip.compress(text))
+    assert files.read_bytes(path) == text
+    assert files.read_text(path) == text.decode()
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (b"\x28\xb5\x2f\xfd....", "compressed with zstd; decompress it first"),
+    (b"BZh91AY", "compressed with bzip2"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PAR1....", "a Parquet file; write it as JSON lines"),
+    (b"\xff\xff\xff\xff\x10", "an Arrow stream"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS; fetch"),
+    (b"a.txt".ljust(257, b"\0") + b"ustar", "a tar archive"),
+    ("{}\n".encode("utf-16"), "text in UTF-16; save the file as UTF-8"),
+    ("{}\n".encode("utf-16-be"), "text in UTF-16"),
+    ("{}\n".encode("utf-16-le"), "text in UTF-16"),
+    ("{}\n".encode("utf-32"), "text in UTF-32"),
+    ("{}\n".encode("utf-32-le"), "text in UTF-32"),
+    ("{}\n".encode("utf-32-be"), "text in UTF-32"),
+  ],
+)
+def test_another_format_is_named(tmp_path, content, words):
+  for name, written in (("x", content), ("x.gz", gzip.compress(content))):
+    (tmp_path / name).write_bytes(written)
+    for read in (files.read_text, files.read_bytes):
+      with pytest.raises(UserError) as caught:
+        read(tmp_path / name)
+      assert str(caught.value).startswith(f"{tmp_path / name}: {words}")
+
+
+def test_short_and_odd_text_is_no_other_format(tmp_path):
+  for content in (b"", b"a", b"\xef\xbb\xbf{}", b"\x00", b"\x00\x00\x00\x00", b"P"):
+    (tmp_path / "x").write_bytes(content)
+    assert files.read_bytes(tmp_path / "x") == content

@@ -92,3 +92,22 @@ def test_input_and_label_of_published_rows():
     "input_text": "2 and 2?",
     "output_text": "( 2.0 + 2.0 )",
   }
+
+
+@pytest.mark.parametrize("nothing", [None, -1, -1.0, "-", "", " ", float("nan")])
+def test_a_published_value_for_no_label_is_never_a_class(nothing):
+  rows = (
+    CQA.to_row({"question": "Where?", "choices": list("vwxyz"), "answer": nothing}),
+    ESNLI.to_row({"premise": "A man.", "hypothesis": "A cat.", "label": nothing}),
+    SVAMP.to_row({"input": "2 and 2?", "label": nothing}),
+  )
+  assert [row["output_text"] for row in rows] == [None] * 3
+
+
+def test_a_class_may_be_a_number_or_its_name_and_nothing_else():
+  for label in (1, 1.0, "neutral"):
+    row = ESNLI.to_row({"premise": "", "hypothesis": "", "label": label})
+    assert row["output_text"] == "neutral"
+  for label in (3, -2, 0.5, "maybe"):
+    with pytest.raises(KeyError):
+      ESNLI.to_row({"premise": "", "hypothesis": "", "label": label})

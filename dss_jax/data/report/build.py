@@ -32,6 +32,7 @@ def dataset_report(
   max_input_tokens: int,
   max_output_tokens: int,
   eval_path: PathLike | None = None,
+  labels_as_text: bool = False,
   vocabulary: Vocabulary | None = None,
 ) -> DatasetReport:
   """Returns the report on a JSONL file and, if given, its evaluation file.
@@ -42,11 +43,11 @@ def dataset_report(
   """
   problems = ProblemTally()
   report = report_on_rows(
-    good_rows(path, problems),
+    good_rows(path, problems, labels_as_text),
     name=str(path),
     max_input_tokens=max_input_tokens,
     max_output_tokens=max_output_tokens,
-    eval_rows=None if eval_path is None else good_rows(eval_path, problems),
+    eval_rows=None if eval_path is None else good_rows(eval_path, problems, labels_as_text),
     eval_name=str(eval_path),
     vocabulary=vocabulary,
   )

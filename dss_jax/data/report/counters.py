@@ -15,6 +15,7 @@ from dss_jax.data.report.figures import (
   LengthStatistics,
   LineNumbers,
 )
+from dss_jax.data.texts import without_invisible
 
 MAX_DISTINCT_LABELS = 1000
 # A longer label is free text, not the name of a class.
@@ -97,7 +98,7 @@ class LabelCounter:
     seen: dict[str, str] = {}
     variants = []
     for label, _ in ranked:
-      known = seen.setdefault(" ".join(label.casefold().split()), label)
+      known = seen.setdefault(" ".join(without_invisible(label).casefold().split()), label)
       if known != label:
         variants.append((known, label))
     return LabelStatistics(distinct, True, tuple(ranked[:20]), tuple(variants[:SHOWN_LINES]))

@@ -114,7 +114,10 @@ def _instruction_warnings(split: SplitReport) -> Iterator[str]:
 def _label_warnings(split: SplitReport) -> Iterator[str]:
   labels = split.labels
   for one, other in labels.variants:
-    yield f'the labels "{one}" and "{other}" differ only in case or spaces: spell them the same'
+    yield (
+      f'the labels "{one}" and "{other}" differ only in case, spaces or invisible characters:'
+      " spell them the same"
+    )
   if labels.are_classes:
     label, count = labels.most_common[0]
     if labels.distinct == 1:

@@ -128,7 +128,7 @@ def test_more_than_1000_rows_are_advised_where_labels_are_missing(count, advised
 def test_label_warnings():
   rows = [row(f"Is it odd? {n}", "Yes" if n else "yes") for n in range(100)]
   report = report_of(rows, [row(f"Is it odd? {n}", "maybe") for n in range(100, 120)])
-  warning_with(report, '"Yes" and "yes" differ only in case or spaces')
+  warning_with(report, '"Yes" and "yes" differ only in case, spaces or invisible')
   warning_with(report, '99.0% of the labels are "Yes"')
   warning_with(report, 'evaluation labels that no training row has: "maybe"')
   warning_with(report, 'all labels are "maybe"')
