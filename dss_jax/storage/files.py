@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from dss_jax.errors import UserError
+from dss_jax.progress import say
 from dss_jax.storage.formats import GZIP, HEAD_BYTES, foreign_format
 from dss_jax.storage.pipes import readable_file
 
@@ -20,6 +21,10 @@ _DRIVERS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "htt
 _GZIP_ERRORS = (gzip.BadGzipFile, zlib.error, EOFError)
 # TensorStore ends its messages with [tensorstore_spec='...'] [source locations='...'].
 _TENSORSTORE_DETAILS = re.compile(r" \[\w[\w ]*='.*")
+
+
+# Files that were said to be gzip: once, though rows are read several times.
+_unnamed_gzip: set[str] = set()
 
 
 class BrokenStreamError(UserError):
@@ -199,6 +204,7 @@ class _GuardedStream(io.RawIOBase):
     stream = _Rejoined(head, self._binary)
     read = stream.read
     if head.startswith(GZIP) or self._name.endswith(".gz"):
+      self._say_unnamed_gzip()
       unzipped = gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[call-overload]
       head = unzipped.peek(HEAD_BYTES)[:HEAD_BYTES]
       # read1 returns the bytes before the damage in a gzip stream; read would lose them.
@@ -207,6 +213,11 @@ class _GuardedStream(io.RawIOBase):
     if what is not None:
       raise BrokenStreamError(f"{self._name}: {what}")
     return read
+
+  def _say_unnamed_gzip(self) -> None:
+    if not self._name.endswith(".gz") and self._name not in _unnamed_gzip:
+      _unnamed_gzip.add(self._name)
+      say(f"{self._name}: compressed with gzip, without .gz in its name; it is decompressed")
 
 
 class _TextFile(io.TextIOWrapper):

@@ -160,7 +160,7 @@ def test_the_reason_leaves_out_the_details_of_tensorstore(tmp_path):
   assert reason(caught.value).endswith('.zarray" does not exist')
 
 
-def test_gzip_is_known_by_its_first_bytes(folder):
+def test_gzip_is_known_by_its_first_bytes(folder, capsys):
   for name in ("plain", "named.gz", "empty.gz"):
     path = join(folder, name)
     text = b"" if name == "empty.gz" else b"a\n" * 100_000
@@ -168,6 +168,10 @@ def test_gzip_is_known_by_its_first_bytes(folder):
       file.write(gzip.compress(text))
     assert files.read_bytes(path) == text
     assert files.read_text(path) == text.decode()
+  said = capsys.readouterr().err.splitlines()
+  assert said == [
+    f"{join(folder, 'plain')}: compressed with gzip, without .gz in its name; it is decompressed"
+  ]
 
 
 @pytest.mark.parametrize(
