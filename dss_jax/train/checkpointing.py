@@ -1,9 +1,11 @@
 """Orbax checkpoints: asynchronous and atomic; the newest and the best are kept."""
 
 import contextlib
+import glob
 import logging
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,8 +25,10 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def has_checkpoint(directory: pathlib.Path) -> bool:
-  """Returns whether the folder has at least one complete checkpoint."""
-  return any(path.name.isdecimal() for path in directory.glob("*"))
+  """Returns whether the folder has at least one complete checkpoint; others' files do not count."""
+  return any(
+    path.name.isascii() and path.name.isdecimal() and path.is_dir() for path in directory.glob("*")
+  )
 
 
 def rank_of(metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -61,8 +65,12 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       read_only=read_only,
     )
+    if not read_only:
+      directory.mkdir(parents=True, exist_ok=True)
+    self._stack = contextlib.ExitStack()
+    place = self._stack.enter_context(_without_wildcards(directory))
     with self._reading(directory):
-      self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+      self._manager = ocp.CheckpointManager(place, options=options)
 
   def save(
     self,
@@ -130,6 +138,7 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+    self._stack.close()
 
   @contextlib.contextmanager
   def _reading(self, place: pathlib.Path) -> Iterator[None]:
@@ -142,6 +151,23 @@ class Checkpoints:
           f"{place}: cannot be restored ({reason(error)}); put a copy of it in its place, or "
           "remove it to go on from what is left"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_wildcards(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives the folder's path, or a link to it if a glob would take its name for a pattern.
+
+  Orbax finds what it has written by globbing under the whole path: under `runs [final]` it finds
+  nothing, and would commit checkpoints without their index.
+  """
+  path = directory.resolve()
+  if glob.escape(str(path)) == str(path):
+    yield path
+    return
+  with tempfile.TemporaryDirectory(prefix="dss_checkpoints_") as folder:
+    link = pathlib.Path(folder) / directory.name
+    link.symlink_to(path, target_is_directory=True)
+    yield link
 
 
 @contextlib.contextmanager

@@ -243,3 +243,44 @@ def test_a_file_where_the_folder_should_be(opened, tmp_path):
   (tmp_path / "checkpoints").write_text("")
   with pytest.raises(UserError, match="is a file where the checkpoints should be"):
     opened()
+
+
+@pytest.mark.parametrize("name", ["runs [final]", "a*b?", "[!x]", "50% {a}#x", "\u00fcber \u597d"])
+def test_a_folder_of_any_name_is_restored_here_and_elsewhere(tmp_path, mesh, name):
+  directory = tmp_path / name / "checkpoints"
+  state = state_on(mesh, 3)
+  with contextlib.closing(Checkpoints(directory, keep_best=False)) as checkpoints:
+    checkpoints.save(state, 3, {"a": 1}, None)
+    checkpoints.wait()
+  assert has_checkpoint(directory)
+  (tmp_path / name).rename(tmp_path / "moved")
+  for parent in ("moved", name):
+    if parent == name:
+      (tmp_path / "moved").rename(tmp_path / name)
+    place = tmp_path / parent / "checkpoints"
+    with contextlib.closing(Checkpoints(place, keep_best=False, read_only=True)) as checkpoints:
+      assert checkpoints.latest_step() == 3
+      restored, progress = checkpoints.restore(3, shape_of(state))
+      assert_equal_bits(restored, state)
+      assert progress == {"a": 1}
+      assert_equal_bits(checkpoints.restore_params(3, shape_of(state).params), state.params)
+
+
+def test_files_of_others_are_no_checkpoints(tmp_path, opened, mesh):
+  directory = tmp_path / "checkpoints"
+  directory.mkdir()
+  for name in ("@eaDir", ".ipynb_checkpoints", "3 (1)", "lost+found", "#recycle"):
+    (directory / name).mkdir()
+  for name in (".DS_Store", "desktop.ini", "Thumbs.db", "4", "._3", "\uff15"):
+    (directory / name).write_bytes(b"")
+  assert not has_checkpoint(directory)
+  state = state_on(mesh, 3)
+  checkpoints = opened()
+  assert checkpoints.latest_step() is None
+  for step in (3, 6):
+    checkpoints.save(state, step, {}, metrics(0.5, 1.0))
+  checkpoints.wait()
+  assert has_checkpoint(directory)
+  again = opened(read_only=True)
+  assert (again.latest_step(), again.best_step()) == (6, 6)
+  assert_equal_bits(again.restore(6, shape_of(state))[0], state)
