@@ -1,9 +1,11 @@
 """Sweeps: a grid of runs, one MODEL_DIR each, and the table of their results."""
 
+import hashlib
 import itertools
 import json
 import pathlib
 import shutil
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from dss_jax.student.model_dir import check_directory
 from dss_jax.terminal import printable
 
 RESULTS = "sweep.json"
+_NAME_BYTES = 200
 
 
 def load_grid(file: str) -> list[dict[str, Any]]:
@@ -61,7 +64,7 @@ def run(
     config_of: returns the configuration of a point in a MODEL_DIR.
   """
   folder = pathlib.Path(directory)
-  names = [_name(point) for point in points]
+  names = run_names(points)
   configs = [
     config_of(point, str(folder / name)) for point, name in zip(points, names, strict=True)
   ]
@@ -124,7 +127,24 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
   Console().print(table)
 
 
-def _name(point: Mapping[str, Any]) -> str:
-  """Returns a folder name: the point's values, without characters reserved in paths."""
-  text = ",".join(f"{name}={value}" for name, value in point.items())
-  return "".join(c if c.isalnum() or c in "=,._-" else "_" for c in text)[:200]
+def run_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns a folder name for each point: its values, without characters reserved in paths.
+
+  Where a file system would take two names for one (equal but for such characters, case or the
+  end of a long name), the later one gets a digest of its values.
+  """
+  names: list[str] = []
+  taken = set()
+  for point in points:
+    text = ",".join(f"{name}={value}" for name, value in point.items())
+    plain = "".join(c if c.isalnum() or c in "=,._-" else "_" for c in text)
+    name = plain.encode("utf-8")[:_NAME_BYTES].decode("utf-8", "ignore")
+    if _as_file_systems_compare(name) in taken:
+      name += f"-{hashlib.sha256(repr(dict(point)).encode('utf-8')).hexdigest()[:8]}"
+    taken.add(_as_file_systems_compare(name))
+    names.append(name)
+  return names
+
+
+def _as_file_systems_compare(name: str) -> str:
+  return unicodedata.normalize("NFKC", name).casefold()

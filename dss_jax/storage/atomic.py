@@ -286,10 +286,11 @@ def _remove_abandoned(parent: pathlib.Path) -> None:
 
 def _is_in_use(path: pathlib.Path, host: str, process: int) -> bool:
   try:
-    if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-      return False
     if host == _host():
       os.kill(process, 0)
+    # The age says less, since clocks differ and are set; of other machines it is all there is.
+    elif time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+      return False
   except (ProcessLookupError, FileNotFoundError):
     return False
   except PermissionError:

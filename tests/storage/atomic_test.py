@@ -16,6 +16,7 @@ import fsspec
 import pytest
 
 from dss_jax.errors import UserError
+from dss_jax.storage import atomic
 from dss_jax.storage.atomic import (
   atomic_target,
   make_folder,
@@ -150,6 +151,16 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path):
   assert not folder.exists()
   _publish(folder)
   assert sorted(os.listdir(tmp_path)) == ["other", "store"]
+
+
+def test_a_part_of_a_living_process_is_left_whatever_the_clock_says(tmp_path):
+  part = tmp_path / f".store.{atomic._host()}.{os.getpid()}.00000001.part"
+  for seconds in (0, 2**33):
+    part.mkdir(exist_ok=True)
+    os.utime(part, (seconds, seconds))
+    with publishing(tmp_path / f"store{seconds}") as other:
+      _fill(other)
+    assert part.is_dir()
 
 
 def test_parts_of_another_machine_are_left_for_a_week(tmp_path):

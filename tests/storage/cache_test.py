@@ -1,7 +1,9 @@
 """There is one cache root, which DSS_CACHE_DIR moves."""
 
+import os
 import pathlib
 import platform
+import pwd
 
 import jax
 import pytest
@@ -54,3 +56,36 @@ def test_a_cache_folder_of_jax_is_left_alone(unset_jax_cache):
   jax.config.update("jax_compilation_cache_dir", "/elsewhere")
   keep_compiled_programs()
   assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+  """Makes this process a user without HOME and without an entry in the list of users."""
+
+  def no_entry(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr(pwd, "getpwuid", no_entry)
+
+
+def test_without_a_home_only_a_default_is_refused(homeless, monkeypatch, tmp_path):
+  assert cache_folder("tokens") == pathlib.Path(os.environ["DSS_CACHE_DIR"]) / "tokens"
+  for value in ("", "~/kept", "~nobody-of-this-name/x"):
+    monkeypatch.setenv("DSS_CACHE_DIR", value)
+    with pytest.raises(UserError, match="no home directory; set DSS_CACHE_DIR to a folder"):
+      cache_folder("tokens")
+
+
+def test_where_programs_cannot_be_kept_a_command_goes_on(
+  homeless, tmp_path, monkeypatch, unset_jax_cache, capsys
+):
+  file = tmp_path / "file"
+  file.write_text("")
+  for place in ("", str(file)):
+    monkeypatch.setenv("DSS_CACHE_DIR", place)
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    message = capsys.readouterr().err
+    assert message.startswith("warning: compiled programs are not kept (")
+    assert "set DSS_CACHE_DIR" in message
