@@ -19,6 +19,7 @@ pytest_plugins = (
   "tests.fixtures.networks",
   "tests.fixtures.small_runs",
   "tests.fixtures.teacher_server",
+  "tests.fixtures.vocabularies",
 )
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

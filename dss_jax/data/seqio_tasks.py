@@ -50,7 +50,7 @@ def register(source: RowSource, vocabulary: Vocabulary) -> seqio.Mixture:
   if not summary.labelled and not summary.with_rationale:
     raise ValueError(f"{source.name}: no row has a label or a rationale")
   predict, explain = task_names(source)
-  metric_fns = [_metric_fn(source)]
+  metric_fns = [_metric_fn(source, vocabulary)]
   feature = seqio.Feature(vocabulary=vocabulary.to_seqio(), add_eos=True, dtype=tf.int32)
   present = []
   for name, prefix, key, count, metrics in (
@@ -118,11 +118,14 @@ def token_batches(name: str, sequence_length: Mapping[str, int]) -> Iterator[Tok
     )
 
 
-def _metric_fn(source: RowSource):
-  """SeqIO reads a metric's parameter names to see what it wants, so they are spelled here."""
+def _metric_fn(source: RowSource, vocabulary: Vocabulary):
+  """Returns the source's metric of predictions against what the vocabulary can write of targets.
+
+  SeqIO reads a metric's parameter names to see what it wants, so they are spelled here.
+  """
 
   def metric(targets, predictions):
-    return source.metric(targets, predictions)
+    return source.metric(vocabulary.writable(targets), predictions)
 
   return metric
 

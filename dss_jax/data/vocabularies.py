@@ -11,7 +11,7 @@ import struct
 import threading
 import urllib.request
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import make_folder, write_bytes
@@ -30,6 +30,20 @@ _COPY_NAME = "sentencepiece.model"
 _FETCH_SECONDS = 60.0
 _PUBLIC_BUCKET = "gs://t5-data/"
 _FIX = "pass a file of your own (`--vocabulary FILE`) or `--vocabulary bytes`"
+
+
+class RoundTrip(NamedTuple):
+  """What becomes of a text when it is encoded and decoded.
+
+  Attributes:
+    tokens: number of its ids, without an end mark.
+    text: the text of these ids: what the vocabulary can write of the given one.
+    has_unknown: whether the vocabulary lacks some of its characters.
+  """
+
+  tokens: int
+  text: str
+  has_unknown: bool
 
 
 class Vocabulary(abc.ABC):
@@ -60,6 +74,17 @@ class Vocabulary(abc.ABC):
   @abc.abstractmethod
   def count_tokens(self, texts: Sequence[str]) -> list[int]:
     """Returns the number of ids of each text, without end marks."""
+
+  @abc.abstractmethod
+  def round_trips(self, texts: Sequence[str]) -> list[RoundTrip]:
+    """Returns what becomes of each text when it is encoded and decoded."""
+
+  def writable(self, texts: Iterable[str]) -> list[str]:
+    """Returns each text as this vocabulary can write it: decode(encode(text)).
+
+    A SentencePiece model merges spaces, normalises characters and has no pieces for some.
+    """
+    return [trip.text for trip in self.round_trips(list(texts))]
 
   @abc.abstractmethod
   def to_seqio(self) -> Any:
@@ -96,6 +121,9 @@ class ByteVocabulary(Vocabulary):
 
   def count_tokens(self, texts: Sequence[str]) -> list[int]:
     return [len(text.encode("utf-8")) for text in texts]
+
+  def round_trips(self, texts: Sequence[str]) -> list[RoundTrip]:
+    return [RoundTrip(len(text.encode("utf-8")), text, has_unknown=False) for text in texts]
 
   def to_seqio(self) -> Any:
     import seqio
@@ -138,6 +166,14 @@ class SentencePieceVocabulary(Vocabulary):
 
   def count_tokens(self, texts: Sequence[str]) -> list[int]:
     return [len(ids) for ids in self._processor.Encode(list(texts), out_type=int)]
+
+  def round_trips(self, texts: Sequence[str]) -> list[RoundTrip]:
+    encoded = self._processor.Encode(list(texts), out_type=int)
+    written = self._processor.Decode(encoded) if encoded else []
+    return [
+      RoundTrip(len(ids), text, has_unknown=self.unk_id in ids)
+      for ids, text in zip(encoded, written, strict=True)
+    ]
 
   def to_seqio(self) -> Any:
     import seqio

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,9 +11,12 @@ from dss_jax.config.schema import MeshConfig
 from dss_jax.data.batches import EvalBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import tokenise_source
+from dss_jax.data.report.counters import excerpts
+from dss_jax.data.report.text import round_trip
 from dss_jax.data.sources import RowSource, source_from_file, source_from_task
 from dss_jax.data.task_files import Metric, accuracy, load_task
 from dss_jax.data.task_metrics import task_figures
+from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
 from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops
@@ -83,7 +87,8 @@ def evaluate_student(
 
   Loss and accuracy cover the target kinds that the student was trained on, as during training;
   a row without a label counts for the rationale only. `exact_match` is the share of answers that
-  equal their label; `task_metrics` are the task's own metrics, in its own units.
+  equal their label; `task_metrics` are the task's own metrics, in its own units (see
+  label_figures).
   """
   if not source.summary.labelled:
     raise UserError(f'{source.name}: no row has "output_text" to evaluate on; label some rows')
@@ -115,8 +120,8 @@ def evaluate_student(
     predictions = predictor.answers(
       [row["input_text"] for row in labelled], "label", on_batch=advance
     )
-  targets = [row["output_text"] for row in labelled]
-  exact = sum(map(str.__eq__, targets, predictions))
+  given = [row["output_text"] for row in labelled]
+  figures = label_figures(given, predictions, student.vocabulary, source.metric)
   return {
     "model": str(student.directory),
     "best_step": student.card["best_step"],
@@ -124,8 +129,39 @@ def evaluate_student(
     "labelled": len(labelled),
     "truncated": store.truncated,
     **named_metrics(objective, sums, "eval"),
-    "exact_match": exact / len(labelled),
-    "task_metrics": _finite(task_figures(source.metric, targets, predictions)),
+    **figures,
+  }
+
+
+def label_figures(
+  given: Sequence[str], predictions: Sequence[str], vocabulary: Vocabulary, metric: Metric
+) -> dict[str, Any]:
+  """Returns the exact match and the metrics of predictions, with a warning if labels change.
+
+  A prediction is compared with what the vocabulary can write of its label, since no student could
+  give another text. If this is not the label for some of them
+  (`labels_changed_by_vocabulary`), `as_given` has the figures for the labels as they are, too.
+  """
+  labels = vocabulary.writable(given)
+  changed = [(one, other) for one, other in zip(given, labels, strict=True) if one != other]
+  figures = {
+    "labels_changed_by_vocabulary": len(changed),
+    **_compared(labels, predictions, metric),
+  }
+  if changed:
+    figures["as_given"] = _compared(given, predictions, metric)
+    say(
+      f"warning: {len(changed):,} of {len(given):,} labels cannot be written with the student's "
+      f"vocabulary as they are: {round_trip(*excerpts(*changed[0]))}; answers are compared with "
+      'what it can write, and under "as_given" with the labels themselves'
+    )
+  return figures
+
+
+def _compared(targets: Sequence[str], predictions: Sequence[str], metric: Metric) -> dict[str, Any]:
+  return {
+    "exact_match": sum(map(str.__eq__, targets, predictions)) / len(targets),
+    "task_metrics": _finite(task_figures(metric, targets, predictions)),
   }
 
 

@@ -90,7 +90,7 @@ def test_registering_a_name_again_replaces_it(vocabulary):
   assert vocabulary.decode(_examples("again", num_epochs=1)[0]["inputs"]).endswith(": new")
 
 
-def test_the_predict_task_carries_the_metric(vocabulary):
+def test_the_predict_task_carries_the_metric(vocabulary, small_vocabulary):
   seen = []
 
   def metric(targets, predictions):
@@ -102,6 +102,11 @@ def test_the_predict_task_carries_the_metric(vocabulary):
   (metric_fn,) = predict.metric_fns
   assert metric_fn(["a"], predictions=["b"]) == {"half": 50.0}
   assert seen == [(["a"], ["b"])]
+  # Targets are what the vocabulary can write of them, as the predictions are.
+  seqio_tasks.register(source_from_rows("measured", ROWS, metric), small_vocabulary)
+  (metric_fn,) = seqio.get_mixture_or_task("measured_predict").metric_fns
+  metric_fn(["red  box "], predictions=["red box"])
+  assert seen[-1] == (["red box"], ["red box"])
   # SeqIO sorts metrics by their parameters' names, and passes over those it does not know.
   assert len(predict.predict_metric_fns) == 1
   assert seqio.get_mixture_or_task("measured_explain").metric_fns == []

@@ -32,29 +32,14 @@ ODD_TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def small_model(tmp_path_factory):
-  """A SentencePiece file of 60 pieces with T5's reserved ids."""
-  return _train(tmp_path_factory.mktemp("spm"), pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+def small_model(train_pieces):
+  """A SentencePiece file of 40 pieces with T5's reserved ids."""
+  return train_pieces()
 
 
-def _train(folder, **ids):
-  sentences = (f"the {word} box {n}" for n in range(50) for word in ("red", "blue", "green"))
-  sentencepiece.SentencePieceTrainer.Train(
-    sentence_iterator=sentences,
-    model_prefix=str(folder / "small"),
-    vocab_size=40,
-    hard_vocab_limit=False,
-    minloglevel=9,
-    **ids,
-  )
-  return folder / "small.model"
-
-
-def test_a_model_with_its_own_sentinels_gets_no_more(tmp_path):
+def test_a_model_with_its_own_sentinels_gets_no_more(train_pieces):
   """mT5's model has 250,100 pieces with sentinels; its checkpoints have 250,112 rows."""
-  path = _train(
-    tmp_path, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, user_defined_symbols=["▁<extra_id_0>"]
-  )
+  path = train_pieces(user_defined_symbols=["▁<extra_id_0>"])
   vocabulary = load_vocabulary(path)
   assert vocabulary.extra_ids == 0
   assert vocabulary.size == sentencepiece.SentencePieceProcessor(str(path)).GetPieceSize()
@@ -84,9 +69,12 @@ def _check_equal_to_seqio(ours, texts):
     ids = ours.encode(text)
     assert ids == list(theirs.encode(text))
     assert ids == theirs.encode_tf(text).numpy().tolist()
+    assert ours.round_trips([text]) == [(len(ids), ours.decode(ids), ours.unk_id in ids)]
+    assert ours.writable([text]) == [theirs.decode(ids)]
     for tail in ([], [1], [1, 5, 6], [0, 0], [2, 7], [ours.size - 1, 5], [ours.size + 3]):
       assert ours.decode(ids + tail) == theirs.decode(ids + tail)
   assert ours.count_tokens(texts) == [len(theirs.encode(text)) for text in texts]
+  assert ours.round_trips([]) == []
 
 
 def test_t5_equals_seqio(shared):
@@ -124,7 +112,7 @@ def test_bytes_restore_every_text(text):
   assert vocabulary.decode([*vocabulary.encode(text), 1, 50]) == text
 
 
-def test_the_digest_depends_on_the_content_not_the_path(small_model, tmp_path):
+def test_the_digest_depends_on_the_content_not_the_path(small_model, train_pieces, tmp_path):
   vocabulary = load_vocabulary(small_model)
   copy = vocabulary.save_copy(tmp_path)
   assert copy == tmp_path / "sentencepiece.model"
@@ -132,8 +120,7 @@ def test_the_digest_depends_on_the_content_not_the_path(small_model, tmp_path):
   again = load_vocabulary(copy)
   assert again.digest == vocabulary.digest
   assert vocabulary.digest == hashlib.sha256(small_model.read_bytes() + b"+100").hexdigest()
-  (tmp_path / "other").mkdir()
-  other = _train(tmp_path / "other", pad_id=0, eos_id=1, unk_id=3, bos_id=2)
+  other = train_pieces(unk_id=3, bos_id=2)
   assert load_vocabulary(other).digest != vocabulary.digest
   assert load_vocabulary("bytes").digest == "bytes-384"
 
@@ -154,8 +141,8 @@ def test_a_truncated_model_is_refused(small_model, tmp_path):
     load_vocabulary(path)
 
 
-def test_a_model_without_padding_at_0_is_refused(tmp_path):
-  path = _train(tmp_path)
+def test_a_model_without_padding_at_0_is_refused(train_pieces):
+  path = train_pieces(pad_id=-1, unk_id=0, bos_id=1, eos_id=2)
   with pytest.raises(UserError, match="--pad_id=0 --eos_id=1 --unk_id=2"):
     load_vocabulary(path)
 

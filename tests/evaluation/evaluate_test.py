@@ -1,4 +1,7 @@
-"""The rows and the metric that a student is evaluated with; no model is loaded."""
+"""The rows and the metric that a student is evaluated with, and what answers are compared with.
+
+No model is loaded.
+"""
 
 import json
 import pathlib
@@ -6,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from dss_jax.data.task_definition import accuracy
+from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
-from dss_jax.evaluation.evaluate import source_for
+from dss_jax.evaluation.evaluate import label_figures, source_for
 
 TASK_FILE = """
 from dss_jax.data.task_files import Answer, Split, TaskDefinition
@@ -67,3 +72,32 @@ def test_recorded_answers_are_needed_only_without_an_own_teacher(folder):
   assert source_for(student(None, "openai:one"), *arguments).summary.rows == 1
   with pytest.raises(UserError, match=r"answers\.jsonl"):
     source_for(student(None, None), *arguments)
+
+
+def test_a_student_that_is_always_right_matches_what_its_vocabulary_can_write(
+  small_vocabulary, capsys
+):
+  labels = ["red box ", "red  box", "{red}", "１２", "blue"]
+  answers = [small_vocabulary.decode(small_vocabulary.encode(label)) for label in labels]
+  assert label_figures(labels, answers, small_vocabulary, accuracy) == {
+    "labels_changed_by_vocabulary": 4,
+    "exact_match": 1.0,
+    "task_metrics": {"accuracy": 100.0},
+    "as_given": {"exact_match": 0.2, "task_metrics": {"accuracy": 20.0}},
+  }
+  message = capsys.readouterr().err
+  assert (
+    "4 of 5 labels cannot be written with the student's vocabulary as they are: \"red box "
+    in (message)
+  )
+  assert '"red box " becomes "red box"' in message
+
+
+def test_labels_that_can_be_written_are_compared_once(small_vocabulary, capsys):
+  for vocabulary in (small_vocabulary, load_vocabulary("bytes")):
+    assert label_figures(["red", "blue"], ["red", "blue "], vocabulary, accuracy) == {
+      "labels_changed_by_vocabulary": 0,
+      "exact_match": 0.5,
+      "task_metrics": {"accuracy": 50.0},
+    }
+  assert capsys.readouterr().err == ""

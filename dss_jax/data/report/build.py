@@ -10,9 +10,16 @@ from dss_jax.data.report.counters import (
   LabelCounter,
   LengthHistogram,
   LineCounter,
+  RewriteCounter,
 )
 from dss_jax.data.report.duplicates import RowHashes
-from dss_jax.data.report.figures import DatasetReport, Repeats, SplitReport, TextLengths
+from dss_jax.data.report.figures import (
+  DatasetReport,
+  Repeats,
+  RewrittenTexts,
+  SplitReport,
+  TextLengths,
+)
 from dss_jax.data.report.warnings import report_warnings
 from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX
 from dss_jax.data.vocabularies import Vocabulary
@@ -105,13 +112,17 @@ def _longer_prefix(vocabulary: Vocabulary | None) -> str:
   return max(PREDICT_PREFIX, EXPLAIN_PREFIX, key=lambda prefix: len(vocabulary.encode(prefix)))
 
 
-class _FieldLengths:
-  """Counts the lengths of one field; texts are tokenised in batches."""
+class _FieldTokens:
+  """Counts the lengths and, of a target, the rewritten texts of one field.
 
-  def __init__(self, vocabulary: Vocabulary | None, limit: int, prefix: str = ""):
+  Texts are tokenised once, in batches.
+  """
+
+  def __init__(self, vocabulary: Vocabulary | None, limit: int, *, is_input: bool):
     self._vocabulary = vocabulary
     self._limit = limit
-    self._prefix = prefix
+    self._prefix = _longer_prefix(vocabulary) if is_input else ""
+    self._rewrites = None if vocabulary is None or is_input else RewriteCounter()
     self._characters = LengthHistogram()
     self._tokens = LengthHistogram()
     self._cut = LineCounter()
@@ -127,7 +138,11 @@ class _FieldLengths:
     if self._pending_characters > _BATCH_CHARACTERS or len(self._pending) >= _BATCH_TEXTS:
       self._count_pending()
 
-  def result(self) -> TextLengths:
+  def rewritten(self) -> RewrittenTexts | None:
+    self._count_pending()
+    return None if self._rewrites is None else self._rewrites.result()
+
+  def lengths(self) -> TextLengths:
     if self._vocabulary is None:
       return TextLengths(self._characters.result(), None, self._limit, None)
     self._count_pending()
@@ -136,8 +151,17 @@ class _FieldLengths:
     )
 
   def _count_pending(self) -> None:
+    if not self._pending:
+      return
     assert self._vocabulary is not None
-    counts = self._vocabulary.count_tokens([text for _, text in self._pending])
+    texts = [text for _, text in self._pending]
+    if self._rewrites is None:
+      counts = self._vocabulary.count_tokens(texts)
+    else:
+      trips = self._vocabulary.round_trips(texts)
+      counts = [trip.tokens for trip in trips]
+      for (line, text), trip in zip(self._pending, trips, strict=True):
+        self._rewrites.add(line, text, trip)
     for (line, _), count in zip(self._pending, counts, strict=True):
       self._tokens.add(count + 1)
       if count + 1 > self._limit:
@@ -152,10 +176,9 @@ class _SplitCounts:
   def __init__(self, name: str, vocabulary: Vocabulary | None, limits: dict[str, int]):
     self._name = name
     self._rows = self._labelled = self._with_rationale = self._mention_checked = 0
-    self._lengths = {
-      field: _FieldLengths(
-        vocabulary, limit, _longer_prefix(vocabulary) if field == "input" else ""
-      )
+    self._vocabulary = vocabulary
+    self._tokens = {
+      field: _FieldTokens(vocabulary, limit, is_input=field == "input")
       for field, limit in limits.items()
     }
     self._labels = LabelCounter()
@@ -166,11 +189,11 @@ class _SplitCounts:
 
   def add(self, line: int, text: str, label: str | None, rationale: str | None) -> None:
     self._rows += 1
-    self._lengths["input"].add(line, text)
+    self._tokens["input"].add(line, text)
     self._instruction.add(line, text)
     if label is not None:
       self._labelled += 1
-      self._lengths["label"].add(line, label)
+      self._tokens["label"].add(line, label)
       self._labels.add(label)
     if rationale is not None:
       self._add_rationale(line, label, rationale)
@@ -180,7 +203,7 @@ class _SplitCounts:
 
   def _add_rationale(self, line: int, label: str | None, rationale: str) -> None:
     self._with_rationale += 1
-    self._lengths["rationale"].add(line, rationale)
+    self._tokens["rationale"].add(line, rationale)
     if ends_mid_sentence(rationale):
       self._mid_sentence.add(line)
     if label is None:
@@ -198,8 +221,13 @@ class _SplitCounts:
       with_rationale=self._with_rationale,
       rationale_without_label=self._rationale_without_label.result(),
       duplicates=duplicates,
-      lengths={field: lengths.result() for field, lengths in self._lengths.items()},
-      labels=self._labels.result(),
+      lengths={field: tokens.lengths() for field, tokens in self._tokens.items()},
+      rewritten={
+        field: rewritten
+        for field, tokens in self._tokens.items()
+        if (rewritten := tokens.rewritten()) is not None
+      },
+      labels=self._labels.result(self._vocabulary),
       instruction=self._instruction.result(),
       mention_checked=self._mention_checked,
       label_not_mentioned=self._label_not_mentioned.result(),

@@ -10,12 +10,16 @@ import numpy as np
 
 from dss_jax.data.report.figures import (
   SHOWN_LINES,
+  SHOWN_TEXTS,
   Instruction,
   LabelStatistics,
   LengthStatistics,
   LineNumbers,
+  Rewritten,
+  RewrittenTexts,
 )
 from dss_jax.data.texts import without_invisible
+from dss_jax.data.vocabularies import RoundTrip, Vocabulary
 
 MAX_DISTINCT_LABELS = 1000
 # A longer label is free text, not the name of a class.
@@ -25,6 +29,7 @@ INSTRUCTION_WORDS = 3
 _WORDS_WITHIN_CHARACTERS = 120
 _EXACT_LENGTH_BITS = 13
 _SPILL_ITEMS = 3 * 2**17
+_EXCERPT_CHARACTERS = 60
 
 
 class LineCounter:
@@ -88,20 +93,87 @@ class LabelCounter:
     else:
       self._counts = None
 
-  def result(self) -> LabelStatistics:
+  def result(self, vocabulary: Vocabulary | None = None) -> LabelStatistics:
     if self._counts is None or not self._counts:
       return LabelStatistics(0 if self._counts is not None else None, False, (), ())
     distinct = len(self._counts)
+    same_written = () if vocabulary is None else _same_written(list(self._counts), vocabulary)
     if self._total < 5 * distinct:
-      return LabelStatistics(distinct, False, (), ())
+      return LabelStatistics(distinct, False, (), (), same_written)
     ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
     seen: dict[str, str] = {}
     variants = []
     for label, _ in ranked:
-      known = seen.setdefault(" ".join(without_invisible(label).casefold().split()), label)
+      known = seen.setdefault(_folded(label), label)
       if known != label:
         variants.append((known, label))
-    return LabelStatistics(distinct, True, tuple(ranked[:20]), tuple(variants[:SHOWN_LINES]))
+    return LabelStatistics(
+      distinct, True, tuple(ranked[:20]), tuple(variants[:SHOWN_LINES]), same_written
+    )
+
+
+def _folded(label: str) -> str:
+  return " ".join(without_invisible(label).casefold().split())
+
+
+def _same_written(labels: list[str], vocabulary: Vocabulary) -> tuple[tuple[str, str], ...]:
+  """Returns the first pairs of labels with the same written form, but for case and spaces."""
+  first: dict[str, str] = {}
+  pairs = []
+  for label, written in zip(labels, vocabulary.writable(labels), strict=True):
+    known = first.setdefault(written, label)
+    if _folded(known) != _folded(label):
+      pairs.append((known, label))
+  return tuple(pairs[:SHOWN_LINES])
+
+
+class RewriteCounter:
+  """Counts texts that differ from the text of their token ids, and keeps a few of them."""
+
+  def __init__(self) -> None:
+    self._rows = LineCounter()
+    self._causes = {"spaces": 0, "unknown": 0, "normalised": 0}
+    # Of each cause, the first different texts and their lines.
+    self._examples: dict[str, dict[tuple[str, str], int]] = {cause: {} for cause in self._causes}
+
+  def add(self, line: int, text: str, trip: RoundTrip) -> None:
+    """Counts a text that is not what its token ids stand for."""
+    if text == trip.text:
+      return
+    self._rows.add(line)
+    if trip.has_unknown:
+      cause = "unknown"
+    else:
+      cause = "spaces" if text.split() == trip.text.split() else "normalised"
+    self._causes[cause] += 1
+    if len(self._examples[cause]) < SHOWN_TEXTS:
+      self._examples[cause].setdefault(excerpts(text, trip.text), line)
+
+  def result(self) -> RewrittenTexts:
+    # The first example of each cause, before the second of any.
+    ranked = sorted(
+      (rank, line, texts)
+      for examples in self._examples.values()
+      for rank, (texts, line) in enumerate(examples.items())
+    )
+    examples = tuple(Rewritten(line, *texts) for _, line, texts in ranked[:SHOWN_TEXTS])
+    return RewrittenTexts(rows=self._rows.result(), **self._causes, examples=examples)
+
+
+def excerpts(text: str, written: str) -> tuple[str, str]:
+  """Returns both texts, cut to a part around their first difference if they are long."""
+  if max(len(text), len(written)) <= _EXCERPT_CHARACTERS:
+    return text, written
+  pairs = enumerate(zip(text, written, strict=False))
+  shorter = min(len(text), len(written))
+  same = next((place for place, (one, other) in pairs if one != other), shorter)
+  start = max(0, same - _EXCERPT_CHARACTERS // 2)
+  return _excerpt(text, start), _excerpt(written, start)
+
+
+def _excerpt(text: str, start: int) -> str:
+  end = start + _EXCERPT_CHARACTERS
+  return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
 
 
 class InstructionFinder:

@@ -4,8 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-# The most line numbers that a figure names.
+# The most line numbers that a figure names, and the most texts that it shows.
 SHOWN_LINES = 5
+SHOWN_TEXTS = 3
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class LabelStatistics:
     are_classes: whether a label has five rows or more on average.
     most_common: (label, rows), the 20 most frequent; empty for free text.
     variants: pairs of labels that differ only in case or spaces.
+    same_written: other pairs of labels that the vocabulary writes as the same text.
   """
 
   distinct: int | None
   are_classes: bool
   most_common: tuple[tuple[str, int], ...]
   variants: tuple[tuple[str, str], ...]
+  same_written: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,34 @@ class TextLengths:
 
 
 @dataclass(frozen=True)
+class Rewritten:
+  """A text, and the text of its token ids; long ones are excerpts around the first difference."""
+
+  line: int
+  text: str
+  written: str
+
+
+@dataclass(frozen=True)
+class RewrittenTexts:
+  """The texts of one field that the vocabulary cannot write as they are.
+
+  Attributes:
+    rows: the rows with such a text.
+    spaces: how many differ only in spaces, tabs and line breaks.
+    unknown: how many have characters that the vocabulary does not have.
+    normalised: the others, such as full-width digits and ligatures.
+    examples: the first different ones.
+  """
+
+  rows: LineNumbers
+  spaces: int
+  unknown: int
+  normalised: int
+  examples: tuple[Rewritten, ...]
+
+
+@dataclass(frozen=True)
 class SplitReport:
   """The figures of the training rows, or of the evaluation rows.
 
@@ -95,6 +126,7 @@ class SplitReport:
     rationale_without_label: rows with a rationale and no label.
     duplicates: rows equal to an earlier one in input, label and rationale.
     lengths: by "input", "label", "rationale".
+    rewritten: by "label" and "rationale"; empty without a vocabulary.
     mention_checked: number of rationales whose label has at most 100 characters.
     label_not_mentioned: those of them that do not contain the label.
     mid_sentence: rationales that end mid-sentence.
@@ -107,6 +139,7 @@ class SplitReport:
   rationale_without_label: LineNumbers
   duplicates: Repeats
   lengths: dict[str, TextLengths]
+  rewritten: dict[str, RewrittenTexts]
   labels: LabelStatistics
   instruction: Instruction | None
   mention_checked: int

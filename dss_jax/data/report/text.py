@@ -5,6 +5,7 @@ from dss_jax.data.report.figures import (
   LabelStatistics,
   LineNumbers,
   Repeats,
+  RewrittenTexts,
   SplitReport,
 )
 
@@ -34,6 +35,30 @@ def plural_s(count: int) -> str:
   return "" if count == 1 else "s"
 
 
+def rewriting_causes(found: RewrittenTexts) -> str:
+  """Returns how many texts the vocabulary rewrites for which reason."""
+  causes = {
+    "with other spaces, tabs or line breaks": found.spaces,
+    "with characters that it lacks": found.unknown,
+    "with normalised characters": found.normalised,
+  }
+  return ", ".join(f"{count:,} {cause}" for cause, count in causes.items() if count)
+
+
+def round_trip(text: str, written: str) -> str:
+  """Returns `"the text" becomes "the text of its tokens"`."""
+  return f"{quoted(text)} becomes {quoted(written)}"
+
+
+def quoted(text: str) -> str:
+  """Returns the text in double quotes on one line, invisible characters escaped."""
+  escaped = (
+    one if one.isprintable() else one.encode("unicode_escape").decode()
+    for one in text.replace("\\", "\\\\").replace('"', '\\"')
+  )
+  return f'"{"".join(escaped)}"'
+
+
 def _split_lines(split: SplitReport) -> list[str]:
   lines = [split.name, _row("rows", f"{split.rows:,}")]
   lines.append(_row("labelled", _share(split.labelled, split.rows)))
@@ -48,6 +73,13 @@ def _split_lines(split: SplitReport) -> list[str]:
       cut = "" if lengths.cut is None else f"; cut at {lengths.limit:,}: {_lines(lengths.cut)}"
       figures = f"50 % {shown.p50:,}, 90 % {shown.p90:,}, 99 % {shown.p99:,}"
       lines.append(_row(f"{field} {unit}", f"{figures}, longest {shown.longest:,}{cut}"))
+  for field, rewritten in split.rewritten.items():
+    if rewritten.rows.count:
+      figures = f"{_lines(rewritten.rows)}: {rewriting_causes(rewritten)}"
+      lines.append(_row(f"{field}s rewritten", figures))
+      lines += [
+        _row(f"  line {one.line}", round_trip(one.text, one.written)) for one in rewritten.examples
+      ]
   if split.labelled:
     lines.append(_row("labels", _labels(split.labels, split.labelled)))
   if split.instruction is None:

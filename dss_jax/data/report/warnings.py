@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 
 from dss_jax.data.report.figures import DatasetReport, LabelStatistics, SplitReport
-from dss_jax.data.report.text import named_lines, plural_s
+from dss_jax.data.report.text import (
+  named_lines,
+  plural_s,
+  quoted,
+  rewriting_causes,
+  round_trip,
+)
 
 # The hosted service's documented limits. It refused more; here they are only warned of.
 MAX_TRAIN_ROWS = 10_000
@@ -90,9 +96,28 @@ def _split_warnings(split: SplitReport) -> Iterator[str]:
         f" ({named_lines(lengths.cut)}): the rest is cut off; shorten them or raise"
         f" --max-{'input' if field == 'input' else 'output'}-tokens"
       )
+  yield from _rewriting_warnings(split)
   yield from _instruction_warnings(split)
   yield from _label_warnings(split)
   yield from _rationale_warnings(split)
+
+
+def _rewriting_warnings(split: SplitReport) -> Iterator[str]:
+  for field, rewritten in split.rewritten.items():
+    if rewritten.rows.count:
+      examples = "; ".join(round_trip(one.text, one.written) for one in rewritten.examples)
+      yield (
+        f"{_rows(rewritten.rows.count)} whose {field} cannot be written with the vocabulary as it"
+        f" is ({named_lines(rewritten.rows)}; {rewriting_causes(rewritten)}):"
+        f" {examples}; the student learns the written form"
+        f" and is compared with it; change the {field}s, or choose another --vocabulary (bytes"
+        " writes every text)"
+      )
+  for one, other in split.labels.same_written:
+    yield (
+      f"the vocabulary writes the labels {quoted(one)} and {quoted(other)} alike: the student"
+      " cannot tell them apart; rename one, or choose another --vocabulary"
+    )
 
 
 def _instruction_warnings(split: SplitReport) -> Iterator[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from dss_jax.data.records import write_rows
 from dss_jax.data.report.build import dataset_report, report_on_rows
+from dss_jax.data.report.counters import excerpts
 from dss_jax.data.report.text import to_text
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
@@ -163,6 +164,49 @@ def test_tokens_include_the_prefix_and_the_end_mark():
   )
   without = report_of(rows)
   assert without.train.lengths["input"].tokens is without.train.lengths["input"].cut is None
+
+
+def test_texts_that_the_vocabulary_rewrites_are_counted_and_shown(small_vocabulary):
+  labels = ["red ", "red  box", "red\tbox", "box 12", "box １２", "{red}", "red "]
+  rows = [row(f"Which one? {n}", label) for n, label in enumerate(labels)]
+  rows.append(row("Which one?", "red", "the red\nbox"))
+  report = report_of(rows, vocabulary=small_vocabulary)
+  found = report.train.rewritten["label"]
+  assert (found.rows.count, found.rows.lines) == (6, (1, 2, 3, 5, 6))
+  assert (found.spaces, found.unknown, found.normalised) == (4, 1, 1)
+  # One of each cause.
+  assert [(one.line, one.text, one.written) for one in found.examples] == [
+    (1, "red ", "red"),
+    (5, "box １２", "box 12"),
+    (6, "{red}", " ⁇ red ⁇ "),
+  ]
+  assert report.train.rewritten["rationale"].spaces == 1
+  warning = warning_with(report, "6 rows whose label cannot be written with the vocabulary")
+  assert '"red " becomes "red"; "box １２" becomes "box 12"; "{red}" becomes " ⁇ red ⁇ "' in warning
+  assert "lines 1, 2, 3, 5, 6, ...; 4 with other spaces, tabs or line breaks, 1 with" in warning
+  warning_with(report, "1 row whose rationale cannot be written")
+  assert "labels rewritten     6 (lines 1, 2" in to_text(report)
+  assert r'"the red\nbox" becomes "the red box"' in to_text(report)
+  in_bytes = report_of(rows, vocabulary=load_vocabulary("bytes"))
+  assert in_bytes.train.rewritten["label"].rows.count == 0
+  assert report_of(rows).train.rewritten == {}
+
+
+def test_labels_that_the_vocabulary_writes_alike_are_named(small_vocabulary):
+  rows = [row(f"{n}?", label) for n, label in enumerate(["{", "}", "red", "red "])]
+  report = report_of(rows, vocabulary=small_vocabulary)
+  # Spaces alone are said of the labels already.
+  assert report.train.labels.same_written == (("{", "}"),)
+  warning_with(report, 'the labels "{" and "}" alike')
+
+
+def test_the_shown_parts_of_long_texts_have_the_first_difference():
+  text = "a" * 100 + "{" + "b" * 100
+  shown, written = excerpts(text, text.replace("{", " ⁇ "))
+  assert shown == f"...{'a' * 30}{{{'b' * 29}..."
+  assert written == f"...{'a' * 30} ⁇ {'b' * 27}..."
+  assert excerpts(text + " ", text)[1] == "..." + "b" * 30
+  assert excerpts("a ", "a") == ("a ", "a")
 
 
 def test_tokens_of_many_rows_are_all_counted():
