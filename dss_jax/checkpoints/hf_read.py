@@ -43,7 +43,6 @@ _FIXED = {
   "relative_attention_num_buckets": 32,
   "relative_attention_max_distance": 128,
   "pad_token_id": 0,
-  "eos_token_id": 1,
   "decoder_start_token_id": 0,
 }
 _BLOCK_ROWS = 4096
@@ -89,6 +88,19 @@ def read_hf(path: str | os.PathLike[str]) -> tuple[T5Config, StoredArrays]:
   if len(rows) == 2:
     config = dataclasses.replace(config, vocab_size=rows[0])
   return config, arrays
+
+
+def read_eos_ids(path: str | os.PathLike[str]) -> tuple[int, ...]:
+  """Returns the ids of config.json that end a text, one of which is the vocabulary's end mark.
+
+  Raises UserError if they are not ids. Empty if config.json does not say.
+  """
+  place = pathlib.Path(path) / CONFIG
+  value = _json(place).get("eos_token_id")
+  ids = value if isinstance(value, list) else [] if value is None else [value]
+  if not all(type(one) is int for one in ids):
+    raise UserError(f"{place}: eos_token_id is {value!r:.80}; give the id of the end mark")
+  return tuple(ids)
 
 
 def _config(folder: pathlib.Path) -> tuple[T5Config, bool]:

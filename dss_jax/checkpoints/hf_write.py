@@ -34,6 +34,7 @@ def write_hf(
   folder: pathlib.Path,
   *,
   dtype: np.dtype,
+  eos_id: int,
   max_new_tokens: int,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -43,6 +44,7 @@ def write_hf(
   decoding.
 
   Args:
+    eos_id: the vocabulary's end mark; padding is id 0.
     max_new_tokens: the default limit of generate().
 
   Raises:
@@ -66,7 +68,7 @@ def write_hf(
       )
   theirs = {name: transposed(ours, arrays[ours]) for ours, name in hf_names(config).items()}
   _write_weights(folder, theirs, dtype, shard_bytes)
-  start = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+  start = {"decoder_start_token_id": 0, "eos_token_id": eos_id, "pad_token_id": 0}
   fields = {
     "architectures": [architecture],
     "model_type": family,

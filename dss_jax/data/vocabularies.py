@@ -53,15 +53,18 @@ class Vocabulary(abc.ABC):
     spec: the argument of load_vocabulary.
     size: number of ids, extra ids included.
     digest: equal for two vocabularies if and only if they give the same ids.
+    special_pieces: the texts of the ids pad_id, eos_id and unk_id.
   """
 
   spec: str
   size: int
   digest: str
+  # SeqIO's and T5X's; a file with another one is refused.
   pad_id = 0
   eos_id: int
   unk_id: int
   extra_ids: int
+  special_pieces: tuple[str, str, str]
 
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
@@ -107,6 +110,7 @@ class ByteVocabulary(Vocabulary):
   spec = "bytes"
   eos_id = 1
   unk_id = 2
+  special_pieces = ("<pad>", "</s>", "<unk>")
   extra_ids = BYTE_EXTRA_IDS
   size = 3 + 256 + BYTE_EXTRA_IDS
   digest = "bytes-384"
@@ -155,7 +159,14 @@ class SentencePieceVocabulary(Vocabulary):
     self.size = self._processor.GetPieceSize()
     self.eos_id = self._processor.eos_id()
     self.unk_id = self._processor.unk_id()
+    pad, eos, unk = map(self._processor.IdToPiece, (self.pad_id, self.eos_id, self.unk_id))
+    self.special_pieces = (pad, eos, unk)
     self.digest = hashlib.sha256(model + b"+%d" % self.extra_ids).hexdigest()
+
+  @property
+  def serialized(self) -> bytes:
+    """The model as a protocol buffer, sentinels included."""
+    return self._model + _sentinel_bytes(self.extra_ids)
 
   def encode(self, text: str) -> list[int]:
     return self._processor.EncodeAsIds(text)
@@ -276,17 +287,30 @@ def _load_processor(spec: str, model: bytes, extra_ids: int) -> Any:
     if not model:
       raise RuntimeError("the file is empty")
     processor.LoadFromSerializedProto(model)
-    pieces = processor.GetPieceSize()
     processor.LoadFromSerializedProto(model + _sentinel_bytes(extra_ids))
   except RuntimeError:
     raise UserError(f"the vocabulary {spec} is not a SentencePiece model; {_FIX}") from None
-  if processor.eos_id() < 0 or not (processor.pad_id() == 0 or processor.IsControl(0)):
-    raise UserError(
-      f"the vocabulary {spec} ({pieces:,} pieces) has padding at id {processor.pad_id()} and"
-      f" the end mark at id {processor.eos_id()}, but a student pads with id 0 and needs an end"
-      " mark; train it with --pad_id=0 --eos_id=1 --unk_id=2"
-    )
+  _check_reserved_ids(spec, processor)
   return processor
+
+
+def _check_reserved_ids(spec: str, processor: Any) -> None:
+  """Raises UserError unless there is an end mark, and id 0, the padding of SeqIO and T5X, is free.
+
+  Without a padding piece, id 0 may be another control piece, since no text is encoded to one.
+  """
+  pad, eos = processor.pad_id(), processor.eos_id()
+  mend = "train it with --pad_id=0 --eos_id=1 --unk_id=2, or pass `--vocabulary bytes`"
+  if eos < 0:
+    raise UserError(
+      f"the vocabulary {spec} has no end mark (its eos_id is {eos}), without which a student cannot"
+      f" end an answer; {mend}"
+    )
+  if pad > 0 or eos == 0 or not processor.IsControl(0):
+    raise UserError(
+      f"the vocabulary {spec} has padding at id {pad} (pad_id), but SeqIO and T5X pad with id 0,"
+      f' which is "{processor.IdToPiece(0)}" there; {mend}'
+    )
 
 
 def _sentinel_bytes(extra_ids: int) -> bytes:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dss_jax.config.schema import T5Config
-from dss_jax.decoding.greedy import EOS_ID, PAD_ID
+from dss_jax.decoding.greedy import PAD_ID
 from dss_jax.model.attention import KeyValue, same_segment_bias
 from dss_jax.model.layer_stacks import unrolled
 from dss_jax.model.t5 import Transformer
@@ -38,6 +38,7 @@ def beam_search(
   encoder_input_tokens_BL: jax.Array,
   *,
   max_decode_tokens: int,
+  eos_id: int,
   beams: int = 4,
   alpha: float = 0.6,
 ) -> tuple[jax.Array, jax.Array]:
@@ -52,6 +53,7 @@ def beam_search(
 
   Args:
     encoder_input_tokens_BL: ids; 0 is padding, and a row of padding only decodes to padding.
+    eos_id: the vocabulary's end token.
 
   Returns:
     Ids, int32 [B, beams, max_decode_tokens], padded after the end token, and float32 [B, beams].
@@ -100,7 +102,7 @@ def beam_search(
     ids = jax.lax.dynamic_update_slice_in_dim(
       ids, tokens[:, :, None].astype(jnp.int32), search.step, axis=2
     )
-    ends = tokens == EOS_ID
+    ends = tokens == eos_id
 
     live, kept = jax.lax.top_k(sums + ends * _NEVER, beams)
     kept_parents = jnp.take_along_axis(parents, kept, axis=1)

@@ -10,8 +10,8 @@ from dss_jax.model.attention import same_segment_bias
 from dss_jax.model.layer_stacks import unrolled
 from dss_jax.model.t5 import Transformer
 
+# In every vocabulary, as in SeqIO and T5X.
 PAD_ID = 0
-EOS_ID = 1
 
 
 def greedy(
@@ -20,12 +20,13 @@ def greedy(
   encoder_input_tokens_BL: jax.Array,
   *,
   max_decode_tokens: int,
+  eos_id: int,
 ) -> jax.Array:
   """Decodes the most likely next token at each step, int32 [B, max_decode_tokens].
 
   Decoding starts from the pad token, as T5 was trained, and ends when every row has its end
-  token (kept) or after max_decode_tokens; a row is padded after its end. Encoder positions of
-  id 0 are padding and are not attended to.
+  token, eos_id (kept), or after max_decode_tokens; a row is padded after its end. Encoder
+  positions of id 0 are padding and are not attended to.
   """
   # Unrolled, so that each layer's cache is updated in place.
   params, config = unrolled(params, config)
@@ -53,7 +54,7 @@ def greedy(
     next_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     next_B = jnp.where(done_B, PAD_ID, next_B)
     written_BT = jax.lax.dynamic_update_slice_in_dim(written_BT, next_B[:, None], step, axis=1)
-    return step + 1, next_B[:, None], done_B | (next_B == EOS_ID), written_BT, caches
+    return step + 1, next_B[:, None], done_B | (next_B == eos_id), written_BT, caches
 
   state = (
     jnp.zeros((), jnp.int32),

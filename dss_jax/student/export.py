@@ -68,6 +68,7 @@ def export_student(
         student.config.model,
         part,
         dtype=kind,
+        eos_id=student.vocabulary.eos_id,
         max_new_tokens=student.card["longest_target_tokens"]["label"],
       )
       write_tokenizer(student.vocabulary, part)

@@ -4,8 +4,9 @@ import pathlib
 from typing import Any
 
 from dss_jax.checkpoints.hf_write import write_json
-from dss_jax.data.vocabularies import ByteVocabulary, Vocabulary
+from dss_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 from dss_jax.storage.atomic import write_text
+from dss_jax.student.hf_tokenizer import is_t5s, tokenizer_json
 from dss_jax.student.student import Student
 
 _SPIECE = "spiece.model"
@@ -15,18 +16,22 @@ def write_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path) -> None:
   """Writes files with which transformers' AutoTokenizer returns the student's ids.
 
   T5Tokenizer adds the sentinels after the SentencePiece model's pieces as T5X does, the
-  first one last; ByT5Tokenizer needs no model.
+  first one last; ByT5Tokenizer needs no model. A model that is not as T5's is written as
+  tokenizer.json, with its sentinels as pieces.
+
+  Raises UserError if Hugging Face's tokenizers cannot express the vocabulary.
   """
   vocabulary.save_copy(folder, _SPIECE)
-  names = {
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "additional_special_tokens": [f"<extra_id_{i}>" for i in range(vocabulary.extra_ids)],
-  }
-  kind = "ByT5Tokenizer" if isinstance(vocabulary, ByteVocabulary) else "T5Tokenizer"
-  settings = {"tokenizer_class": kind, "extra_ids": vocabulary.extra_ids, "legacy": False, **names}
-  write_json(folder / "tokenizer_config.json", settings)
+  pad, eos, unk = vocabulary.special_pieces
+  names: dict[str, Any] = {"pad_token": pad, "eos_token": eos, "unk_token": unk}
+  if isinstance(vocabulary, SentencePieceVocabulary) and not is_t5s(vocabulary):
+    write_json(folder / "tokenizer.json", tokenizer_json(vocabulary))
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+  else:
+    names["additional_special_tokens"] = [f"<extra_id_{i}>" for i in range(vocabulary.extra_ids)]
+    kind = "ByT5Tokenizer" if isinstance(vocabulary, ByteVocabulary) else "T5Tokenizer"
+    settings = {"tokenizer_class": kind, "extra_ids": vocabulary.extra_ids, "legacy": False}
+  write_json(folder / "tokenizer_config.json", {**settings, **names})
   write_json(folder / "special_tokens_map.json", names)
 
 

@@ -22,7 +22,7 @@ from dss_jax.checkpoints.arrays import (
 )
 from dss_jax.checkpoints.folder import CheckpointFolder
 from dss_jax.checkpoints.hf_read import CONFIG as HF_CONFIG
-from dss_jax.checkpoints.hf_read import PICKLES, WEIGHTS, WEIGHTS_INDEX, read_hf
+from dss_jax.checkpoints.hf_read import PICKLES, WEIGHTS, WEIGHTS_INDEX, read_eos_ids, read_hf
 from dss_jax.checkpoints.orbax import (
   STATE,
   is_array_folder,
@@ -69,6 +69,7 @@ class Weights:
     format: in words, such as "T5X native".
     model: the architecture, from the arrays' shapes and, of a Hugging Face folder, config.json.
     names_activations: whether `model.mlp_activations` is known, and not only T5's usual one.
+    eos_ids: the ids that end a text, if the checkpoint says.
     arrays: the weights by our names.
     moments: opens the optimizer's moments; None for a format without them.
   """
@@ -79,6 +80,7 @@ class Weights:
   arrays: StoredArrays
   moments: Callable[[], StoredMoments] | None = None
   names_activations: bool = False
+  eos_ids: tuple[int, ...] = ()
 
 
 class InitialCheckpoint:
@@ -108,6 +110,7 @@ class InitialCheckpoint:
     else:
       self.notes.append(f"starting from the weights of {opened.path} ({opened.format})")
       self._check_rows(theirs, vocabulary)
+      self._check_end_mark(opened.eos_ids, vocabulary)
     self.config = self._settled(config, theirs, vocabulary)
     shapes = model_shapes(theirs) if isinstance(opened, Student) else shapes_of(opened.arrays)
     difference = first_difference(shapes, model_shapes(self.config.model))
@@ -201,6 +204,14 @@ class InitialCheckpoint:
         f"{rows - vocabulary.size:,} are padding and are kept"
       )
 
+  def _check_end_mark(self, eos_ids: tuple[int, ...], vocabulary: Vocabulary) -> None:
+    if eos_ids and vocabulary.eos_id not in eos_ids:
+      raise UserError(
+        f"--initial-checkpoint {self._path}: its {HF_CONFIG} ends texts with id "
+        f"{', '.join(map(str, eos_ids))} (eos_token_id), but the vocabulary {vocabulary.spec} with "
+        f"id {vocabulary.eos_id}; give the --vocabulary that the checkpoint was trained with"
+      )
+
   def _settled(self, config: RunConfig, theirs: T5Config, vocabulary: Vocabulary) -> RunConfig:
     rows = theirs.vocab_size if config.model.vocab_size is None else config.model.vocab_size
     model = dataclasses.replace(
@@ -287,7 +298,9 @@ def _open_folder(local: pathlib.Path, path: str) -> Student | Weights:
   pickles = any(name.endswith(PICKLES) for name in names)
   if names & {HF_CONFIG, WEIGHTS, WEIGHTS_INDEX} or pickles:
     model, arrays = read_hf(path)
-    return Weights("Hugging Face", path, model, arrays, names_activations=True)
+    return Weights(
+      "Hugging Face", path, model, arrays, names_activations=True, eos_ids=read_eos_ids(path)
+    )
   newest = newest_step(local)
   if newest is not None:
     return open_checkpoint(os.fspath(newest))

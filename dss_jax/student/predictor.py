@@ -47,7 +47,7 @@ class Predictor:
     self.cut_inputs = {"label": 0, "rationale": 0}
     self.params = student.params(mesh, scan_layers=self.model.scan_layers)
     self._greedy = jax.jit(
-      functools.partial(decode.greedy, config=self.model),
+      functools.partial(decode.greedy, config=self.model, eos_id=student.vocabulary.eos_id),
       static_argnames="max_decode_tokens",
     )
 

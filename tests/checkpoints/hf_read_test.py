@@ -20,7 +20,7 @@ from dss_jax.checkpoints.arrays import (
   model_shapes,
   shapes_of,
 )
-from dss_jax.checkpoints.hf_read import read_hf
+from dss_jax.checkpoints.hf_read import read_eos_ids, read_hf
 from dss_jax.checkpoints.hf_write import write_hf
 from dss_jax.config.schema import T5Config
 from dss_jax.decoding.greedy import greedy
@@ -57,7 +57,7 @@ def drawn(config):
 def written(config, folder, dtype=FLOAT32, **options):
   folder.mkdir(exist_ok=True)
   arrays = drawn(config)
-  write_hf(arrays, config, folder, dtype=dtype, max_new_tokens=8, **options)
+  write_hf(arrays, config, folder, dtype=dtype, eos_id=1, max_new_tokens=8, **options)
   return arrays
 
 
@@ -119,7 +119,7 @@ def test_greedy_decoding_is_transformers(shared, as_tree, family):
   golden = np.load(shared / "checkpoints" / f"{family}.golden.npz")
   # Theirs begins with the pad token that starts decoding.
   tokens = golden["greedy"].shape[1] - 1
-  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=tokens))
+  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=tokens, eos_id=1))
   got = decode(as_tree(arrays), encoder_input_tokens_BL=golden["encoder_input_tokens"])
   np.testing.assert_array_equal(np.pad(got, [(0, 0), (1, 0)]), golden["greedy"])
 
@@ -129,7 +129,7 @@ def test_what_transformers_wrote_is_written_again(shared, tmp_path, family):
   """Arrays bit for bit, and every setting of config.json that has a meaning here."""
   theirs = shared / "checkpoints" / family
   config, arrays = read_hf(theirs)
-  write_hf(arrays, config, tmp_path, dtype=FLOAT32, max_new_tokens=8)
+  write_hf(arrays, config, tmp_path, dtype=FLOAT32, eos_id=1, max_new_tokens=8)
   ours, want = load_file(tmp_path / "model.safetensors"), load_file(theirs / "model.safetensors")
   assert set(ours) == set(want)
   for name in ours:
@@ -247,7 +247,7 @@ def test_arrays_of_another_network_are_refused():
 def test_every_public_family_is_written_and_read_back(tmp_path, changes, assert_same):
   config = T5Config(**SIZES, **changes)
   arrays = drawn(config)
-  write_hf(arrays, config, tmp_path, dtype=FLOAT32, max_new_tokens=8)
+  write_hf(arrays, config, tmp_path, dtype=FLOAT32, eos_id=1, max_new_tokens=8)
   read_config, read = read_hf(tmp_path)
   assert read_config == config
   assert_same(read, arrays)
@@ -261,7 +261,8 @@ def test_every_public_family_is_written_and_read_back(tmp_path, changes, assert_
     ({"model_type": "bart"}, "model_type is 'bart'"),
     ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
     ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64"),
-    ({"eos_token_id": 2}, "eos_token_id is 2"),
+    ({"pad_token_id": 1}, "pad_token_id is 1"),
+    ({"decoder_start_token_id": 2}, "decoder_start_token_id is 2"),
     ({"model_type": None, "architectures": ["BartModel"]}, "model_type is None"),
     ({"dense_act_fn": "silu"}, "dense_act_fn is 'silu', but feed_forward_proj is 'gated-gelu'"),
     ({"dense_act_fn": ["relu"]}, "dense_act_fn is ['relu']"),
@@ -276,6 +277,17 @@ def test_every_public_family_is_written_and_read_back(tmp_path, changes, assert_
 def test_another_network_is_refused(folder, fields, words):
   change(folder, **fields)
   assert words in refusal(folder)
+
+
+def test_the_end_mark_is_the_checkpoints_own(folder):
+  assert read_eos_ids(folder) == (1,)
+  for given, ids in ((3, (3,)), ([1, 107], (1, 107)), (None, ())):
+    change(folder, eos_token_id=given)
+    assert read_eos_ids(folder) == ids
+    read_hf(folder)
+  change(folder, eos_token_id="</s>")
+  with pytest.raises(UserError, match="eos_token_id is '</s>'"):
+    read_eos_ids(folder)
 
 
 def test_missing_and_extra_arrays_are_named(folder):

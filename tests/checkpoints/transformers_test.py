@@ -57,12 +57,18 @@ def test_generate_gives_our_greedy_ids(tmp_path, random_params, name):
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
   write_hf(
-    arrays, config, tmp_path, dtype=np.dtype(np.float32), max_new_tokens=TOKENS, shard_bytes=50_000
+    arrays,
+    config,
+    tmp_path,
+    dtype=np.dtype(np.float32),
+    eos_id=1,
+    max_new_tokens=TOKENS,
+    shard_bytes=50_000,
   )
   vocabulary = load_vocabulary("bytes")
   write_tokenizer(vocabulary, tmp_path)
   ids = encoded(vocabulary)
-  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=TOKENS))
+  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=TOKENS, eos_id=1))
   ours = np.asarray(decode(params, encoder_input_tokens_BL=ids))
   model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
   mask = torch.tensor(ids > 0).long()

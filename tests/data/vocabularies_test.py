@@ -141,10 +141,59 @@ def test_a_truncated_model_is_refused(small_model, tmp_path):
     load_vocabulary(path)
 
 
-def test_a_model_without_padding_at_0_is_refused(train_pieces):
-  path = train_pieces(pad_id=-1, unk_id=0, bos_id=1, eos_id=2)
-  with pytest.raises(UserError, match="--pad_id=0 --eos_id=1 --unk_id=2"):
+@pytest.mark.parametrize(
+  ("ids", "words"),
+  [
+    (
+      {"pad_id": -1, "unk_id": 0, "eos_id": 2},
+      "at id -1 (pad_id), but SeqIO and T5X pad with id 0",
+    ),
+    ({"pad_id": 3, "unk_id": 0, "eos_id": 2, "bos_id": 1}, "at id 3 (pad_id)"),
+    ({"pad_id": 1, "unk_id": 3, "eos_id": 2, "bos_id": 0}, 'which is "<s>" there'),
+    ({"pad_id": -1, "unk_id": 1, "eos_id": 0}, 'which is "</s>" there'),
+    ({"unk_id": 1, "eos_id": -1}, "has no end mark (its eos_id is -1)"),
+    ({"unk_id": 1, "eos_id": -1, "user_defined_symbols": ["</s>"]}, "has no end mark"),
+  ],
+)
+def test_a_model_that_seqio_cannot_pad_or_end_with_is_refused(train_pieces, ids, words):
+  path = train_pieces(**ids)
+  with pytest.raises(UserError) as caught:
     load_vocabulary(path)
+  message = str(caught.value)
+  assert words in message
+  assert message.startswith(f"the vocabulary {path} has ")
+  assert message.endswith(
+    "train it with --pad_id=0 --eos_id=1 --unk_id=2, or pass `--vocabulary bytes`"
+  )
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"unk_id": 1, "bos_id": 2, "eos_id": 3},
+    {"unk_id": 1, "eos_id": 20},
+    {"pad_piece": "[PAD]", "eos_piece": "[EOS]", "unk_piece": "[UNK]"},
+    # Padding has no piece of its own, and takes the begin mark's, to which no text is encoded.
+    {"pad_id": -1, "bos_id": 0},
+    {"control_symbols": ["[CLS]"], "user_defined_symbols": ["<sep>", "▁<tag>"]},
+    {"byte_fallback": True, "vocab_size": 340},
+    {"model_type": "bpe"},
+    {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+  ],
+)
+def test_models_with_other_marks_equal_seqio(train_pieces, options):
+  vocabulary = load_vocabulary(train_pieces(**options))
+  theirs = vocabulary.to_seqio()
+  assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (
+    theirs.pad_id, theirs.eos_id, theirs.unk_id,
+  )  # fmt: skip
+  processor = theirs.tokenizer
+  ids = (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id)
+  assert vocabulary.special_pieces == tuple(processor.IdToPiece(i) for i in ids)
+  for text in ["the red box 7", "a <sep> [CLS]<tag> it", *ODD_TEXTS]:
+    ids = vocabulary.encode(text)
+    assert ids == theirs.encode_tf(text).numpy().tolist()
+    assert vocabulary.decode([*ids, vocabulary.eos_id, 7]) == theirs.decode(ids)
 
 
 def test_the_message_for_missing_files(tmp_path):

@@ -11,7 +11,6 @@ from dss_jax.checkpoints.arrays import architecture, shapes_of
 from dss_jax.checkpoints.t5x_read import read_t5x
 from dss_jax.config.schema import T5Config
 from dss_jax.decoding.beam import beam_search, length_penalty
-from dss_jax.decoding.greedy import EOS_ID
 from dss_jax.model.t5 import Transformer
 
 CONFIG = T5Config(
@@ -23,6 +22,7 @@ CONFIG = T5Config(
   num_decoder_layers=2,
   vocab_size=6,
 )
+EOS_ID = 1
 INPUTS = np.array([[5, 4, 3, 1], [2, 3, 1, 0], [0, 0, 0, 0]], np.int32)
 TOKENS = 4
 
@@ -32,8 +32,8 @@ def params(random_params):
   return random_params(CONFIG, seed=5, gain=1.5)
 
 
-def searched(params, config, inputs, **options):
-  search = jax.jit(functools.partial(beam_search, config=config, **options))
+def searched(params, config, inputs, eos_id=EOS_ID, **options):
+  search = jax.jit(functools.partial(beam_search, config=config, eos_id=eos_id, **options))
   ids, scores = search(params, encoder_input_tokens_BL=inputs)
   return np.asarray(ids), np.asarray(scores)
 
@@ -95,13 +95,14 @@ def test_a_wide_search_finds_the_best_of_all(params):
     np.testing.assert_array_equal(found[row, :20], ids[order])
 
 
-def test_scores_fall_and_no_sequence_comes_twice(params):
-  found, best = searched(params, CONFIG, INPUTS, max_decode_tokens=TOKENS, beams=3)
+@pytest.mark.parametrize("eos_id", [EOS_ID, 3])
+def test_scores_fall_and_no_sequence_comes_twice(params, eos_id):
+  found, best = searched(params, CONFIG, INPUTS, max_decode_tokens=TOKENS, beams=3, eos_id=eos_id)
   for row in range(2):
     assert np.all(np.diff(best[row]) <= 0)
     ended = found[row][best[row] > -1e6]
     assert len(ended) == len({tuple(ids) for ids in ended}) >= 1
-    assert np.all((ended == EOS_ID).sum(1) == 1)
+    assert np.all((ended == eos_id).sum(1) == 1)
 
 
 def test_a_row_of_padding_says_nothing(params):

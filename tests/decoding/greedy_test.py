@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dss_jax.config.schema import T5Config
-from dss_jax.decoding.greedy import EOS_ID, PAD_ID, greedy
+from dss_jax.decoding.greedy import PAD_ID, greedy
 from dss_jax.model.t5 import Transformer
 
 CONFIG = T5Config(
@@ -22,6 +22,7 @@ CONFIG = T5Config(
 )
 TOKENS = 20
 SEED = 18
+EOS_ID = 1
 INPUTS = np.array([[5, 6, 7, 8, 1, 0, 0], [9, 3, 1, 0, 0, 0, 0], [0] * 7, [4, 8, 2, 9, 9, 3, 1]])
 
 
@@ -31,8 +32,10 @@ def params(random_params):
   return random_params(CONFIG, seed=SEED, gain=2.0)
 
 
-def decoded(params, inputs, max_decode_tokens, config=CONFIG):
-  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=max_decode_tokens))
+def decoded(params, inputs, max_decode_tokens, config=CONFIG, eos_id=EOS_ID):
+  decode = jax.jit(
+    functools.partial(greedy, config=config, max_decode_tokens=max_decode_tokens, eos_id=eos_id)
+  )
   return np.asarray(decode(params, encoder_input_tokens_BL=inputs))
 
 
@@ -94,6 +97,14 @@ def test_what_follows_the_end_is_padding(answers):
     ends = np.flatnonzero(row == EOS_ID)
     if len(ends):
       assert np.all(row[ends[0] + 1 :] == PAD_ID)
+
+
+def test_the_vocabulary_says_which_token_ends(params, answers):
+  (row,) = [row for row in (0, 1, 3) if (answers[row] != PAD_ID).all()][:1]
+  eos_id = int(answers[row][3])
+  end = answers[row].tolist().index(eos_id)
+  ended = decoded(params, INPUTS, TOKENS, eos_id=eos_id)[row]
+  assert ended.tolist() == [*answers[row][: end + 1], *[PAD_ID] * (TOKENS - end - 1)]
 
 
 def test_a_row_of_padding_says_nothing(answers):

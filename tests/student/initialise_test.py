@@ -65,7 +65,7 @@ def write(form, folder, arrays, config=TINY):
   if form == "orbax":
     return write_t5x_orbax(arrays, folder, step=5, dtype=FLOAT32)
   folder.mkdir(parents=True, exist_ok=True)
-  write_hf(arrays, config, folder, dtype=FLOAT32, max_new_tokens=8)
+  write_hf(arrays, config, folder, dtype=FLOAT32, eos_id=1, max_new_tokens=8)
   return folder
 
 
@@ -153,6 +153,14 @@ def test_another_size_names_the_first_weight_and_the_student(tmp_path, form):
   assert f"its weight {name} is ({mini.emb_dim},), but --student tiny needs (8,)" in message
   assert "--student mini" in message
   assert str(path) in message
+
+
+def test_another_end_mark_than_the_vocabularys_is_refused(tmp_path, train_pieces):
+  write_hf(drawn(TINY), TINY, tmp_path, dtype=FLOAT32, eos_id=3, max_new_tokens=8)
+  message = refusal(tmp_path)
+  assert "ends texts with id 3 (eos_token_id), but the vocabulary bytes with id 1" in message
+  own = load_vocabulary(train_pieces(unk_id=1, bos_id=2, eos_id=3))
+  assert InitialCheckpoint(config_of(tmp_path), own).config.model == TINY
 
 
 def test_missing_and_extra_weights_are_named(tmp_path):
