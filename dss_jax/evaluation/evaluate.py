@@ -121,6 +121,12 @@ def evaluate_student(
       [row["input_text"] for row in labelled], "label", on_batch=advance
     )
   given = [row["output_text"] for row in labelled]
+  if cut := store.truncated["label"]["targets"]:
+    say(
+      f"warning: {cut:,} of {len(labelled):,} labels are longer than the "
+      f"{config.data.max_output_tokens:,} tokens that the student was trained to write: no answer "
+      "can match them; train with a higher --max-output-tokens"
+    )
   figures = label_figures(given, predictions, student.vocabulary, source.metric)
   return {
     "model": str(student.directory),

@@ -63,6 +63,8 @@ def export_student(
   loadable = target
   with writing(target), publishing(target) as part:
     if format == "hf":
+      # First, since it may refuse the vocabulary.
+      write_tokenizer(student.vocabulary, part)
       write_hf(
         arrays,
         student.config.model,
@@ -71,7 +73,6 @@ def export_student(
         eos_id=student.vocabulary.eos_id,
         max_new_tokens=student.card["longest_target_tokens"]["label"],
       )
-      write_tokenizer(student.vocabulary, part)
       write_model_card(student, part, step=step, dtype=dtype)
     else:
       _check_t5x(student.config.model)

@@ -37,7 +37,7 @@ def is_t5s(vocabulary: SentencePieceVocabulary) -> bool:
     and normalizer.add_dummy_prefix
     and normalizer.remove_extra_whitespaces
     and normalizer.escape_whitespaces
-    and all(re.fullmatch(f"{_SPACE}?<extra_id_[0-9]+>", piece) for piece in own)
+    and all(re.fullmatch(f"{_SPACE}<extra_id_[0-9]+>", piece) for piece in own)
   )
 
 

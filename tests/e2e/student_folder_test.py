@@ -197,6 +197,25 @@ def test_evaluate_counts_what_predict_writes(with_student):
   assert math.isclose(figures["eval_total_loss"], sum(losses) / 2, rel_tol=1e-6)
 
 
+def test_evaluate_compares_with_what_the_vocabulary_can_write(with_words):
+  rows = predict(with_words)
+  judged = [{**row, "output_text": row["prediction"] + "a  b " * (n % 2)} for n, row in
+            enumerate(rows) if row["prediction"].strip()]  # fmt: skip
+  with_words.write("eval.jsonl", judged)
+  written = Student.open(with_words.folder / "student").vocabulary.writable(
+    row["output_text"] for row in judged
+  )
+  outcome = with_words(*EVALUATE, "--model", "student")
+  given = [row["output_text"] for row in judged]
+  answers = [row["prediction"] for row in judged]
+  changed = sum(map(str.__ne__, given, written))
+  assert outcome.json["labels_changed_by_vocabulary"] == changed >= len(judged) // 2 > 0
+  assert outcome.json["exact_match"] == sum(map(str.__eq__, written, answers)) / len(judged)
+  as_given = sum(map(str.__eq__, given, answers)) / len(judged)
+  assert outcome.json["as_given"]["exact_match"] == as_given
+  assert f"{changed} of {len(judged)} labels cannot be written" in outcome.err
+
+
 def test_the_best_checkpoint_is_handed_on(whole):
   card, lines = whole.card("whole"), evaluations(whole, "whole")
   best = max(

@@ -26,6 +26,7 @@ OPTIONS = {
   "names": {"pad_piece": "[PAD]", "eos_piece": "[EOS]", "unk_piece": "[UNK]"},
   "no padding piece": {"pad_id": -1, "bos_id": 0},
   "own pieces": {"user_defined_symbols": ["<sep>", "▁<tag>", "{"]},
+  "other sentinels": {"user_defined_symbols": ["<extra_id_0>"]},
   "control pieces": {"control_symbols": ["[CLS]"]},
   "bytes": {"byte_fallback": True, "vocab_size": 340},
   "spaces kept": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
