@@ -17,12 +17,19 @@ def task_figures(
   none of these, is left out and said on standard error.
   """
   try:
-    figures = metric(targets, predictions)
-    if not isinstance(figures, Mapping):
-      raise TypeError(f"it gives a {type(figures).__name__}, not a dict of figures")
+    return plain_figures(metric, targets, predictions)
   except (Exception, SystemExit) as error:
     say(f"warning: the task's metric failed: {failure_of(metric, error)}; its figures are left out")
     return {}
+
+
+def plain_figures(
+  metric: Metric, targets: Sequence[str], predictions: Sequence[str]
+) -> dict[str, Any]:
+  """Returns the same as task_figures; raises what the metric raises."""
+  figures = metric(targets, predictions)
+  if not isinstance(figures, Mapping):
+    raise TypeError(f"it gives a {type(figures).__name__}, not a dict of figures")
   plain = {}
   for name, value in figures.items():
     try:

@@ -15,13 +15,14 @@ from dss_jax.data.report.counters import excerpts
 from dss_jax.data.report.text import round_trip
 from dss_jax.data.sources import RowSource, source_from_file, source_from_task
 from dss_jax.data.task_files import Metric, accuracy, load_task
-from dss_jax.data.task_metrics import task_figures
+from dss_jax.data.task_metrics import plain_figures, task_figures
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
 from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.progress import progress_line, say
+from dss_jax.storage.files import reason
 from dss_jax.student.predictor import Predictor
 from dss_jax.student.student import Student
 from dss_jax.train.evaluation import evaluate
@@ -150,25 +151,36 @@ def label_figures(
   """
   labels = vocabulary.writable(given)
   changed = [(one, other) for one, other in zip(given, labels, strict=True) if one != other]
+  as_given = {
+    "exact_match": _exact_match(given, predictions),
+    "task_metrics": _finite(task_figures(metric, given, predictions)),
+  }
+  if not changed:
+    return {"labels_changed_by_vocabulary": 0, **as_given}
+  say(
+    f"warning: {len(changed):,} of {len(given):,} labels cannot be written with the student's "
+    f"vocabulary as they are: {round_trip(*excerpts(*changed[0]))}; answers are compared with "
+    'what it can write, and under "as_given" with the labels themselves'
+  )
   figures = {
     "labels_changed_by_vocabulary": len(changed),
-    **_compared(labels, predictions, metric),
+    "exact_match": _exact_match(labels, predictions),
+    "task_metrics": as_given["task_metrics"],
+    "as_given": as_given,
   }
-  if changed:
-    figures["as_given"] = _compared(given, predictions, metric)
+  try:
+    figures["task_metrics"] = _finite(plain_figures(metric, labels, predictions))
+  # A metric that parses its labels may not be able to read what the vocabulary leaves of them.
+  except (Exception, SystemExit) as error:
     say(
-      f"warning: {len(changed):,} of {len(given):,} labels cannot be written with the student's "
-      f"vocabulary as they are: {round_trip(*excerpts(*changed[0]))}; answers are compared with "
-      'what it can write, and under "as_given" with the labels themselves'
+      f"warning: the task's metric cannot read the labels as the vocabulary writes them "
+      f"({type(error).__name__}: {reason(error)}); task_metrics compare with the labels themselves"
     )
   return figures
 
 
-def _compared(targets: Sequence[str], predictions: Sequence[str], metric: Metric) -> dict[str, Any]:
-  return {
-    "exact_match": sum(map(str.__eq__, targets, predictions)) / len(targets),
-    "task_metrics": _finite(task_figures(metric, targets, predictions)),
-  }
+def _exact_match(targets: Sequence[str], predictions: Sequence[str]) -> float:
+  return sum(map(str.__eq__, targets, predictions)) / len(targets)
 
 
 def _finite(figures: Any) -> Any:

@@ -8,8 +8,8 @@ import pathlib
 from types import SimpleNamespace
 
 import pytest
-
 from dss_jax.data.task_definition import accuracy
+
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.evaluation.evaluate import label_figures, source_for
@@ -101,3 +101,14 @@ def test_labels_that_can_be_written_are_compared_once(small_vocabulary, capsys):
       "task_metrics": {"accuracy": 50.0},
     }
   assert capsys.readouterr().err == ""
+
+
+def test_a_metric_that_parses_labels_gets_them_as_they_are_where_it_must(small_vocabulary, capsys):
+  def same_json(targets, predictions):
+    return {"objects": sum(len(json.loads(target)) for target in targets)}
+
+  labels = ['{"red": 1}', '{"blue": 2}']
+  figures = label_figures(labels, labels, small_vocabulary, same_json)
+  assert figures["task_metrics"] == figures["as_given"]["task_metrics"] == {"objects": 2}
+  assert figures["exact_match"] == 0.0
+  assert "the task's metric cannot read the labels" in capsys.readouterr().err
