@@ -12,6 +12,7 @@ from typing import NamedTuple
 from dss_jax.annotation.label_text import plain_label
 from dss_jax.annotation.markers import Marker
 from dss_jax.data.task_files import Answer, TaskDefinition, UnparsableAnswer
+from dss_jax.data.texts import is_blank
 
 # Rationales are a few sentences; a longer text is degenerate.
 MAX_ANSWER_CHARACTERS = 32_768
@@ -85,7 +86,7 @@ class ParseRules:
     if len(text) > MAX_ANSWER_CHARACTERS:
       return _failure(f"the answer has {len(text):,} characters, over {MAX_ANSWER_CHARACTERS:,}")
     answer, was_stopped = _until_stop(text, (*stop, *_END_TOKENS))
-    if not answer.strip():
+    if is_blank(answer):
       return _failure("the answer is empty")
     try:
       (rationale, label), has_several = self._split(answer, input_text)
@@ -93,7 +94,7 @@ class ParseRules:
       return _failure(_cut(str(error)))
     except Exception as error:
       return _failure(_cut(f"the task's parse_answer raised {type(error).__name__}: {error}"))
-    if not rationale.strip():
+    if is_blank(rationale):
       return _failure("there is no reasoning before the answer")
     if label is None:
       return Parsed(rationale, None, "the answer is not a single label")
@@ -147,7 +148,7 @@ class ParseRules:
 
   def _problem(self, label: str, allowed: Sequence[str] | None) -> str:
     """Returns why `label` is invalid, or ""."""
-    if not label.strip() or not any(character.isalnum() for character in label):
+    if is_blank(label) or not any(character.isalnum() for character in label):
       return f"the label {label[:40]!r} has no letter and no digit"
     if len(label.splitlines()) > 1:
       return "the label has more than one line"

@@ -39,6 +39,8 @@ def test_valid_answers(text, rationale, label):
   [
     ("", "the answer is empty"),
     (" \n ", "the answer is empty"),
+    ("\u3164", "the answer is empty"),
+    ("\u3164\nAnswer: wet", "there is no reasoning before the answer"),
     ("\nText: again", 'no "Answer:" in the answer'),
     ("It rains.", 'no "Answer:" in the answer'),
     ("Answer: wet", "there is no reasoning before the answer"),

@@ -8,8 +8,8 @@ import pathlib
 from types import SimpleNamespace
 
 import pytest
-from dss_jax.data.task_definition import accuracy
 
+from dss_jax.data.task_files import accuracy
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.evaluation.evaluate import label_figures, source_for
