@@ -12,9 +12,9 @@ from dss_jax.terminal import echo
 
 @click.command()
 @options.MODEL
-@options.dataset("JSONL rows to answer.", required=True)
+@options.dataset("JSONL rows to answer; - is standard input.", required=True)
 @options.LABELS_AS_TEXT
-@options.output("Where the answered rows go.")
+@options.output("Where the answered rows go; - is standard output.")
 @option("--explain", is_flag=True, help="Write the student's rationale, too.")
 @options.batch_size(default_text="the student's in training", uses_gin=False)
 @option("--max-output-tokens", type=click.IntRange(min=1), metavar="N",
@@ -37,6 +37,7 @@ def predict(
   check_rows(dataset, bool(labels_as_text))
   from dss_jax.config.mesh_presets import mesh_config
   from dss_jax.parallel.mesh import make_mesh
+  from dss_jax.storage.atomic import is_standard_output
   from dss_jax.storage.cache import keep_compiled_programs
   from dss_jax.student.predictor import Predictor, predict_file
   from dss_jax.student.student import Student
@@ -53,7 +54,9 @@ def predict(
     max_output_tokens=max_output_tokens,
     labels_as_text=bool(labels_as_text),
   )
-  echo(json.dumps({"output": output, "rows": rows}))
+  # Rows on standard output are followed by nothing else.
+  if not is_standard_output(output):
+    echo(json.dumps({"output": output, "rows": rows}))
 
 
 @click.command()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from dss_jax.errors import UserError
+from dss_jax.errors import ReaderGone, UserError
 from dss_jax.storage.files import (
   PathLike,
   file_system,
@@ -38,25 +38,33 @@ def atomic_target(path: PathLike) -> Iterator[IO[bytes]]:
   """Opens a binary file for writing that takes its name only when it is whole.
 
   It is written beside the target, synced and renamed; a URL is committed by its file system.
-  If the body raises, the target stays as it was. A pipe or a device such as /dev/stdout is
+  If the body raises, the target stays as it was. A pipe, a device or standard output (`-`) is
   written directly. Gzip by suffix; equal content gives equal bytes.
 
   Raises:
     UserError: the target cannot be written. What the body raises passes through.
+    ReaderGone: the target is a pipe that nobody reads any more.
   """
   name = os.fspath(path)
   if is_url(name):
     opened = _url_target(name)
+  elif is_standard_output(name):
+    opened = _opened_directly(name, os.dup(1))
   else:
     # A link stays a link; the file that it points to is replaced.
     target = os.path.realpath(name)
-    opened = _device(name) if _is_device(target) else _beside(name, target)
+    opened = _opened_directly(name, name) if _is_device(target) else _beside(name, target)
   with opened as binary:
     if not name.endswith(".gz"):
       yield binary
       return
     with gzip.GzipFile(filename="", fileobj=binary, mode="wb", mtime=0) as zipped:
       yield zipped  # type: ignore[misc]
+
+
+def is_standard_output(path: PathLike) -> bool:
+  """Returns whether what is written there goes where the command prints."""
+  return os.fspath(path) in ("-", "/dev/stdout")
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
@@ -72,11 +80,16 @@ def write_text(path: PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: PathLike, refusal: type[Exception] = OSError) -> Iterator[None]:
-  """Raises the body's `refusal` as a UserError that says that `path` cannot be written."""
+  """Raises the body's `refusal` as a UserError that says that `path` cannot be written.
+
+  A pipe that nobody reads any more raises ReaderGone.
+  """
   try:
     yield
   except UserError:
     raise
+  except BrokenPipeError:
+    raise ReaderGone from None
   except refusal as error:
     raise UserError(
       f"{os.fspath(path)}: cannot be written ({reason(error)}); name a place in a folder that"
@@ -173,11 +186,16 @@ def _is_device(target: str) -> bool:
 
 
 @contextlib.contextmanager
-def _device(name: str) -> Iterator[IO[bytes]]:
+def _opened_directly(name: str, target: str | int) -> Iterator[IO[bytes]]:
   with writing(name):
-    binary = open(name, "wb")  # noqa: SIM115
-  with binary:
+    binary = open(target, "wb")  # noqa: SIM115
+  try:
     yield binary
+    with writing(name):
+      binary.flush()
+  finally:
+    with contextlib.suppress(OSError):
+      binary.close()
 
 
 @contextlib.contextmanager

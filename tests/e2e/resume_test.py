@@ -162,3 +162,24 @@ def test_a_run_resumes_without_the_checkpoint_it_began_from(with_student):
   outcome = with_student("distill", *flags, "--train-steps", "6")
   assert outcome.code == 0, outcome.err
   assert "going on after step 4" in outcome.err
+
+
+def test_rows_and_vocabulary_that_moved_are_the_same_run(with_student, refuses):
+  folder = with_student.folder
+  (folder / "disk 2").mkdir()
+  for name in ("train", "eval"):
+    (folder / f"{name}.jsonl").rename(folder / "disk 2" / f"{name} [1].jsonl")
+  moved = [
+    *with_student.flags("student"),
+    *("--dataset", "disk 2/train [1].jsonl", "--eval-dataset", "disk 2/eval [1].jsonl"),
+    *("--train-steps", "6"),
+  ]
+  outcome = with_student("distill", *moved)
+  assert outcome.code == 0, outcome.err
+  assert "going on after step 4" in outcome.err
+  assert "disk 2/train [1].jsonl" in (folder / "student" / "config.gin").read_text()
+  rows = (folder / "disk 2" / "train [1].jsonl").read_text().splitlines(keepends=True)
+  (folder / "train.jsonl").write_text("".join(rows[:-1]))
+  other = [*moved, "--dataset", "train.jsonl", "--train-steps", "8"]
+  says = ["the train data are not those that this run began with"]
+  refuses("distill", *other, says=says, workshop=with_student)

@@ -406,3 +406,29 @@ def test_an_upload_that_fails_leaves_nothing(tmp_path, monkeypatch):
   ):
     _fill_deep(part)
   assert not exists(folder)
+
+
+WRITE_TO_OUTPUT = """
+import sys
+from dss_jax.storage.atomic import write_text
+print("before", flush=True)
+write_text(sys.argv[1], "rows\\n" * int(sys.argv[2]))
+print("after")
+"""
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_standard_output_is_written_in_its_place(tmp_path, name):
+  with (tmp_path / "out").open("w") as out:
+    subprocess.run([sys.executable, "-c", WRITE_TO_OUTPUT, name, "2"], stdout=out, check=True)
+  assert (tmp_path / "out").read_text() == "before\nrows\nrows\nafter\n"
+  assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("times", ["1", "1000000"])
+def test_a_reader_that_has_gone_is_no_failure_of_the_target(times):
+  program = WRITE_TO_OUTPUT.replace('print("before", flush=True)', "").replace('print("after")', "")
+  line = f'"$0" -c "$1" - {times} | true; exit ${{PIPESTATUS[0]}}'
+  result = subprocess.run(["bash", "-c", line, sys.executable, program], capture_output=True)
+  # The pipe may take a short text before its reader has gone.
+  assert result.returncode == 0 or b"ReaderGone" in result.stderr.splitlines()[-1]
