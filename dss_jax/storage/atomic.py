@@ -206,11 +206,15 @@ def _beside(name: str, target: str) -> Iterator[IO[bytes]]:
   with writing(name):
     binary = open(part, "xb", buffering=_BUFFER_BYTES)  # noqa: SIM115
   try:
-    with binary:
+    try:
       yield binary
       with writing(name):
         binary.flush()
         sync(binary)
+    finally:
+      # Closing writes again what could not be written, and would hide why.
+      with contextlib.suppress(OSError):
+        binary.close()
     with writing(name):
       os.replace(part, target)
   except BaseException:

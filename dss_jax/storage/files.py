@@ -1,6 +1,7 @@
 """Reads files and folders: local paths, pipes, and URLs through fsspec; gzip by its first bytes."""
 
 import contextlib
+import errno
 import gzip
 import io
 import os
@@ -141,6 +142,9 @@ def reason(error: BaseException) -> str:
   text = getattr(error, "strerror", None) or str(error)
   if not text:
     text = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+  # Libraries wrap the cause in long sentences of their own.
+  if (full := os.strerror(errno.ENOSPC)) in text:
+    return full
   text = _TENSORSTORE_DETAILS.sub("", " ".join(str(text).split()))
   return text[:200].rstrip(".")
 

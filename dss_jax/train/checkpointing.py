@@ -20,8 +20,8 @@ from dss_jax.errors import UserError
 from dss_jax.storage.files import reason
 from dss_jax.train.step import TrainState
 
-# Below this level Orbax logs every step of its work.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs every step of its work, and with a traceback what it also raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def has_checkpoint(directory: pathlib.Path) -> bool:
@@ -56,6 +56,7 @@ class Checkpoints:
       best = BestN(get_metric_fn=rank_of, n=1, keep_checkpoints_without_metrics=False)
       policies.append(best)
     self._directory = directory
+    self._has_failed = False
     options = ocp.CheckpointManagerOptions(
       preservation_policy=AnyPreservationPolicy(policies),
       best_fn=rank_of if keep_best else None,
@@ -68,6 +69,9 @@ class Checkpoints:
     if not read_only:
       directory.mkdir(parents=True, exist_ok=True)
     self._stack = contextlib.ExitStack()
+    if not read_only:
+      # A save goes on in threads, so its late tracebacks may come at any time.
+      self._stack.enter_context(_suppressed_late_tracebacks())
     place = self._stack.enter_context(_without_wildcards(directory))
     with self._reading(directory):
       self._manager = ocp.CheckpointManager(place, options=options)
@@ -83,17 +87,20 @@ class Checkpoints:
 
     Args:
       metrics: `accuracy` and `loss` that rank the checkpoint; None if it was not evaluated.
+
+    Raises UserError if this or the last checkpoint cannot be written; so does wait.
     """
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-        progress=ocp.args.JsonSave(dict(progress)),
-      ),
-      metrics=dict(metrics) if metrics is not None else None,
-      force=True,
-    )
+    with self._saving():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(state.params),
+          optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+          progress=ocp.args.JsonSave(dict(progress)),
+        ),
+        metrics=dict(metrics) if metrics is not None else None,
+        force=True,
+      )
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
@@ -134,11 +141,31 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits until everything saved is on disk."""
-    self._manager.wait_until_finished()
+    with self._saving():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
+    if self._has_failed:
+      # The same failure would come again.
+      with contextlib.suppress(Exception):
+        self._manager.close()
+      # The tracebacks stay suppressed; the link goes when the program ends.
+      self._stack.pop_all()
+      return
     self._manager.close()
     self._stack.close()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise for a disk that is full into a UserError."""
+    try:
+      yield
+    except Exception as error:
+      self._has_failed = True
+      raise UserError(
+        f"{self._directory}: a checkpoint cannot be written ({reason(error)}); make room there,"
+        " and run the same command again to go on from the newest whole one"
+      ) from error
 
   @contextlib.contextmanager
   def _reading(self, place: pathlib.Path) -> Iterator[None]:
@@ -172,22 +199,31 @@ def _without_wildcards(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _suppressed_late_tracebacks() -> Iterator[None]:
-  """Suppresses tracebacks of concurrent reads that end after another read has failed.
+  """Suppresses tracebacks of concurrent reads and writes that end after another one has failed.
 
   They may end at any time before the program does, when their event loop is closed, so after a
   failure the suppression stays.
   """
-  before = sys.unraisablehook
+  hooks = sys.unraisablehook, sys.excepthook
 
-  def hook(raised):
-    if not (raised.exc_type is RuntimeError and str(raised.exc_value) == "Event loop is closed"):
-      before(raised)
+  def unraisable(raised):
+    if not _is_late(raised.exc_type, raised.exc_value):
+      hooks[0](raised)
 
-  sys.unraisablehook = hook
+  def uncaught(kind, error, trace):
+    if not _is_late(kind, error):
+      hooks[1](kind, error, trace)
+
+  sys.unraisablehook, sys.excepthook = unraisable, uncaught
   try:
     yield
   except BaseException:
-    # asyncio logs an error for each such read, whose exception nobody retrieved.
+    # asyncio logs an error for each of them, whose exception nobody retrieved.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     raise
-  sys.unraisablehook = before
+  sys.unraisablehook, sys.excepthook = hooks
+
+
+def _is_late(kind: type[BaseException], error: BaseException | None) -> bool:
+  is_closed = kind is RuntimeError and str(error) == "Event loop is closed"
+  return is_closed or (kind is ImportError and str(error).startswith("sys.meta_path is None"))

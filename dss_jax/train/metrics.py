@@ -1,5 +1,6 @@
 """The names of metrics, and their writer: metrics.jsonl and TensorBoard, live."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -14,7 +15,7 @@ from tensorboardX.summary import scalar
 
 from dss_jax.losses.base import LossSum
 from dss_jax.losses.objective import Objective
-from dss_jax.storage.atomic import sync, write_text
+from dss_jax.storage.atomic import sync, write_text, writing
 
 
 def named_metrics(
@@ -49,11 +50,12 @@ class MetricsWriter:
   """
 
   def __init__(self, model_dir: pathlib.Path, *, resume_step: int):
-    path = model_dir / "metrics.jsonl"
+    self._path = path = model_dir / "metrics.jsonl"
     _drop_after(path, resume_step)
-    self._file = path.open("a", encoding="utf-8")
     folder = model_dir / "tensorboard"
-    folder.mkdir(exist_ok=True)
+    with writing(path):
+      self._file = path.open("a", encoding="utf-8")
+      folder.mkdir(exist_ok=True)
     # tensorboardX's SummaryWriter writes in a thread, so a killed run would lose events of steps
     # before its checkpoint. The suffix makes the name unique: a second file of the same second
     # would overwrite the first.
@@ -63,20 +65,28 @@ class MetricsWriter:
     self._events.write_event(purge)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes a step's metrics; other programs can read them when this returns."""
-    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-    self._file.flush()
-    for name, value in metrics.items():
-      self._events.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
-    self._events.flush()
+    """Writes a step's metrics; other programs can read them when this returns.
+
+    Raises UserError if there is no room for them.
+    """
+    with writing(self._path):
+      self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+      self._file.flush()
+      for name, value in metrics.items():
+        summary = scalar(name, value)
+        self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+      self._events.flush()
 
   def flush(self) -> None:
     """Syncs everything written to disk; called before a checkpoint of the same step."""
-    sync(self._file)
+    with writing(self._path):
+      sync(self._file)
 
   def close(self) -> None:
-    self._file.close()
-    self._events.close()
+    # What cannot be written has been said by write.
+    for stream in (self._file, self._events):
+      with contextlib.suppress(OSError):
+        stream.close()
 
 
 class NoWriter:

@@ -284,3 +284,30 @@ def test_files_of_others_are_no_checkpoints(tmp_path, opened, mesh):
   again = opened(read_only=True)
   assert (again.latest_step(), again.best_step()) == (6, 6)
   assert_equal_bits(again.restore(6, shape_of(state))[0], state)
+
+
+@pytest.mark.parametrize("method", ["save", "wait_until_finished"])
+def test_a_disk_that_is_full_is_one_sentence(opened, mesh, tmp_path, monkeypatch, method):
+  def full(*arguments, **options):
+    raise ValueError(
+      "RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code=28]"
+    )
+
+  checkpoints = opened()
+  state = state_on(mesh, 3)
+  checkpoints.save(state, 3, {}, None)
+  checkpoints.wait()
+  monkeypatch.setattr(checkpoints._manager, method, full)
+
+  def save():
+    checkpoints.save(state, 6, {}, None)
+    checkpoints.wait()
+
+  with pytest.raises(UserError) as caught:
+    save()
+  assert str(caught.value) == (
+    f"{tmp_path / 'checkpoints'}: a checkpoint cannot be written (No space left on device); make"
+    " room there, and run the same command again to go on from the newest whole one"
+  )
+  monkeypatch.setattr(checkpoints._manager, "close", full)
+  checkpoints.close()

@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dss_jax.config.schema import LossConfig
+from dss_jax.errors import UserError
 from dss_jax.losses.base import LossSum
 from dss_jax.losses.objective import make_objective
 from dss_jax.train.metrics import MetricsWriter, named_metrics
@@ -176,3 +177,11 @@ def test_nothing_else_is_left_in_the_folder(tmp_path, write):
   write(range(1, 4))
   write(range(3, 4), resume_step=2)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_no_room_for_metrics_is_one_sentence(tmp_path):
+  writer = MetricsWriter(tmp_path, resume_step=0)
+  writer._file = open("/dev/full", "w")  # noqa: SIM115
+  with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written \(No space left"):
+    writer.write(1, {"loss": 1.0})
+  writer.close()
