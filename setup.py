@@ -57,6 +57,12 @@ setup(
     # Conflicts with constraints.txt: Beam needs older versions of protobuf, pyarrow and pillow.
     "beam": ["apache-beam>=2.77"],
     "gcs": ["gcsfs>=2024.6"],
+    "serve": [
+      "prometheus-client>=0.20",
+      "pydantic>=2.9",
+      "starlette>=1.0",
+      "uvicorn>=0.34",
+    ],
     "teacher": ["aiohttp>=3.14"],
     "tensorboard": ["tensorboard>=2.18"],
     # The compiler for `dss plan`, 200 MB, in the version that the installed JAX names.
@@ -71,14 +77,20 @@ setup(
     "test": [
       "aiohttp>=3.14",
       "build>=1.2",
+      # What starlette's test client speaks HTTP with.
+      "httpx2>=2",
       "hypothesis>=6.100",
       "mypy>=1.11",
+      "prometheus-client>=0.20",
+      "pydantic>=2.9",
       "pytest>=8.2",
       "pytest-timeout>=2.3",
       "pytest-xdist>=3.6",
       "ruff>=0.6",
       "setuptools>=77",
+      "starlette>=1.0",
       "tensorboard>=2.18",
+      "uvicorn>=0.34",
     ],
   },
   entry_points={"console_scripts": ["dss=dss_jax.cli.main:main"]},

@@ -35,6 +35,7 @@ ROOMS = [
   "evaluation",
   "pipelines",
   "plan",
+  "serving",
   "t5x",
   "cli",
 ]

@@ -1,0 +1,192 @@
+"""What a client asks for, in either API, and the answers to it as they are written."""
+
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator, Sequence
+
+from dss_jax.serving.batcher import Batcher
+from dss_jax.serving.errors import BadRequest
+from dss_jax.student.questions import Question
+
+MAX_PROMPTS = 128
+MAX_CANDIDATES = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+  """A request.
+
+  Attributes:
+    prompts: inputs of the student.
+    explain: whether the student writes its rationale, too.
+    max_tokens: of an answer; None for the longest that the student was trained to write.
+    temperature: 0 takes the most likely token.
+    top_k, top_p: see DecodingConfig.
+    seed: None draws one.
+    candidates: answers to each prompt.
+    log_probabilities: whether the answers have those of their tokens.
+  """
+
+  prompts: tuple[str, ...]
+  explain: bool = False
+  max_tokens: int | None = None
+  temperature: float = 0.0
+  top_k: int | None = None
+  top_p: float = 1.0
+  stop: tuple[str, ...] = ()
+  seed: int | None = None
+  candidates: int = 1
+  log_probabilities: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """The next text of an answer.
+
+  Attributes:
+    prompt, candidate: which answer it belongs to.
+    kind: "label" or "rationale".
+    finish: "stop" or "length" with the last part of an answer, else None.
+  """
+
+  prompt: int
+  candidate: int
+  kind: str
+  text: str
+  ids: list[int]
+  log_probabilities: list[float]
+  finish: str | None
+
+
+@dataclasses.dataclass
+class Answer:
+  """A complete answer: a label, and the rationale if it was asked for."""
+
+  label: str = ""
+  rationale: str | None = None
+  finish: str = "stop"
+  ids: list[int] = dataclasses.field(default_factory=list)
+  log_probabilities: list[float] = dataclasses.field(default_factory=list)
+  output_tokens: int = 0
+
+  @property
+  def text(self) -> str:
+    """Returns the answer as one text, in the form that `dss annotate` reads."""
+    return self.label if self.rationale is None else f"{self.rationale}\nAnswer: {self.label}"
+
+
+def questions_of(generation: Generation) -> list[Question]:
+  """Returns the questions to the student: each prompt's rationale, if asked for, and label."""
+  seed = secrets.randbits(32) if generation.seed is None else generation.seed
+  kinds = ("rationale", "label") if generation.explain else ("label",)
+  return [
+    Question(
+      prompt,
+      kind,
+      max_tokens=generation.max_tokens,
+      temperature=generation.temperature,
+      top_k=generation.top_k,
+      top_p=generation.top_p,
+      stop=generation.stop,
+      seed=seed,
+      candidates=generation.candidates,
+    )
+    for prompt in generation.prompts
+    for kind in kinds
+  ]
+
+
+class Writing:
+  """The answers to a request that are being written."""
+
+  def __init__(self, batcher: Batcher, generation: Generation):
+    """Puts the request into the queue; raises Refused."""
+    self._questions = questions_of(generation)
+    self._kinds = 2 if generation.explain else 1
+    self._generation = generation
+    self._ticket = batcher.submit(self._questions)
+
+  def cancel(self) -> None:
+    self._ticket.cancel()
+
+  async def parts(self) -> AsyncIterator[Part]:
+    """Yields the texts of all answers as they are written, in any order."""
+    async for position, part in self._ticket:
+      yield Part(
+        prompt=position // self._kinds,
+        candidate=part.candidate,
+        kind=self._questions[position].kind,
+        text=part.text,
+        ids=part.ids,
+        log_probabilities=part.log_probabilities,
+        finish=part.finish,
+      )
+
+  async def texts(self) -> AsyncIterator[Part]:
+    """Yields the parts so that those of an answer add up to Answer.text.
+
+    Label and rationale of an answer are written side by side: the label's parts wait for the end
+    of the rationale. `finish` comes with the last part of the whole answer.
+    """
+    waiting: dict[tuple[int, int], list[Part] | None] = {}
+    async for part in self.parts():
+      key = (part.prompt, part.candidate)
+      if not self._generation.explain:
+        yield part
+      elif part.kind == "label":
+        held = waiting.setdefault(key, [])
+        if held is None:
+          yield part
+        else:
+          held.append(part)
+      elif part.finish is None:
+        yield part
+      else:
+        yield dataclasses.replace(part, text=f"{part.text}\nAnswer: ", finish=None)
+        for held_part in waiting.get(key) or []:
+          yield held_part
+        waiting[key] = None
+
+  async def answers(self) -> list[list[Answer]]:
+    """Returns all candidates of each prompt."""
+    found = [
+      [
+        Answer(rationale="" if self._generation.explain else None)
+        for _ in range(self._generation.candidates)
+      ]
+      for _ in self._generation.prompts
+    ]
+    async for part in self.parts():
+      add_part(found[part.prompt][part.candidate], part)
+    return found
+
+
+def add_part(answer: Answer, part: Part) -> None:
+  """Adds the next text to an answer."""
+  answer.output_tokens += len(part.ids)
+  if part.kind == "rationale":
+    answer.rationale = (answer.rationale or "") + part.text
+  else:
+    answer.label += part.text
+    answer.ids += part.ids
+    answer.log_probabilities += part.log_probabilities
+  if part.finish == "length":
+    answer.finish = "length"
+
+
+def check(generation: Generation, *, kinds: Sequence[str], max_output_tokens: int) -> None:
+  """Raises BadRequest for what a student cannot do, or a request too large."""
+  if not 1 <= len(generation.prompts) <= MAX_PROMPTS:
+    raise BadRequest(f"a request has 1 to {MAX_PROMPTS} prompts, not {len(generation.prompts):,}")
+  for prompt in generation.prompts:
+    if not prompt.strip():
+      raise BadRequest("a prompt is empty; give the text that the student is to answer")
+  if generation.max_tokens is not None and generation.max_tokens > max_output_tokens:
+    raise BadRequest(
+      f"the student writes at most {max_output_tokens:,} tokens, not {generation.max_tokens:,}",
+      "max_tokens",
+    )
+  needed = ("rationale", "label") if generation.explain else ("label",)
+  for kind in needed:
+    if kind not in kinds:
+      raise BadRequest(f"this student was not trained to write a {kind}", "explain")

@@ -1,0 +1,143 @@
+"""The hosted service's API: predict, serverStreamingPredict and countTokens.
+
+Both of endpoints and of publishers' models: the last part of a path is the name of a student.
+Forms as in google.cloud.aiplatform's PredictionService.
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dss_jax.serving.errors import Refused, google_error, refusal_of
+from dss_jax.serving.generation import Answer, Part
+from dss_jax.serving.service import Call, Service
+from dss_jax.serving.vertex_schemas import parse_count, parse_predict, parse_streaming, tensor_of
+
+_INSTANCE_SCHEMA = "gs://google-cloud-aiplatform/schema/predict/instance/text_generation_1.0.0.yaml"
+# A student judges nothing; clients read these keys.
+_SAFETY = {"categories": [], "scores": [], "blocked": False}
+
+
+class VertexApi:
+  """The routes of the hosted service's API over a service."""
+
+  def __init__(self, service: Service):
+    self._service = service
+
+  def routes(self) -> list[Route]:
+    place = "/projects/{project}/locations/{location}"
+    return [
+      route
+      for version in ("v1", "v1beta1")
+      for route in (
+        Route(f"/{version}{place}/endpoints/{{target:path}}", self.act, methods=["POST"]),
+        Route(
+          f"/{version}{place}/publishers/{{publisher}}/models/{{target:path}}",
+          self.act,
+          methods=["POST"],
+        ),
+        Route(f"/{version}/publishers/{{publisher}}/models/{{target:path}}", self.show),
+      )
+    ]
+
+  async def show(self, request: Request) -> Response:
+    """Returns a publisher's model, which clients ask for before they predict."""
+    name = request.path_params["target"]
+    model, _ = self._service.models.get(name)
+    publisher = request.path_params["publisher"]
+    template = "projects/{user-project}/locations/{location}/publishers/" + publisher
+    return JSONResponse(
+      {
+        "name": f"publishers/{publisher}/models/{name}",
+        "versionId": model.version or "1",
+        "publisherModelTemplate": f"{template}/models/{name}",
+        "predictSchemata": {"instanceSchemaUri": _INSTANCE_SCHEMA},
+      }
+    )
+
+  async def act(self, request: Request) -> Response:
+    """Runs the verb after the last colon of the path."""
+    name, _, verb = request.path_params["target"].rpartition(":")
+    actions = {
+      "predict": self.predict,
+      "serverStreamingPredict": self.stream,
+      "countTokens": self.count,
+    }
+    if verb not in actions or not name:
+      verbs = ", ".join(f":{one}" for one in actions)
+      raise Refused(404, f"the path must end in the name of a student and one of {verbs}")
+    return await actions[verb](request, name)
+
+  async def predict(self, request: Request, name: str) -> Response:
+    call = self._service.call(name, parse_predict(await self._service.read(request)))
+    answers = await self._service.answers(request, call)
+    predictions = [_prediction(answer, call) for of_prompt in answers for answer in of_prompt]
+    model = call.model
+    counts = {
+      "inputTokenCount": _count(call.prompt_tokens, call.generation.prompts),
+      "outputTokenCount": _count(
+        call.output_tokens, [answer.text for of_prompt in answers for answer in of_prompt]
+      ),
+    }
+    content = {
+      "predictions": predictions,
+      "metadata": {"tokenMetadata": counts},
+      "deployedModelId": model.name,
+      "model": model.name,
+      "modelDisplayName": model.name,
+      "modelVersionId": model.version or "1",
+    }
+    return JSONResponse(content, headers=call.headers)
+
+  async def stream(self, request: Request, name: str) -> Response:
+    call = self._service.call(name, parse_streaming(await self._service.read(request)))
+    return self._service.stream(call, _array(call), "application/json")
+
+  async def count(self, request: Request, name: str) -> Response:
+    model, _ = self._service.models.get(name)
+    prompts = parse_count(await self._service.read(request))
+    tokens = sum(map(model.student.count_tokens, prompts))
+    return JSONResponse(_count(tokens, prompts))
+
+
+def _prediction(answer: Answer, call: Call) -> dict[str, Any]:
+  prediction: dict[str, Any] = {
+    "content": answer.label,
+    "safetyAttributes": _SAFETY,
+    "citationMetadata": {"citations": []},
+  }
+  if answer.rationale is not None:
+    prediction["rationale"] = answer.rationale
+  if call.generation.log_probabilities:
+    prediction["logprobs"] = {
+      "tokens": call.model.student.token_texts(answer.ids),
+      "tokenLogProbs": answer.log_probabilities,
+    }
+  return prediction
+
+
+async def _array(call: Call) -> AsyncIterator[bytes]:
+  """Yields an array of messages; clients take nothing before its bracket or after it."""
+  start = b"["
+  # Closed when the client leaves, so that the answers are not written to their ends.
+  async with contextlib.aclosing(call.texts()) as parts:
+    try:
+      async for part in parts:
+        yield start + json.dumps({"outputs": [tensor_of(_streamed(part))]}).encode()
+        start = b"\n,\n"
+    except Exception as error:
+      yield start + json.dumps(google_error(refusal_of(error))).encode()
+  yield b"]"
+
+
+def _streamed(part: Part) -> dict[str, Any]:
+  return {"content": part.text, "safetyAttributes": {"blocked": False}}
+
+
+def _count(tokens: int, texts: Any) -> dict[str, int]:
+  return {"totalTokens": tokens, "totalBillableCharacters": sum(len(text) for text in texts)}

@@ -1,0 +1,100 @@
+"""The hosted service's API over a student that writes at once."""
+
+import json
+
+import pytest
+
+PLACE = "/v1/projects/p/locations/l"
+ENDPOINT = f"{PLACE}/endpoints/mine"
+
+
+@pytest.mark.parametrize(
+  "target", [ENDPOINT, f"{PLACE}/publishers/google/models/mine", ENDPOINT.replace("v1", "v1beta1")]
+)
+def test_predict(target, serve):
+  body = {
+    "instances": [{"content": "one"}, {"prompt": "two words"}],
+    "parameters": {"temperature": 0, "maxOutputTokens": 16, "topK": 40, "topP": 0.95},
+  }
+  answer = serve().post(f"{target}:predict", json=body).json()
+  assert [one["content"] for one in answer["predictions"]] == ["label of one", "label of two words"]
+  assert answer["predictions"][0]["safetyAttributes"]["blocked"] is False
+  counts = answer["metadata"]["tokenMetadata"]
+  assert counts["inputTokenCount"] == {"totalTokens": 3, "totalBillableCharacters": 12}
+  assert counts["outputTokenCount"]["totalTokens"] == 7
+  assert (answer["modelDisplayName"], answer["modelVersionId"]) == ("mine", "3")
+
+
+def test_parameters_in_the_clients_forms(serve, student):
+  """maxDecodeSteps is the client's name; whole numbers come as texts, floats without a point."""
+  parameters = {
+    "maxDecodeSteps": "2", "temperature": 1, "topK": 5.0, "candidateCount": 2, "seed": "7",
+    "stopSequences": ["x"], "logprobs": 0, "explain": True, "presencePenalty": 0.0,
+    "groundingConfig": None,
+  }  # fmt: skip
+  body = {"instances": [{"content": "one"}], "parameters": parameters}
+  answer = serve().post(f"{ENDPOINT}:predict", json=body).json()
+  assert len(answer["predictions"]) == 2
+  prediction = answer["predictions"][0]
+  assert (prediction["content"], prediction["rationale"]) == ("label of", "rationale of")
+  assert prediction["logprobs"] == {"tokens": ["<7>", "<8>"], "tokenLogProbs": [-0.5, -0.5]}
+  question = student.questions[0]
+  assert (question.max_tokens, question.temperature, question.top_k) == (2, 1.0, 5)
+  assert (question.seed, question.stop) == (7, ("x",))
+
+
+def test_a_stream_is_an_array_of_tensors(serve):
+  body = {
+    "inputs": [{"structVal": {"content": {"stringVal": ["one"]}}}],
+    "parameters": {"structVal": {"temperature": {"floatVal": [0.0]},
+                                 "maxDecodeSteps": {"intVal": [9]}}},
+  }  # fmt: skip
+  response = serve().post(f"{ENDPOINT}:serverStreamingPredict", json=body)
+  assert response.text.startswith("[")
+  assert response.text.endswith("]")
+  contents = [
+    message["outputs"][0]["structVal"]["content"]["stringVal"][0]
+    for message in json.loads(response.text)
+  ]
+  assert contents == ["label", " of", " one"]
+
+
+def test_count_tokens(serve):
+  body = {"instances": [{"content": "one two"}, {"content": "three"}]}
+  response = serve().post(f"{ENDPOINT}:countTokens", json=body)
+  assert response.json() == {"totalTokens": 3, "totalBillableCharacters": 12}
+
+
+def test_a_publishers_model_can_be_asked_for(serve):
+  model = serve().get("/v1/publishers/google/models/mine").json()
+  assert model["name"] == "publishers/google/models/mine"
+  assert model["predictSchemata"]["instanceSchemaUri"].endswith("text_generation_1.0.0.yaml")
+  assert model["publisherModelTemplate"].endswith("publishers/google/models/mine")
+
+
+@pytest.mark.parametrize(
+  ("path", "body", "status", "message"),
+  [
+    (":predict", {}, 400, "instances: field required"),
+    (":predict", {"instances": []}, 400, "instances: list should have at least 1"),
+    (":predict", {"instances": [{"content": 7}]}, 400, "instances.0.content"),
+    (":predict", {"instances": [{"content": "x"}] * 129}, 400, "instances: list should have at m"),
+    (":predict", [], 400, "the body must be a JSON object"),
+    (":predict", {"instances": [{"content": "x"}], "parameters": {"topP": 2}}, 400, "topP: input"),
+    (":predict", {"instances": [{"content": "x"}], "parameters": {"topX": 2}}, 400, "topX: no suc"),
+    (":predict", {"instances": [{"content": "x"}], "parameters": {"logitBias": {"1": 2}}}, 400,
+     "logitBias: a student does not take this parameter"),
+    (":serverStreamingPredict", {"inputs": []}, 400, "inputs: one tensor"),
+    (":serverStreamingPredict", {"inputs": [{"structVal": {"content": 7}}]}, 400, "a tensor must"),
+    (":explain", {}, 404, "the path must end in the name of a student and one of :predict"),
+    ("", {}, 404, "the path must end"),
+    ("2:predict", {"instances": [{"content": "x"}]}, 404, "the model 'mine2' is not served"),
+  ],
+)  # fmt: skip
+def test_refusals(path, body, status, message, serve):
+  response = serve().post(f"{ENDPOINT}{path}", json=body)
+  assert response.status_code == status
+  error = response.json()["error"]
+  assert error["code"] == status
+  assert error["status"] == {400: "INVALID_ARGUMENT", 404: "NOT_FOUND"}[status]
+  assert message in error["message"]
