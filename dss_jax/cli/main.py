@@ -14,13 +14,26 @@ from dss_jax.cli.quickstart import quickstart
 from dss_jax.cli.student import evaluate, export, predict
 from dss_jax.cli.train import distill, sweep, train, tune
 
+# Settings of JAX that may be in the environment for other programs, and with which a run would
+# have other numbers, or fail. JAX's defaults apply.
+_OF_OTHER_PROGRAMS = (
+  "JAX_ENABLE_X64",
+  "JAX_DEFAULT_DTYPE_BITS",
+  "JAX_NUMPY_DTYPE_PROMOTION",
+  "JAX_NUMPY_RANK_PROMOTION",
+  "JAX_DEFAULT_PRNG_IMPL",
+  "JAX_THREEFRY_PARTITIONABLE",
+  "JAX_ENABLE_CUSTOM_PRNG",
+  "JAX_DISABLE_JIT",
+)
+
 
 def main() -> None:
   """Runs the command; a user's mistake is one sentence and exit code 2."""
   # Keeps XLA's, TensorFlow's and absl's own log lines off the terminal.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  # Set for other programs, it would change the numbers of a run.
-  os.environ["JAX_ENABLE_X64"] = "0"
+  for name in _OF_OTHER_PROGRAMS:
+    os.environ.pop(name, None)
   terminal.prepare()
   try:
     dss(prog_name="dss", standalone_mode=False)

@@ -19,11 +19,12 @@ from dss_jax.config.gin_loader import load_config, to_gin
 from dss_jax.config.schema import MUTABLE_ON_RESUME, RunConfig, flatten
 from dss_jax.data.pipeline import PreparedData
 from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX
+from dss_jax.data.texts import is_unicode
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import write_text
 from dss_jax.storage.files import is_url, reason
-from dss_jax.train.checkpointing import has_checkpoint
+from dss_jax.train.checkpointing import check_name, has_checkpoint
 
 CONFIG, CARD, CHECKPOINTS, LOCK = "config.gin", "model.json", "checkpoints", ".lock"
 
@@ -54,6 +55,7 @@ def check_directory(config: RunConfig) -> None:
     what = "is a URL, but a run writes to this machine's disks" if name else "is an empty name"
     raise UserError(f"--model-dir {name}: {what}; give the name of a local folder")
   path = pathlib.Path(name)
+  check_name(path.absolute())
   if holds_run(path):
     differing = differences(load_config(RunConfig, [str(path / CONFIG)]), config)
     if differing:
@@ -216,7 +218,9 @@ def write_config(config: RunConfig) -> None:
 
 
 def write_card(directory: pathlib.Path, card: dict[str, Any]) -> None:
-  write_text(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+  text = json.dumps(card, indent=2, ensure_ascii=False)
+  # A data file's name may have bytes that are no text; as escapes they are JSON.
+  write_text(directory / CARD, (text if is_unicode(text) else json.dumps(card, indent=2)) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import (
   LatestN,
 )
 
+from dss_jax.data.texts import is_unicode
 from dss_jax.errors import UserError
 from dss_jax.storage.files import reason
 from dss_jax.train.step import TrainState
@@ -29,6 +30,15 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
   return any(
     path.name.isascii() and path.name.isdecimal() and path.is_dir() for path in directory.glob("*")
   )
+
+
+def check_name(directory: pathlib.Path) -> None:
+  """Raises UserError for a path that is no text, which Orbax and TensorStore cannot take."""
+  if not is_unicode(str(directory)):
+    raise UserError(
+      f"{directory}: the name is not text in this terminal's encoding; rename the folder, or set"
+      " LC_ALL=C.UTF-8"
+    )
 
 
 def rank_of(metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -48,6 +58,7 @@ class Checkpoints:
 
     Raises UserError if the list of its checkpoints cannot be read.
     """
+    check_name(directory)
     if directory.exists() and not directory.is_dir():
       raise UserError(f"{directory}: is a file where the checkpoints should be; remove it")
     # Orbax's max_to_keep drops the newest checkpoint when it is not the best.

@@ -311,3 +311,8 @@ def test_a_disk_that_is_full_is_one_sentence(opened, mesh, tmp_path, monkeypatch
   )
   monkeypatch.setattr(checkpoints._manager, "close", full)
   checkpoints.close()
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+  with pytest.raises(UserError, match="not text in this terminal's encoding"):
+    Checkpoints(tmp_path / "m\udcff", keep_best=False)
