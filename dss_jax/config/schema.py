@@ -253,9 +253,10 @@ class DistributedConfig:
   heartbeat_timeout_seconds: Annotated[int, Bounds(5)] = 60
 
 
-# Fields that may change when a run resumes: where rows and vocabulary are, since their digests
-# say whether they are the same; the folder's path; the devices and their memory; and how the
-# teacher is reached.
+# Fields that may change when a run resumes: where rows, vocabulary and the teacher's files are,
+# since their digests say whether they are the same (student/model_dir.py,
+# pipelines/annotate_stage.py); the folder's path; the devices and their memory; and how the teacher
+# is reached.
 MUTABLE_ON_RESUME = (
   "DataConfig.dataset",
   "DataConfig.task",
@@ -270,6 +271,8 @@ MUTABLE_ON_RESUME = (
   "MeshConfig.weights_over_data",
   "MeshConfig.platform",
   "T5Config.remat",
+  "TeacherConfig.name",
+  "TeacherConfig.prompt",
   "TeacherConfig.url",
   "TeacherConfig.key_env",
   "TeacherConfig.max_requests_in_flight",

@@ -1,5 +1,6 @@
 """Annotates the rows of a training run before training, as a resumable stage."""
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable
@@ -57,15 +58,24 @@ def annotate_training_rows(config: RunConfig) -> tuple[str | None, dict[str, Any
   if config.data.eval_dataset is not None:
     summarise(FileRows(config.data.eval_dataset, config.data.labels_as_text))
   folder = pathlib.Path(config.model_dir)
-  stamp = {"rows": summarise(source.rows).digest, "teacher": _answer_settings(config)}
+  stamp = {
+    "rows": summarise(source.rows).digest,
+    "settings": _answer_settings(config),
+    "teacher": _file_or_name(teacher.name),
+    "prompt": _file_or_name(teacher.prompt),
+  }
   previous = _read_stamp(folder)
   output = folder / ANNOTATED
-  if previous is not None and {key: previous.get(key) for key in stamp} == stamp:
+  if previous is not None and _is_same(previous, stamp):
     return str(output), previous["figures"]
+  if students.has_begun_training(config):
+    _check_had_teacher(config)
   if previous is not None and students.has_begun_training(config):
+    is_other = previous.get("rows") != stamp["rows"]
+    what = f"rows of {source.place}" if is_other else "teacher and its settings"
     raise UserError(
-      f"--model-dir {folder}: the rows of {source.place} are not those that this run began with;"
-      " give a new folder, or the old rows to resume"
+      f"--model-dir {folder}: the {what} are not those that this run began with; give a new"
+      " folder, or the old ones to resume"
     )
   with students.locked(config):
     figures = _annotate(config, source, output)
@@ -107,11 +117,42 @@ def _annotate(config: RunConfig, source: _UnannotatedRows, output: pathlib.Path)
   )
 
 
+def _check_had_teacher(config: RunConfig) -> None:
+  if students.stored_config(config).teacher.name is None:
+    raise UserError(
+      f"--model-dir {config.model_dir}: this run began without a teacher; give a new folder, or"
+      " leave out --teacher to resume"
+    )
+
+
 def _answer_settings(config: RunConfig) -> dict[str, Any]:
-  """Returns the teacher settings, as JSON, whose change makes an annotation invalid."""
+  """Returns the teacher's settings, as JSON, whose change makes an annotation invalid."""
   fields = flatten(config.teacher)
   kept = {name: value for name, value in fields.items() if name not in MUTABLE_ON_RESUME}
   return json.loads(json.dumps(kept))
+
+
+def _file_or_name(value: str | None) -> dict[str, str | None]:
+  """Returns the name of a teacher or prompt, and the digest of its file if it has one now."""
+  path = pathlib.Path((value or "").removeprefix("recorded:").removeprefix("t5:"))
+  if path.is_dir():
+    path /= students.CARD
+  digest = None
+  if path.is_file():
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  return {"name": value, "digest": digest}
+
+
+def _is_same(previous: dict[str, Any], stamp: dict[str, Any]) -> bool:
+  """Returns whether an annotation is the one wanted; files count by content, if they are there."""
+  if any(previous.get(key) != stamp[key] for key in ("rows", "settings")):
+    return False
+  return all(
+    previous[key]["digest"] == stamp[key]["digest"]
+    if stamp[key]["digest"]
+    else previous[key]["name"] == stamp[key]["name"]
+    for key in ("teacher", "prompt")
+  )
 
 
 def _read_stamp(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -120,5 +161,7 @@ def _read_stamp(folder: pathlib.Path) -> dict[str, Any] | None:
     stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return None
-  is_complete = isinstance(stamp, dict) and isinstance(stamp.get("figures"), dict)
+  is_complete = isinstance(stamp, dict) and all(
+    isinstance(stamp.get(key), dict) for key in ("figures", "teacher", "prompt")
+  )
   return stamp if is_complete and (folder / ANNOTATED).is_file() else None

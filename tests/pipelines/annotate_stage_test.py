@@ -6,13 +6,13 @@ import json
 import pytest
 
 from dss_jax.config.gin_loader import Binding, load_config
-from dss_jax.config.schema import RunConfig
+from dss_jax.config.schema import RunConfig, shipped_folder
 from dss_jax.data.pipeline import sources
 from dss_jax.data.records import read_rows, write_rows
 from dss_jax.data.sources import TrainingRows, source_from_file
 from dss_jax.errors import UserError
 from dss_jax.pipelines.annotate_stage import annotate_training_rows
-from dss_jax.student.model_dir import check_directory
+from dss_jax.student.model_dir import check_directory, write_config
 
 ROWS = 20
 
@@ -75,13 +75,40 @@ def test_a_stamp_without_its_rows_is_ignored(config, tmp_path):
   assert len(list(read_rows(tmp_path / "model" / "annotated.jsonl"))) == ROWS
 
 
+def begin_training(config, tmp_path):
+  """Makes the configuration and the first checkpoint of the run."""
+  (tmp_path / "model" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").mkdir(parents=True)
+  write_config(config)
+
+
+def test_a_teachers_files_may_move_and_not_change(config, tmp_path):
+  prompt = tmp_path / "prompt.yaml"
+  prompt.write_text((shipped_folder("tasks") / "prompts" / "svamp.yaml").read_text())
+  first = annotate_training_rows(config(**{"TeacherConfig.prompt": str(prompt)}))
+  begin_training(config(**{"TeacherConfig.prompt": str(prompt)}), tmp_path)
+  prompt = prompt.rename(tmp_path / "moved.yaml")
+  recorded = (tmp_path / "recorded.jsonl").rename(tmp_path / "moved.jsonl")
+  moved = {"TeacherConfig.name": f"recorded:{recorded}", "TeacherConfig.prompt": str(prompt)}
+  check_directory(config(**moved))
+  assert annotate_training_rows(config(**moved)) == first
+  recorded.write_text(recorded.read_text().replace("There is", "Here is"))
+  with pytest.raises(UserError, match="the teacher and its settings are not those"):
+    annotate_training_rows(config(**moved))
+
+
+def test_a_run_that_began_without_a_teacher_gets_none(config, tmp_path):
+  begin_training(config(**{"TeacherConfig.name": None}), tmp_path)
+  check_directory(config())
+  with pytest.raises(UserError, match="began without a teacher"):
+    annotate_training_rows(config())
+
+
 def test_changed_rows_after_training_began_are_an_error(config, tmp_path):
   annotate_training_rows(config())
   write_rows(tmp_path / "in.jsonl", [{"input_text": "row 0"}])
   assert annotate_training_rows(config())[1]["rows"] == 1
   write_rows(tmp_path / "in.jsonl", [{"input_text": "row 1"}])
-  # The first checkpoint of the run.
-  (tmp_path / "model" / "checkpoints" / "1" / "_CHECKPOINT_METADATA").mkdir(parents=True)
+  begin_training(config(), tmp_path)
   with pytest.raises(UserError, match="not those that this run began with"):
     annotate_training_rows(config())
 
