@@ -8,6 +8,8 @@ import urllib.request
 
 import pytest
 
+from dss_jax.terminal import printable
+
 FLAGS = {
   "an unknown student": (["--student", "giant"], ["--student", "'giant'", "tiny", "xxl"]),
   "no steps": (["--train-steps", "0"], ["--train-steps", "0", "at least 1"]),
@@ -231,7 +233,7 @@ FOLDERS = {
 def test_wrong_model_dirs(dss, refuses, name, says):
   (dss.folder / "photos").mkdir()
   (dss.folder / "photos" / "beach.jpg").touch()
-  refuses("distill", *dss.flags(name), says=[f"--model-dir {name}", *says])
+  refuses("distill", *dss.flags(name), says=[printable(f"--model-dir {name}"), *says])
 
 
 def test_the_folder_of_another_run(with_student, refuses):
