@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from dss_jax.config.schema import T5Config
-from dss_jax.decoding.greedy import PAD_ID
-from dss_jax.model.attention import KeyValue, same_segment_bias
-from dss_jax.model.layer_stacks import unrolled
-from dss_jax.model.t5 import Transformer
+from dss_jax.decoding.decoder import KeyValue, decode_step, empty_caches, encode, heads_first
+from dss_jax.decoding.weights import DecodingWeights, decoding_weights
+from dss_jax.model.layer_stacks import unrolled_config
 
 # Lower than any sequence's log-probability; excludes a beam from being chosen.
 _NEVER = -1.0e7
@@ -39,6 +38,7 @@ def beam_search(
   *,
   max_decode_tokens: int,
   eos_id: int,
+  pad_id: int,
   beams: int = 4,
   alpha: float = 0.6,
 ) -> tuple[jax.Array, jax.Array]:
@@ -52,27 +52,24 @@ def beam_search(
   opposite order.
 
   Args:
-    encoder_input_tokens_BL: ids; 0 is padding, and a row of padding only decodes to padding.
-    eos_id: the vocabulary's end token.
+    params: the network's parameters, or its DecodingWeights.
+    encoder_input_tokens_BL: ids; a row of padding only decodes to padding.
 
   Returns:
     Ids, int32 [B, beams, max_decode_tokens], padded after the end token, and float32 [B, beams].
     An empty beam is all padding with the score -1e7.
   """
-  # Unrolled, so that each layer's cache is updated in place.
-  params, config = unrolled(params, config)
-  model = Transformer(config)
-  variables = {"params": params}
+  if not isinstance(params, DecodingWeights):
+    params = decoding_weights(params, config)
+  config = unrolled_config(config)
   rows = encoder_input_tokens_BL.shape[0]
-  empty_B = jnp.all(encoder_input_tokens_BL == PAD_ID, axis=1)
-  segments_BL = (encoder_input_tokens_BL != PAD_ID).astype(jnp.int32)
-  encoded_BLD = model.apply(
-    variables, encoder_input_tokens_BL, segments_BL, method=Transformer.encode
+  source_mask_BL = encoder_input_tokens_BL != pad_id
+  empty_B = ~jnp.any(source_mask_BL, axis=1)
+  crosses = heads_first(
+    encode(params, config, encoder_input_tokens_BL, source_mask_BL.astype(jnp.int32))
   )
-  crosses = model.apply(variables, encoded_BLD, method=Transformer.cross_keys_and_values)
   crosses = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), crosses)
-  segments = jnp.repeat(segments_BL, beams, axis=0)
-  cross_bias = same_segment_bias(jnp.ones((rows * beams, 1), jnp.int32), segments)
+  source_mask = jnp.repeat(source_mask_BL, beams, axis=0)
   at_full_length = length_penalty(max_decode_tokens + 1, alpha)
 
   def unfinished(search: _Search) -> jax.Array:
@@ -82,18 +79,19 @@ def beam_search(
 
   def advance(search: _Search) -> _Search:
     last = jax.lax.dynamic_index_in_dim(search.live_ids_BST, search.step - 1, 2, keepdims=True)
-    last = jnp.where(search.step == 0, PAD_ID, last)
-    logits, caches = model.apply(
-      variables,
-      last.reshape(rows * beams, 1),
+    last = jnp.where(search.step == 0, pad_id, last)
+    logits, caches = decode_step(
+      params,
+      config,
+      last.reshape(rows * beams),
       search.step,
+      jnp.full((rows * beams,), search.step),
       search.caches,
       crosses,
-      cross_bias,
-      method=Transformer.decode_step,
+      source_mask,
     )
-    vocab_size = logits.shape[-1]
-    logits_BSV = jax.nn.log_softmax(logits).reshape(rows, beams, vocab_size)
+    vocab_size = len(logits)
+    logits_BSV = jax.nn.log_softmax(logits.T).reshape(rows, beams, vocab_size)
     sums = (search.live_BS[:, :, None] + logits_BSV).reshape(rows, -1)
     # Twice as many, so that `beams` live ones are left even if as many end at once.
     sums, chosen = jax.lax.top_k(sums, 2 * beams)
@@ -127,9 +125,7 @@ def beam_search(
       caches=jax.tree.map(follow, caches),
     )
 
-  shape = (rows * beams, max_decode_tokens, config.num_heads, config.head_dim)
-  cache = jnp.zeros(shape, config.dtype)
-  no_ids = jnp.full((rows, beams, max_decode_tokens), PAD_ID, jnp.int32)
+  no_ids = jnp.full((rows, beams, max_decode_tokens), pad_id, jnp.int32)
   never_BS = jnp.full((rows, beams), _NEVER, jnp.float32)
   search = jax.lax.while_loop(
     unfinished,
@@ -142,12 +138,12 @@ def beam_search(
       finished_BS=never_BS,
       finished_ids_BST=no_ids,
       ended_BS=jnp.zeros((rows, beams), bool),
-      caches=[(cache, cache) for _ in range(config.num_decoder_layers)],
+      caches=empty_caches(config, rows * beams, max_decode_tokens),
     ),
   )
   any_ended_B = jnp.any(search.ended_BS, axis=1)
   ids = jnp.where(any_ended_B[:, None, None], search.finished_ids_BST, search.live_ids_BST)
-  ids = jnp.where(empty_B[:, None, None], PAD_ID, ids)
+  ids = jnp.where(empty_B[:, None, None], pad_id, ids)
   scores = jnp.where(any_ended_B[:, None], search.finished_BS, search.live_BS)
   return ids, scores
 

@@ -99,7 +99,7 @@ class TokenEmbedder(nn.Module):
     return jnp.take(self.embedding, tokens_BL, axis=0).astype(self.config.dtype)
 
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
   "gelu": jax.nn.gelu,  # the tanh approximation, as T5X and Hugging Face's gelu_new
   "relu": jax.nn.relu,
@@ -119,7 +119,7 @@ class MlpBlock(nn.Module):
     for index, activation in enumerate(config.mlp_activations):
       name = "wi" if len(config.mlp_activations) == 1 else f"wi_{index}"
       part = Dense(config.mlp_dim, ("embed", "mlp"), config.dtype, name=name)(x_BLD)
-      parts.append(_ACTIVATIONS[activation](part))
+      parts.append(ACTIVATIONS[activation](part))
     hidden_BLF = Dropout(config.dropout_rate)(math.prod(parts[1:], start=parts[0]), deterministic)
     hidden_BLF = nn.with_logical_constraint(hidden_BLF, ("batch", "length", "mlp"))
     return Dense(config.emb_dim, ("mlp", "embed"), config.dtype, name="wo")(hidden_BLF)

@@ -13,12 +13,9 @@ from flax import linen as nn
 
 from dss_jax.config.schema import T5Config
 from dss_jax.model.attention import (
-  MASKED,
   Attention,
   Bias,
-  KeyValue,
   RelativePositionBias,
-  relative_bias,
 )
 from dss_jax.model.dropout import Dropout
 from dss_jax.model.layer_stacks import LAYERS, stacked_params, unrolled_config
@@ -151,40 +148,6 @@ class DecoderLayer(nn.Module):
       assert isinstance(self_bias, Bias)
       self_bias = self_bias.with_table(self.relpos_bias())
     cross = self.encoder_decoder_attention.keys_and_values(encoded_BLD)
-    return self._after_keys(y_BMD, normed, keys, cross, self_bias, cross_bias, deterministic)
-
-  def decode_step(
-    self,
-    y_B1D: jax.Array,
-    step: jax.Array,
-    cache: KeyValue,
-    cross: KeyValue,
-    self_bias: jax.Array,
-    cross_bias: jax.Array,
-  ) -> tuple[jax.Array, KeyValue]:
-    """Computes the output of position `step`, and the cache [B, T, H, K] with that position."""
-    normed = self.pre_self_attention_layer_norm(y_B1D)
-    new = self.self_attention.keys_and_values(normed)
-    key, value = (
-      jax.lax.dynamic_update_slice_in_dim(old, one, step, axis=1)
-      for old, one in zip(cache, new, strict=True)
-    )
-    if not self.config.shared_relpos_bias:
-      self_bias = self_bias + _decoding_bias(self.relpos_bias(), step, key.shape[1])
-    y_B1D = self._after_keys(y_B1D, normed, (key, value), cross, self_bias, cross_bias, True)
-    return y_B1D, (key, value)
-
-  def _after_keys(
-    self,
-    y_BMD: jax.Array,
-    normed: jax.Array,
-    keys: KeyValue,
-    cross: KeyValue,
-    self_bias: jax.Array | Bias,
-    cross_bias: jax.Array | Bias,
-    deterministic: bool,
-  ) -> jax.Array:
-    """Computes the rest of the layer, given the keys and values of both attentions."""
     mixed = self.self_attention(normed, *keys, self_bias, deterministic=deterministic)
     y_BMD = y_BMD + self.dropout(mixed, deterministic)
     normed = self.pre_cross_attention_layer_norm(y_BMD)
@@ -192,10 +155,6 @@ class DecoderLayer(nn.Module):
     y_BMD = y_BMD + self.dropout(mixed, deterministic)
     normed = self.pre_mlp_layer_norm(y_BMD)
     return y_BMD + self.dropout(self.mlp(normed, deterministic=deterministic), deterministic)
-
-
-def _decoding_bias(table_HP: jax.Array, step: jax.Array, keys: int) -> jax.Array:
-  return relative_bias(table_HP, step, 1, keys, bidirectional=False)
 
 
 class Decoder(nn.Module):
@@ -242,29 +201,6 @@ class Decoder(nn.Module):
       deterministic=deterministic,
     )
     return self.dropout(self.decoder_norm(y_BMD), deterministic)
-
-  def cross_keys_and_values(self, encoded_BLD: jax.Array) -> list[KeyValue]:
-    """Computes each layer's cross-attention keys and values, once per decoded batch."""
-    return [layer.encoder_decoder_attention.keys_and_values(encoded_BLD) for layer in self.layers]
-
-  def decode_step(
-    self,
-    embedded_B1D: jax.Array,
-    step: jax.Array,
-    caches: list[KeyValue],
-    crosses: list[KeyValue],
-    cross_bias: jax.Array,
-  ) -> tuple[jax.Array, list[KeyValue]]:
-    """Computes the hidden state of position `step`, [B, 1, D], and the updated caches."""
-    positions = jnp.arange(caches[0][0].shape[1])
-    self_bias = jnp.where(positions <= step, 0.0, MASKED)[None, None, None, :]
-    if self.config.shared_relpos_bias:
-      self_bias = self_bias + _decoding_bias(self.relpos_bias(), step, len(positions))
-    y, new_caches = embedded_B1D, []
-    for layer, cache, cross in zip(self.layers, caches, crosses, strict=True):
-      y, new_cache = layer.decode_step(y, step, cache, cross, self_bias, cross_bias)
-      new_caches.append(new_cache)
-    return self.decoder_norm(y), new_caches
 
 
 class Transformer(nn.Module):
@@ -329,23 +265,6 @@ class Transformer(nn.Module):
     if self.config.logits_via_embedding:
       return jnp.dot(hidden_BMD.astype(jnp.float32), self.token_embedder.embedding.T)
     return self.decoder.logits_dense(hidden_BMD)
-
-  def cross_keys_and_values(self, encoded_BLD: jax.Array) -> list[KeyValue]:
-    return self.decoder.cross_keys_and_values(encoded_BLD)
-
-  def decode_step(
-    self,
-    tokens_B1: jax.Array,
-    step: jax.Array,
-    caches: list[KeyValue],
-    crosses: list[KeyValue],
-    cross_bias: jax.Array,
-  ) -> tuple[jax.Array, list[KeyValue]]:
-    """Computes the logits [B, V] after `tokens_B1`, the tokens at position `step`."""
-    hidden, caches = self.decoder.decode_step(
-      self.token_embedder(tokens_B1), step, caches, crosses, cross_bias
-    )
-    return self.logits(self._scaled(hidden))[:, 0], caches
 
   def _scaled(self, hidden_BMD: jax.Array) -> jax.Array:
     if self.config.logits_via_embedding and self.config.scale_tied_logits:

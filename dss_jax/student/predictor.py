@@ -10,7 +10,8 @@ import numpy as np
 from flax import linen as nn
 
 from dss_jax.data.records import Row, check_rows, read_rows, write_rows
-from dss_jax.decoding import greedy as decode
+from dss_jax.decoding.greedy import greedy
+from dss_jax.decoding.weights import decoding_weights
 from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.parallel.sharding import logical_rules, rows_sharding
@@ -46,8 +47,13 @@ class Predictor:
     self._batch_size = batch_size
     self.cut_inputs = {"label": 0, "rationale": 0}
     self.params = student.params(mesh, scan_layers=self.model.scan_layers)
+    vocabulary = student.vocabulary
+    with jax.set_mesh(mesh), nn.logical_axis_rules(self._rules):
+      self._weights = jax.jit(functools.partial(decoding_weights, config=self.model))(self.params)
     self._greedy = jax.jit(
-      functools.partial(decode.greedy, config=self.model, eos_id=student.vocabulary.eos_id),
+      functools.partial(
+        greedy, config=self.model, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id
+      ),
       static_argnames="max_decode_tokens",
     )
 
@@ -114,7 +120,7 @@ class Predictor:
     sharding = rows_sharding(self._mesh)
     with jax.set_mesh(self._mesh), nn.logical_axis_rules(self._rules):
       written = self._greedy(
-        self.params,
+        self._weights,
         encoder_input_tokens_BL=jax.device_put(tokens, sharding),
         max_decode_tokens=max_output_tokens,
       )

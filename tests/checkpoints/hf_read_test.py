@@ -119,7 +119,9 @@ def test_greedy_decoding_is_transformers(shared, as_tree, family):
   golden = np.load(shared / "checkpoints" / f"{family}.golden.npz")
   # Theirs begins with the pad token that starts decoding.
   tokens = golden["greedy"].shape[1] - 1
-  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=tokens, eos_id=1))
+  decode = jax.jit(
+    functools.partial(greedy, config=config, eos_id=1, pad_id=0, max_decode_tokens=tokens)
+  )
   got = decode(as_tree(arrays), encoder_input_tokens_BL=golden["encoder_input_tokens"])
   np.testing.assert_array_equal(np.pad(got, [(0, 0), (1, 0)]), golden["greedy"])
 

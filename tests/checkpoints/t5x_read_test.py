@@ -67,6 +67,7 @@ def test_greedy_decoding_is_t5x_s(shared, as_tree):
     config=architecture(shapes_of(stored), ""),
     max_decode_tokens=golden["greedy"].shape[-1],
     eos_id=1,
+    pad_id=0,
   )
   got = jax.jit(decode)(as_tree(stored), encoder_input_tokens_BL=golden["encoder_input_tokens"])
   np.testing.assert_array_equal(got, golden["greedy"][:, 0])
@@ -81,7 +82,9 @@ def test_scanned_layers_decode_over_a_cache_as_without(shared, as_tree):
   golden = np.load(shared / "checkpoints/t5x_native_scan_bf16.golden.npz")
   inputs = golden["encoder_input_tokens"]
   tokens = 6
-  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=tokens, eos_id=1))
+  decode = jax.jit(
+    functools.partial(greedy, config=config, eos_id=1, pad_id=0, max_decode_tokens=tokens)
+  )
   got = np.asarray(decode(params, encoder_input_tokens_BL=inputs))
   shifted = np.pad(got, [(0, 0), (1, 0)])[:, :-1]
   ones = np.ones_like(shifted)

@@ -68,7 +68,9 @@ def test_generate_gives_our_greedy_ids(tmp_path, random_params, name):
   vocabulary = load_vocabulary("bytes")
   write_tokenizer(vocabulary, tmp_path)
   ids = encoded(vocabulary)
-  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=TOKENS, eos_id=1))
+  decode = jax.jit(
+    functools.partial(greedy, config=config, eos_id=1, pad_id=0, max_decode_tokens=TOKENS)
+  )
   ours = np.asarray(decode(params, encoder_input_tokens_BL=ids))
   model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
   mask = torch.tensor(ids > 0).long()

@@ -13,6 +13,7 @@ from dss_jax.config.schema import T5Config
 from dss_jax.decoding.beam import beam_search, length_penalty
 from dss_jax.model.t5 import Transformer
 
+EOS_ID, PAD_ID = 1, 0
 CONFIG = T5Config(
   emb_dim=16,
   num_heads=2,
@@ -33,7 +34,9 @@ def params(random_params):
 
 
 def searched(params, config, inputs, eos_id=EOS_ID, **options):
-  search = jax.jit(functools.partial(beam_search, config=config, eos_id=eos_id, **options))
+  search = jax.jit(
+    functools.partial(beam_search, config=config, eos_id=eos_id, pad_id=PAD_ID, **options)
+  )
   ids, scores = search(params, encoder_input_tokens_BL=inputs)
   return np.asarray(ids), np.asarray(scores)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dss_jax.config.schema import T5Config
-from dss_jax.decoding.greedy import PAD_ID, greedy
+from dss_jax.decoding.greedy import greedy
 from dss_jax.model.t5 import Transformer
 
+EOS_ID, PAD_ID = 1, 0
 CONFIG = T5Config(
   emb_dim=16,
   num_heads=2,
@@ -34,7 +35,9 @@ def params(random_params):
 
 def decoded(params, inputs, max_decode_tokens, config=CONFIG, eos_id=EOS_ID):
   decode = jax.jit(
-    functools.partial(greedy, config=config, max_decode_tokens=max_decode_tokens, eos_id=eos_id)
+    functools.partial(
+      greedy, config=config, eos_id=eos_id, pad_id=PAD_ID, max_decode_tokens=max_decode_tokens
+    )
   )
   return np.asarray(decode(params, encoder_input_tokens_BL=inputs))
 

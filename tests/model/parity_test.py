@@ -161,6 +161,8 @@ def test_hugging_face(shared, family):
   assert_parity(config, params, golden)
   # Theirs begins with the pad token that starts decoding.
   tokens = golden["greedy"].shape[1] - 1
-  decode = jax.jit(functools.partial(greedy, config=config, max_decode_tokens=tokens, eos_id=1))
+  decode = jax.jit(
+    functools.partial(greedy, config=config, eos_id=1, pad_id=0, max_decode_tokens=tokens)
+  )
   got = decode(params, encoder_input_tokens_BL=golden["encoder_input_tokens"])
   np.testing.assert_array_equal(np.pad(got, [(0, 0), (1, 0)]), golden["greedy"])

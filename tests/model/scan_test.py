@@ -184,7 +184,7 @@ def test_a_scanned_student_decodes_as_an_unrolled_one(random_params, decode):
   inputs = np.array([[5, 6, 7, 8, 1, 0], [9, 3, 1, 0, 0, 0]])
 
   def written(params, config):
-    run = functools.partial(decode, config=config, max_decode_tokens=6, eos_id=1)
+    run = functools.partial(decode, config=config, max_decode_tokens=6, eos_id=1, pad_id=0)
     return jax.jit(run)(params, encoder_input_tokens_BL=inputs)
 
   got, want = written(stacked_params(params), SCANNED), written(params, UNROLLED)

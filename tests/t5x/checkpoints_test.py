@@ -125,13 +125,12 @@ def test_t5x_decodes_the_students_ids(beams, t5x_model, restored, params, run_co
     "encoder_input_tokens": inputs,
     "decoder_input_tokens": np.zeros((len(inputs), TOKENS), np.int32),
   }
+  options = {"max_decode_tokens": TOKENS, "eos_id": 1, "pad_id": 0}
   if beams == 1:
-    ours = greedy(params, run_config.model, inputs, max_decode_tokens=TOKENS, eos_id=1)
+    ours = greedy(params, run_config.model, inputs, **options)
     t5x_model._decode_fn = functools.partial(decoding.temperature_sample, temperature=0.0)
   else:
-    ids, _ = beam_search(
-      params, run_config.model, inputs, max_decode_tokens=TOKENS, eos_id=1, beams=beams, alpha=0.6
-    )
+    ids, _ = beam_search(params, run_config.model, inputs, beams=beams, alpha=0.6, **options)
     ours = ids[:, 0]
     t5x_model._decode_fn = decoding.beam_search
   theirs, _ = t5x_model.predict_batch_with_aux(

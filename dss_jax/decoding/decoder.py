@@ -1,0 +1,147 @@
+"""T5's decoder, one position of each row at a time, over a cache of keys and values.
+
+Activations have the rows last, [D, B], as the products of weights.py take them; attention has
+them first. A cache is a ring: step n writes all rows' keys at n modulo its length T, and a row
+attends to the positions that it has written itself, by their distance from the present one. Only
+distances matter to T5's position bias, so rows may be at different positions, and no row's cache
+is ever moved or emptied.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dss_jax.config.schema import T5Config
+from dss_jax.decoding.weights import DecodingWeights, encoder_params
+from dss_jax.model.attention import MASKED, relative_position_bucket
+from dss_jax.model.layer_stacks import unrolled_config
+from dss_jax.model.layers import ACTIVATIONS
+from dss_jax.model.t5 import Transformer
+
+# Keys and values of one attention, each [B, H, T, K].
+KeyValue = tuple[jax.Array, jax.Array]
+_EPSILON = 1e-6
+
+
+def encode(
+  weights: DecodingWeights, config: T5Config, tokens_BL: jax.Array, segment_ids_BL: jax.Array
+) -> list[jax.Array]:
+  """Computes each layer's cross-attention keys and values of (packed) inputs, [B, L, 2, H, K]."""
+  encoded_BLD = Transformer(unrolled_config(config)).apply(
+    {"params": encoder_params(weights)}, tokens_BL, segment_ids_BL, method=Transformer.encode
+  )
+  return [
+    jnp.einsum("bld,chkd->blchk", encoded_BLD, matrix.whole(encoded_BLD.dtype))
+    for matrix in weights.crosses
+  ]
+
+
+def heads_first(crosses: list[jax.Array]) -> list[KeyValue]:
+  """Converts the encoder's keys and values to the layout of a cache."""
+  return [
+    tuple(cache_constraint(x_BL2HK[:, :, part].swapaxes(1, 2)) for part in (0, 1))
+    for x_BL2HK in crosses
+  ]
+
+
+def cache_constraint(x_BHTK: jax.Array) -> jax.Array:
+  return nn.with_logical_constraint(x_BHTK, ("batch", "heads", None, "kv"))
+
+
+def empty_caches(config: T5Config, rows: int, length: int) -> list[KeyValue]:
+  """Returns each layer's cache with nothing written."""
+  shape = (rows, config.num_heads, length, config.head_dim)
+  # An array each, since a program that updates them in place takes no array twice.
+  return [
+    (
+      cache_constraint(jnp.zeros(shape, config.dtype)),
+      cache_constraint(jnp.zeros(shape, config.dtype)),
+    )
+    for _ in range(config.num_decoder_layers)
+  ]
+
+
+def decode_step(
+  weights: DecodingWeights,
+  config: T5Config,
+  tokens_B: jax.Array,
+  step: jax.Array,
+  positions_B: jax.Array,
+  caches: list[KeyValue],
+  crosses: list[KeyValue],
+  source_mask_BL: jax.Array,
+) -> tuple[jax.Array, list[KeyValue]]:
+  """Computes the logits after the tokens, float32 [V, B], and the caches with their keys.
+
+  Args:
+    tokens_B: each row's last token; the pad token at position 0.
+    step: the number of steps that the caches have seen.
+    positions_B: each row's position, less than the caches' length.
+    source_mask_BL: which encoder positions a row attends to.
+  """
+  length = caches[0][0].shape[2]
+  distances_T = (step - jnp.arange(length)) % length
+  seen_BT = distances_T <= positions_B[:, None]
+  self_mask = jnp.where(seen_BT, 0.0, MASKED)[:, None]
+  cross_mask = jnp.where(source_mask_BL, 0.0, MASKED)[:, None]
+  written = step % length
+  x_DB = weights.embedding.rows(tokens_B, config.dtype).T
+  new_caches = []
+  for layer, cache, cross in zip(weights.layers, caches, crosses, strict=True):
+    normed = _norm(x_DB, layer["self_norm"], config)
+    query, *new = _rows_first(layer["query_key_value"] @ normed)
+    key, value = (
+      jax.lax.dynamic_update_slice_in_dim(old, one[:, :, None], written, axis=2)
+      for old, one in zip(cache, new, strict=True)
+    )
+    new_caches.append((key, value))
+    table_HP = layer["position_bias"]
+    bucket_T = relative_position_bucket(
+      -distances_T, bidirectional=False, num_buckets=table_HP.shape[1]
+    )
+    mixed_BD = _attend(query, key, value, self_mask + jnp.take(table_HP, bucket_T, axis=1))
+    x_DB = x_DB + layer["self_output"].of_rows(mixed_BD)
+
+    normed = _norm(x_DB, layer["cross_norm"], config)
+    (query,) = _rows_first((layer["cross_query"] @ normed)[None])
+    x_DB = x_DB + layer["cross_output"].of_rows(_attend(query, *cross, cross_mask))
+
+    normed = _norm(x_DB, layer["mlp_norm"], config)
+    parts = layer["mlp_input"] @ normed
+    if len(config.mlp_activations) == 1:
+      parts = parts[None]
+    parts = [
+      ACTIVATIONS[name](part) for name, part in zip(config.mlp_activations, parts, strict=True)
+    ]
+    x_DB = x_DB + layer["mlp_output"] @ math.prod(parts[1:], start=parts[0])
+  x_DB = _norm(x_DB, weights.norm_D, config)
+  if config.logits_via_embedding and config.scale_tied_logits:
+    x_DB = x_DB / jnp.sqrt(config.emb_dim).astype(x_DB.dtype)
+  return jax.lax.optimization_barrier(weights.output @ x_DB.astype(jnp.float32)), new_caches
+
+
+def _norm(x_DB: jax.Array, scale_D: jax.Array, config: T5Config) -> jax.Array:
+  x_DB = x_DB.astype(jnp.float32)
+  mean_B = jnp.mean(jnp.square(x_DB), axis=0)
+  return (x_DB * jax.lax.rsqrt(mean_B + _EPSILON) * scale_D[:, None]).astype(config.dtype)
+
+
+def _rows_first(product_CHKB: jax.Array) -> list[jax.Array]:
+  """Returns the parts of a product, each [B, H, K].
+
+  Without the barrier the compiler would compute the product transposed, which takes a CPU twice
+  as long.
+  """
+  return list(jnp.moveaxis(jax.lax.optimization_barrier(product_CHKB), -1, 1))
+
+
+def _attend(
+  query_BHK: jax.Array, key_BHTK: jax.Array, value_BHTK: jax.Array, bias: jax.Array
+) -> jax.Array:
+  """Computes the weighted values of all heads, [B, H * K]; logits and softmax are float32."""
+  logits_BHT = jnp.einsum("bhk,bhtk->bht", query_BHK, key_BHTK, preferred_element_type=jnp.float32)
+  weights_BHT = jax.nn.softmax(logits_BHT + bias, axis=-1).astype(query_BHK.dtype)
+  mixed_BHK = jnp.einsum("bht,bhtk->bhk", weights_BHT, value_BHTK)
+  return mixed_BHK.reshape(mixed_BHK.shape[0], -1)
