@@ -149,6 +149,28 @@ class TeacherConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+  """How a student writes: greedily, sampled (temperature above 0), or by beam search."""
+
+  temperature: Annotated[float, Bounds(0, 100)] = 0.0
+  # Sampling draws from the so many most likely tokens, and from the smallest set of them whose
+  # probabilities sum up to top_p.
+  top_k: Count | None = None
+  top_p: Annotated[float, Bounds(1e-6, 1)] = 1.0
+  # 1 is no search. Scores are divided by ((5 + tokens) / 6)^brevity_penalty.
+  beams: Annotated[int, Bounds(1, 64)] = 1
+  brevity_penalty: NonNegative = 0.6
+  # Different answers of each row, sampled, or the best ones of a search.
+  num_candidates: Annotated[int, Bounds(1, 64)] = 1
+  seed: Seed = 0
+  log_probabilities: bool = False
+  # An answer ends before the first of these texts.
+  stop: tuple[str, ...] = ()
+  # How matrices are stored: int8 takes a quarter of the memory, and rounds.
+  weights: Literal["float32", "bfloat16", "int8"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
   """alpha * label + (1 - alpha) * rationale; alpha 1.0 is plain supervised tuning."""
 

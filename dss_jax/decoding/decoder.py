@@ -8,6 +8,7 @@ is ever moved or emptied.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def encode(
   weights: DecodingWeights, config: T5Config, tokens_BL: jax.Array, segment_ids_BL: jax.Array
 ) -> list[jax.Array]:
   """Computes each layer's cross-attention keys and values of (packed) inputs, [B, L, 2, H, K]."""
-  encoded_BLD = Transformer(unrolled_config(config)).apply(
+  encoded_BLD: Any = Transformer(unrolled_config(config)).apply(
     {"params": encoder_params(weights)}, tokens_BL, segment_ids_BL, method=Transformer.encode
   )
   return [
@@ -40,10 +41,11 @@ def encode(
 
 def heads_first(crosses: list[jax.Array]) -> list[KeyValue]:
   """Converts the encoder's keys and values to the layout of a cache."""
-  return [
-    tuple(cache_constraint(x_BL2HK[:, :, part].swapaxes(1, 2)) for part in (0, 1))
-    for x_BL2HK in crosses
-  ]
+
+  def part(x_BL2HK: jax.Array, number: int) -> jax.Array:
+    return cache_constraint(x_BL2HK[:, :, number].swapaxes(1, 2))
+
+  return [(part(x, 0), part(x, 1)) for x in crosses]
 
 
 def cache_constraint(x_BHTK: jax.Array) -> jax.Array:

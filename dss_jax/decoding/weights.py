@@ -67,8 +67,8 @@ class Matrix:
 
   def rows(self, numbers: jax.Array, dtype: Any) -> jax.Array:
     """Returns rows of the matrix, [*numbers.shape, D]."""
-    scales = None if self.scales is None else self.scales[numbers]
-    return Matrix(self.values[numbers], scales).whole(dtype)
+    scales = None if self.scales is None else jnp.take(self.scales, numbers, axis=0)
+    return Matrix(jnp.take(self.values, numbers, axis=0), scales).whole(dtype)
 
 
 @struct.dataclass

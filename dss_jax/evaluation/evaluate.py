@@ -20,6 +20,7 @@ from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
 from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops
+from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.progress import progress_line, say
 from dss_jax.storage.files import reason
@@ -96,8 +97,9 @@ def evaluate_student(
   config = student.config
   objective = make_objective(config.loss)
   mesh = make_mesh(mesh_config, config.batch_size)
-  predictor = Predictor(student, mesh, batch_size=config.batch_size)
-  config = dataclasses.replace(config, model=predictor.model)
+  config = dataclasses.replace(config, model=unrolled_config(config.model))
+  params = student.params(mesh, scan_layers=False)
+  predictor = Predictor(student, mesh, batch_size=config.batch_size, params=params)
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
   store = tokenise_source(source, student.vocabulary, config.data)
   batches = EvalBatches(
@@ -108,7 +110,7 @@ def evaluate_student(
     row_multiple=mesh.shape["data"],
     length_multiple=aligned_tokens(config.model.dtype),
   )
-  sums = jax.device_get(evaluate(trainer, predictor.params, batches))
+  sums = jax.device_get(evaluate(trainer, params, batches))
   labelled = [row for row in source.rows if row.get("output_text")]
   with progress_line("answering", len(labelled)) as line:
     done = 0
@@ -119,7 +121,7 @@ def evaluate_student(
       line.update(done)
 
     predictions = predictor.answers(
-      [row["input_text"] for row in labelled], "label", on_batch=advance
+      [row["input_text"] for row in labelled], "label", on_answers=advance
     )
   given = [row["output_text"] for row in labelled]
   if cut := store.truncated["label"]["targets"]:

@@ -1,61 +1,106 @@
-"""A student's predictions for rows, decoded in batches of similar length, in order."""
+"""A student's predictions for rows, in order, decoded by an engine."""
 
-import functools
+import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from flax import linen as nn
 
+from dss_jax.config.schema import DecodingConfig
 from dss_jax.data.records import Row, check_rows, read_rows, write_rows
-from dss_jax.decoding.greedy import greedy
-from dss_jax.decoding.weights import decoding_weights
+from dss_jax.decoding.engine import Engine, Request
 from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import unrolled_config
-from dss_jax.parallel.sharding import logical_rules, rows_sharding
 from dss_jax.progress import ProgressLine, progress_line, say
 from dss_jax.storage.files import PathLike
 from dss_jax.student.student import Student
 
-# This many rows are in memory, and sorted by length, at a time.
+# This many rows are in memory at a time.
 WINDOW_ROWS = 2048
-# Inputs are padded to one of these lengths; each is compiled once.
-LENGTHS = sorted({2**n for n in range(4, 14)} | {3 * 2**n for n in range(3, 12)})
+
+
+@dataclasses.dataclass
+class Answer:
+  """What a student has written.
+
+  Attributes:
+    text: without the stop text, if it ended there.
+    ids: its tokens, up to the end token or the one that completes the stop text.
+    log_probabilities: of the tokens, if they were asked for.
+    score: of a beam.
+  """
+
+  text: str = ""
+  ids: list[int] = dataclasses.field(default_factory=list)
+  log_probabilities: list[float] = dataclasses.field(default_factory=list)
+  score: float | None = None
+
+  def details(self) -> dict[str, Any]:
+    """Returns the answer as JSON values."""
+    values: dict[str, Any] = {"text": self.text}
+    if self.log_probabilities:
+      values.update(ids=self.ids, log_probabilities=self.log_probabilities)
+    return values if self.score is None else {**values, "score": self.score}
+
+
+@dataclasses.dataclass(frozen=True)
+class Increment:
+  """The next text of an answer: `number` of the question, `candidate` of its answers."""
+
+  number: int
+  candidate: int
+  text: str
+  is_last: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """An input text, and what the student is to write: its "label" or its "rationale"."""
+
+  text: str
+  kind: str
 
 
 class Predictor:
-  """Decodes greedily with a student's best weights.
+  """Decodes with a student's best weights.
 
   Attributes:
-    model: the student's architecture with its layers unrolled, as decoding needs them.
-    params: its weights in this layout.
     cut_inputs: the number of truncated inputs so far, by target kind.
   """
 
-  def __init__(self, student: Student, mesh: jax.sharding.Mesh, *, batch_size: int = 32):
+  def __init__(
+    self,
+    student: Student,
+    mesh: jax.sharding.Mesh,
+    *,
+    batch_size: int = 32,
+    decoding: DecodingConfig | None = None,
+    params: Any = None,
+  ):
     """Loads the weights.
 
     Args:
       batch_size: rows decoded at a time, a multiple of the mesh's data axis.
+      params: the weights, unrolled, if they are loaded already.
     """
     self._student = student
-    self._mesh = mesh
-    self.model = unrolled_config(student.config.model)
-    self._rules = logical_rules(self.model, mesh)
-    self._batch_size = batch_size
+    self._decoding = decoding or DecodingConfig()
     self.cut_inputs = {"label": 0, "rationale": 0}
-    self.params = student.params(mesh, scan_layers=self.model.scan_layers)
-    vocabulary = student.vocabulary
-    with jax.set_mesh(mesh), nn.logical_axis_rules(self._rules):
-      self._weights = jax.jit(functools.partial(decoding_weights, config=self.model))(self.params)
-    self._greedy = jax.jit(
-      functools.partial(
-        greedy, config=self.model, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id
-      ),
-      static_argnames="max_decode_tokens",
+    self._engine = Engine(
+      student.params(mesh, scan_layers=False) if params is None else params,
+      unrolled_config(student.config.model),
+      self._decoding,
+      mesh,
+      slots=batch_size,
+      eos_id=student.vocabulary.eos_id,
+      pad_id=student.vocabulary.pad_id,
     )
+
+  @property
+  def has_details(self) -> bool:
+    """Whether an answer is more than one text."""
+    return self._decoding.num_candidates > 1 or self._decoding.log_probabilities
 
   def answers(
     self,
@@ -63,32 +108,88 @@ class Predictor:
     kind: str,
     *,
     max_output_tokens: int | None = None,
-    on_batch=lambda rows: None,
+    on_answers: Callable[[int], None] = lambda count: None,
   ) -> list[str]:
-    """Returns the prediction for each input text, in order.
+    """Returns the prediction for each input text, in order: the first candidate of each.
 
     Args:
       kind: "label" or "rationale"; it determines the prefix.
       max_output_tokens: by default the longest target that the student was trained on.
-      on_batch: called with the number of texts answered after each batch.
+      on_answers: called with the number of texts answered since the last call.
 
     Raises:
       UserError: the student was not trained on this kind.
     """
-    self._check_trained(kind)
-    if max_output_tokens is None:
-      longest = self._student.card["longest_target_tokens"][kind]
-      max_output_tokens = min(-(-longest // 8) * 8, self._student.config.data.max_output_tokens)
-    encoded = [self._encode(text, kind) for text in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
-    answers = [""] * len(texts)
-    for start in range(0, len(order), self._batch_size):
-      numbers = order[start : start + self._batch_size]
-      written = self._decode([encoded[i] for i in numbers], max_output_tokens)
-      for i, ids in zip(numbers, written, strict=True):
-        answers[i] = self._student.vocabulary.decode(ids.tolist())
-      on_batch(len(numbers))
+    questions = [Question(text, kind) for text in texts]
+    candidates = self.candidates(
+      questions, max_output_tokens=max_output_tokens, on_answers=on_answers
+    )
+    return [answers[0].text for answers in candidates]
+
+  def candidates(
+    self,
+    questions: Sequence[Question],
+    *,
+    max_output_tokens: int | None = None,
+    on_answers: Callable[[int], None] = lambda count: None,
+  ) -> list[list[Answer]]:
+    """Returns the answers to each question, as many as DecodingConfig.num_candidates."""
+    requests = self._requests(questions, max_output_tokens)
+    # Rows of a length share a program. Long answers come first, short ones fill the slots after.
+    order = sorted(
+      range(len(requests)),
+      key=lambda n: (-requests[n].max_tokens, (len(requests[n].ids) - 1).bit_length()),
+    )
+    count = self._decoding.num_candidates
+    answers = [[Answer() for _ in range(count)] for _ in questions]
+    open_answers = [count] * len(questions)
+    pieces = self._engine.decode([requests[n] for n in order], is_complete=self._is_complete())
+    for piece in pieces:
+      number = order[piece.request]
+      answer = answers[number][piece.candidate]
+      answer.ids += piece.ids
+      answer.log_probabilities += piece.log_probabilities
+      answer.score = piece.score
+      if piece.is_last:
+        self._complete(answer)
+        open_answers[number] -= 1
+        if not open_answers[number]:
+          on_answers(1)
     return answers
+
+  def stream(
+    self, questions: Sequence[Question], *, max_output_tokens: int | None = None
+  ) -> Iterator[Increment]:
+    """Yields the answers' texts as they are decoded; an answer's increments add up to its text."""
+    requests = self._requests(questions, max_output_tokens)
+    answers: dict[tuple[int, int], Answer] = {}
+    for piece in self._engine.decode(requests, is_complete=self._is_complete()):
+      key = (piece.request, piece.candidate)
+      answer = answers.setdefault(key, Answer())
+      shown = len(answer.text)
+      answer.ids += piece.ids
+      if piece.is_last:
+        self._complete(answer)
+      else:
+        answer.text = self._certain_text(answer)
+      yield Increment(*key, answer.text[shown:], piece.is_last)
+
+  def _requests(
+    self, questions: Sequence[Question], max_output_tokens: int | None
+  ) -> list[Request]:
+    for kind in {question.kind for question in questions}:
+      self._check_trained(kind)
+    return [
+      Request(
+        self._encode(question.text, question.kind),
+        max_output_tokens or self._longest_answer(question.kind),
+      )
+      for question in questions
+    ]
+
+  def _longest_answer(self, kind: str) -> int:
+    longest = self._student.card["longest_target_tokens"][kind]
+    return min(-(-longest // 8) * 8, self._student.config.data.max_output_tokens)
 
   def _check_trained(self, kind: str) -> None:
     alpha = self._student.config.loss.alpha
@@ -110,21 +211,38 @@ class Predictor:
     self.cut_inputs[kind] += len(ids) > most
     return [*ids[:most], vocabulary.eos_id]
 
-  def _decode(self, inputs: Sequence[list[int]], max_output_tokens: int) -> np.ndarray:
-    """Returns the decoded ids of each input, int32 [len(inputs), max_output_tokens]."""
-    longest = max(map(len, inputs))
-    length = next((length for length in LENGTHS if length >= longest), longest)
-    tokens = np.zeros((self._batch_size, length), np.int32)
-    for row, ids in enumerate(inputs):
-      tokens[row, : len(ids)] = ids
-    sharding = rows_sharding(self._mesh)
-    with jax.set_mesh(self._mesh), nn.logical_axis_rules(self._rules):
-      written = self._greedy(
-        self._weights,
-        encoder_input_tokens_BL=jax.device_put(tokens, sharding),
-        max_decode_tokens=max_output_tokens,
-      )
-    return np.asarray(written)[: len(inputs)]
+  def _text(self, ids: Sequence[int]) -> str:
+    return self._student.vocabulary.decode(ids)
+
+  def _stop_in(self, ids: Sequence[int]) -> int | None:
+    """Returns where the first stop text begins in the text of the tokens."""
+    text = self._text(ids)
+    places = [text.find(stop) for stop in self._decoding.stop]
+    return min((place for place in places if place >= 0), default=None)
+
+  def _is_complete(self) -> Callable[[int, list[int]], bool] | None:
+    if not self._decoding.stop:
+      return None
+    return lambda number, ids: self._stop_in(ids) is not None
+
+  def _complete(self, answer: Answer) -> None:
+    """Sets the text, and cuts it and the tokens at the first stop text."""
+    place = self._stop_in(answer.ids)
+    if place is not None:
+      while self._stop_in(answer.ids[:-1]) is not None:
+        answer.ids.pop()
+      answer.log_probabilities = answer.log_probabilities[: len(answer.ids)]
+    answer.text = self._text(answer.ids)[:place]
+
+  def _certain_text(self, answer: Answer) -> str:
+    """Returns the text so far that no later token changes, nor a stop text cuts."""
+    text = self._text(answer.ids)
+    # A character whose other bytes are still to come is shown as replaced.
+    while text.endswith("\N{REPLACEMENT CHARACTER}"):
+      text = text[:-1]
+    longest = max(map(len, self._decoding.stop), default=1)
+    text = text[: max(len(text) - longest + 1, 0)]
+    return text if len(text) > len(answer.text) else answer.text
 
 
 def predict_file(
@@ -138,8 +256,9 @@ def predict_file(
 ) -> int:
   """Writes rows with `prediction` and, with `explain`, `rationale`; returns their number.
 
-  A rationale that a row already has is replaced by the student's. The output appears only when
-  complete, in the order of the input.
+  A rationale that a row already has is replaced by the student's. Several candidates, or their
+  log-probabilities, are listed as `prediction_candidates` and `rationale_candidates`. The output
+  appears only when complete, in the order of the input.
   """
   total = check_rows(dataset, labels_as_text)
   texts_a_row = 2 if explain else 1
@@ -160,6 +279,9 @@ def _predicted(
   max_output_tokens: int | None,
   line: ProgressLine,
 ) -> Iterator[Row]:
+  kinds = {"prediction": "label"}
+  if explain:
+    kinds["rationale"] = "rationale"
   done = 0
 
   def advance(count: int) -> None:
@@ -169,13 +291,18 @@ def _predicted(
 
   for window in _windows(rows, WINDOW_ROWS):
     texts = [row["input_text"] for row in window]
-    answers: dict[str, Any] = {}
-    for key, kind in (("prediction", "label"), ("rationale", "rationale"))[: 1 + explain]:
-      answers[key] = predictor.answers(
-        texts, kind, max_output_tokens=max_output_tokens, on_batch=advance
-      )
+    # Both kinds in one run, so that labels fill the slots that rationales leave.
+    questions = [Question(text, kind) for kind in kinds.values() for text in texts]
+    candidates = predictor.candidates(
+      questions, max_output_tokens=max_output_tokens, on_answers=advance
+    )
     for number, row in enumerate(window):
-      yield {**row, **{key: texts[number] for key, texts in answers.items()}}
+      answers: Row = {}
+      for key, of_row in zip(kinds, candidates[number :: len(window)], strict=True):
+        answers[key] = of_row[0].text
+        if predictor.has_details:
+          answers[f"{key}_candidates"] = [answer.details() for answer in of_row]
+      yield {**row, **answers}
 
 
 def _windows(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

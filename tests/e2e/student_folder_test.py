@@ -150,16 +150,17 @@ def test_predict_tells_of_cut_inputs(with_student):
   assert "warning: 1 of 2 inputs were cut" in outcome.err
 
 
-DIE_AT_THE_SECOND_BATCH = """
+DIE_AT_THE_SECOND_PIECE = """
 import os, signal
-from dss_jax.student.predictor import Predictor
-decode, batches = Predictor._decode, []
-def decode_and_die(self, *arguments):
-  batches.append(decode(self, *arguments))
-  if len(batches) == 2:
-    os.kill(os.getpid(), signal.SIGKILL)
-  return batches[-1]
-Predictor._decode = decode_and_die
+from dss_jax.decoding.engine import Engine
+decode, pieces = Engine.decode, []
+def decode_and_die(*arguments, **options):
+  for piece in decode(*arguments, **options):
+    pieces.append(piece)
+    if len(pieces) == 2:
+      os.kill(os.getpid(), signal.SIGKILL)
+    yield piece
+Engine.decode = decode_and_die
 from dss_jax.cli.main import main; main()
 """
 
@@ -169,7 +170,7 @@ def test_predict_killed_in_the_middle_leaves_the_output_as_it_was(with_student):
   output.write_text("what was there before")
   arguments = ("--mesh", "data=1", "--model", "student", "--dataset", "eval.jsonl")
   process = with_student.start(
-    "predict", *arguments, "--output", output.name, code=DIE_AT_THE_SECOND_BATCH
+    "predict", *arguments, "--output", output.name, code=DIE_AT_THE_SECOND_PIECE
   )
   assert with_student.finish(process).code == -signal.SIGKILL
   assert output.read_text() == "what was there before"
