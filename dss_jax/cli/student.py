@@ -9,6 +9,9 @@ from dss_jax.cli import options
 from dss_jax.cli.options import option
 from dss_jax.terminal import echo
 
+_WEIGHTS = option("--weights", field="DecodingConfig.weights", use_default=True,
+                  help="How they are stored; int8 takes a quarter of the memory.")  # fmt: skip
+
 
 @click.command()
 @options.MODEL
@@ -20,6 +23,22 @@ from dss_jax.terminal import echo
 @option("--max-output-tokens", type=click.IntRange(min=1), metavar="N",
         help="The longest answer.",
         default_text="the longest target that the student was trained on")  # fmt: skip
+@option("--num-candidates", field="DecodingConfig.num_candidates", use_default=True,
+        help="Answers of each row: sampled, or the best of a search.")  # fmt: skip
+@option("--temperature", field="DecodingConfig.temperature", use_default=True,
+        help="Above 0: draws tokens, else takes the most likely one.")  # fmt: skip
+@option("--top-k", field="DecodingConfig.top_k", use_default=True,
+        help="Draws from the N most likely tokens.", default_text="all")  # fmt: skip
+@option("--top-p", field="DecodingConfig.top_p", use_default=True,
+        help="Draws from the most likely tokens that make up this probability.")  # fmt: skip
+@option("--beams", field="DecodingConfig.beams", use_default=True,
+        help="Above 1: searches with so many beams.")  # fmt: skip
+@option("--seed", field="DecodingConfig.seed", use_default=True, help="Of the drawn tokens.")
+@option("--log-probabilities", field="DecodingConfig.log_probabilities", use_default=True,
+        is_flag=True, help="Write each token's, too.")  # fmt: skip
+@option("--stop", field="DecodingConfig.stop", use_default=True, multiple=True, metavar="TEXT",
+        help="An answer ends before this text; may be given several times.")  # fmt: skip
+@_WEIGHTS
 @options.MESH
 def predict(
   model: str,
@@ -30,10 +49,14 @@ def predict(
   batch_size: int | None,
   max_output_tokens: int | None,
   mesh: str | None,
+  **decoding: Any,
 ) -> None:
   """Answer rows with a student."""
+  from dss_jax.config.schema import DecodingConfig, check_decoding
   from dss_jax.data.records import check_rows
 
+  decoding_config = DecodingConfig(**decoding)
+  check_decoding(decoding_config)
   check_rows(dataset, bool(labels_as_text))
   from dss_jax.config.mesh_presets import mesh_config
   from dss_jax.parallel.mesh import make_mesh
@@ -45,7 +68,8 @@ def predict(
   keep_compiled_programs()
   student = Student.open(model)
   batch_size = batch_size or student.config.batch_size
-  predictor = Predictor(student, make_mesh(mesh_config(mesh), batch_size), batch_size=batch_size)
+  device_mesh = make_mesh(mesh_config(mesh), batch_size)
+  predictor = Predictor(student, device_mesh, batch_size=batch_size, decoding=decoding_config)
   rows = predict_file(
     predictor,
     dataset,
@@ -66,6 +90,7 @@ def predict(
 @options.TASK
 @option("--split", type=click.Choice(["train", "validation", "test"]), default_text="test",
         help="Which rows of the task.")  # fmt: skip
+@_WEIGHTS
 @options.MESH
 def evaluate(
   model: str,
@@ -74,6 +99,7 @@ def evaluate(
   task: str | None,
   data_dir: str | None,
   split: str | None,
+  weights: Any,
   mesh: str | None,
 ) -> None:
   """Evaluate a student on labelled rows; prints JSON."""
@@ -85,7 +111,8 @@ def evaluate(
   keep_compiled_programs()
   student = Student.open(model)
   source = source_for(student, dataset, task, data_dir, split, bool(labels_as_text))
-  echo(json.dumps(evaluate_student(student, source, mesh_config(mesh)), indent=2))
+  results = evaluate_student(student, source, mesh_config(mesh), weights=weights)
+  echo(json.dumps(results, indent=2))
 
 
 @click.command(short_help="Write a student for other programs.")

@@ -1,6 +1,7 @@
 """The configuration of a run: frozen dataclasses, each field with its type and bounds."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -148,6 +149,10 @@ class TeacherConfig:
   keep_going: bool = False
 
 
+# How decoding stores matrices; "int8" has a float32 scale for each output.
+WeightType = Literal["float32", "bfloat16", "int8"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
   """How a student writes: greedily, sampled (temperature above 0), or by beam search."""
@@ -166,8 +171,7 @@ class DecodingConfig:
   log_probabilities: bool = False
   # An answer ends before the first of these texts.
   stop: tuple[str, ...] = ()
-  # How matrices are stored: int8 takes a quarter of the memory, and rounds.
-  weights: Literal["float32", "bfloat16", "int8"] = "float32"
+  weights: WeightType = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -303,6 +307,42 @@ MUTABLE_ON_RESUME = (
   "TeacherConfig.request_form",
   "TeacherConfig.keep_going",
 )
+
+
+def check_decoding(config: DecodingConfig) -> None:
+  """Raises UserError if a setting has no effect beside the others, or contradicts them."""
+  for flag, number in (("temperature", config.temperature), ("top-p", config.top_p)):
+    if math.isnan(number):
+      raise UserError(f"--{flag} nan is not a number; give one")
+  sampled, searched = config.temperature > 0, config.beams > 1
+  if sampled and searched:
+    raise UserError(
+      f"--beams {config.beams} searches and --temperature {config.temperature:g} samples; leave "
+      "one of them out"
+    )
+  if not sampled:
+    for flag, value, unset in (("top-k", config.top_k, None), ("top-p", config.top_p, 1.0)):
+      if value != unset:
+        raise UserError(
+          f"--{flag} {value} has no effect on the most likely tokens; give a --temperature above 0"
+        )
+    if config.num_candidates > config.beams:
+      raise UserError(
+        f"--num-candidates {config.num_candidates} would be the same answer again; give a "
+        f"--temperature above 0, or --beams {config.num_candidates} or more"
+      )
+  if searched and config.log_probabilities:
+    raise UserError(
+      f"--log-probabilities are those of one answer, and --beams {config.beams} gives scores; "
+      "leave one of them out"
+    )
+  if searched and config.stop:
+    raise UserError(
+      f"--stop {config.stop[0]!r} does not end the beams of --beams {config.beams}; leave one of "
+      "them out"
+    )
+  if "" in config.stop:
+    raise UserError("--stop '' is empty; give the text before which an answer ends")
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -7,17 +7,14 @@ rearrange x @ kernel's. Matrices that multiply the same activations are one matr
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dss_jax.config.schema import T5Config
+from dss_jax.config.schema import T5Config, WeightType
 from dss_jax.model.layer_stacks import unrolled
-
-# How matrices are stored; "int8" has a float32 scale for each output.
-WeightType = Literal["float32", "bfloat16", "int8"]
 
 
 @struct.dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from dss_jax.config.schema import MeshConfig
+from dss_jax.config.schema import DecodingConfig, MeshConfig, WeightType
 from dss_jax.data.batches import EvalBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import tokenise_source
@@ -83,14 +83,19 @@ def _own_metric(student: Student) -> Metric:
 
 
 def evaluate_student(
-  student: Student, source: RowSource, mesh_config: MeshConfig
+  student: Student,
+  source: RowSource,
+  mesh_config: MeshConfig,
+  *,
+  weights: WeightType = "float32",
 ) -> dict[str, Any]:
   """Returns the metrics on the source's rows, as JSON values.
 
   Loss and accuracy cover the target kinds that the student was trained on, as during training;
   a row without a label counts for the rationale only. `exact_match` is the share of answers that
   equal their label; `task_metrics` are the task's own metrics, in its own units (see
-  label_figures).
+  label_figures). Answers are decoded with the weights in the given type, loss and accuracy always
+  in float32.
   """
   if not source.summary.labelled:
     raise UserError(f'{source.name}: no row has "output_text" to evaluate on; label some rows')
@@ -99,7 +104,13 @@ def evaluate_student(
   mesh = make_mesh(mesh_config, config.batch_size)
   config = dataclasses.replace(config, model=unrolled_config(config.model))
   params = student.params(mesh, scan_layers=False)
-  predictor = Predictor(student, mesh, batch_size=config.batch_size, params=params)
+  predictor = Predictor(
+    student,
+    mesh,
+    batch_size=config.batch_size,
+    decoding=DecodingConfig(weights=weights),
+    params=params,
+  )
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
   store = tokenise_source(source, student.vocabulary, config.data)
   batches = EvalBatches(

@@ -100,7 +100,8 @@ class Predictor:
   @property
   def has_details(self) -> bool:
     """Whether an answer is more than one text."""
-    return self._decoding.num_candidates > 1 or self._decoding.log_probabilities
+    decoding = self._decoding
+    return decoding.num_candidates > 1 or decoding.log_probabilities or decoding.beams > 1
 
   def answers(
     self,

@@ -7,7 +7,16 @@ import typing
 import pytest
 
 from dss_jax.config import schema as configs
-from dss_jax.config.schema import Bounds, DataConfig, RunConfig, T5Config, flatten
+from dss_jax.config.schema import (
+  Bounds,
+  DataConfig,
+  DecodingConfig,
+  RunConfig,
+  T5Config,
+  check_decoding,
+  flatten,
+)
+from dss_jax.errors import UserError
 
 MODEL = T5Config(
   emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1
@@ -109,3 +118,31 @@ def test_every_field_is_read_by_the_package(attributes_read, part, field):
 
 def test_shipped_students():
   assert {"tiny", "mini", "small", "base", "large", "xl", "xxl"} <= set(configs.student_names())
+
+
+@pytest.mark.parametrize(
+  ("settings", "sentence"),
+  [
+    ({"top_k": 5}, "--top-k 5 has no effect on the most likely tokens"),
+    ({"top_p": 0.5}, "--top-p 0.5 has no effect on the most likely tokens"),
+    ({"num_candidates": 2}, "--num-candidates 2 would be the same answer again"),
+    ({"num_candidates": 4, "beams": 3}, "--num-candidates 4 would be the same answer again"),
+    ({"beams": 4, "temperature": 0.5}, "--beams 4 searches and --temperature 0.5 samples"),
+    ({"beams": 4, "log_probabilities": True}, "--log-probabilities are those of one answer"),
+    ({"beams": 4, "stop": ("x",)}, "--stop 'x' does not end the beams of --beams 4"),
+    ({"stop": ("x", "")}, "--stop '' is empty"),
+    ({"temperature": float("nan")}, "--temperature nan is not a number"),
+    ({"temperature": 1.0, "top_p": float("nan")}, "--top-p nan is not a number"),
+  ],
+)
+def test_a_setting_of_decoding_without_effect_is_refused(settings, sentence):
+  with pytest.raises(UserError) as caught:
+    check_decoding(DecodingConfig(**settings))
+  assert sentence in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_settings_of_decoding_that_go_together():
+  check_decoding(DecodingConfig())
+  check_decoding(DecodingConfig(temperature=1.0, top_k=5, top_p=0.5, num_candidates=3, stop=("x",)))
+  check_decoding(DecodingConfig(beams=3, num_candidates=3))
