@@ -74,7 +74,7 @@ def main() -> None:
 def make_job(arguments: argparse.Namespace, folder: str) -> Job:
   """Tokenises the rows."""
   from dss_jax.data.sources import source_from_task
-  from dss_jax.data.task_definition import load_task
+  from dss_jax.data.task_files import load_task
   from dss_jax.data.vocabularies import load_vocabulary
   from dss_jax.student.model_dir import with_vocab_size
 
