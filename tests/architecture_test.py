@@ -240,7 +240,7 @@ HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "seqio", "tens
 
 
 def test_help_imports_nothing_heavy():
-  commands = [[], ["distill"], ["train"], ["predict"], ["validate"], ["plan"]]
+  commands = [[], ["distill"], ["train"], ["predict"], ["validate"], ["plan"], ["models"]]
   for modules in modules_after(*([*command, "--help"] for command in commands)):
     assert "click" in modules
     assert not modules & (HEAVY | {"numpy"})
@@ -254,3 +254,8 @@ def test_validate_imports_nothing_heavy(tmp_path):
   for modules in modules_after(*(["validate", str(path), *each] for each in options)):
     assert "dss_jax" in modules
     assert not modules & HEAVY
+
+
+def test_the_registry_imports_nothing_heavy(tmp_path):
+  for modules in modules_after(["models", "list", "--registry", str(tmp_path)]):
+    assert not modules & (HEAVY | {"numpy"})

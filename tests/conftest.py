@@ -36,6 +36,7 @@ def pytest_configure(config):
   folder = tempfile.TemporaryDirectory(prefix="dss_jax_tests_")
   config.add_cleanup(folder.cleanup)
   os.environ["DSS_CACHE_DIR"] = folder.name
+  os.environ["DSS_REGISTRY_DIR"] = f"{folder.name}/registry"
   os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder.name}/xla"
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 

@@ -9,6 +9,7 @@ from dss_jax import __version__, terminal
 from dss_jax.cli.annotate import annotate
 from dss_jax.cli.data import validate
 from dss_jax.cli.errors import report_error
+from dss_jax.cli.models import models
 from dss_jax.cli.plan import plan
 from dss_jax.cli.quickstart import quickstart
 from dss_jax.cli.student import evaluate, export, predict
@@ -52,7 +53,8 @@ def dss() -> None:
 
 
 for _command in (
-  annotate, distill, evaluate, export, plan, predict, quickstart, sweep, train, tune, validate
+  annotate, distill, evaluate, export, models, plan, predict, quickstart, sweep, train, tune,
+  validate,
 ):  # fmt: skip
   dss.add_command(_command)
 

@@ -220,7 +220,14 @@ def lengths(*, use_default: bool = False) -> Decorator:
 
 # Models.
 
-MODEL = option("--model", required=True, metavar="DIR", help="A trained student.")
+REGISTRY = option("--registry", field="RunConfig.registry", metavar="DIR", uses_gin=False,
+                  help="The registry of students.",
+                  default_text="DSS_REGISTRY_DIR, else in the user's data folder")  # fmt: skip
+MODEL = options(
+  option("--model", required=True, metavar="DIR|NAME[@VERSION]",
+         help="A trained student: its folder, or its name in the registry."),
+  REGISTRY,
+)  # fmt: skip
 
 
 def model_dir(**attributes: Any) -> Decorator:

@@ -42,6 +42,7 @@ _WEIGHTS = option("--weights", field="DecodingConfig.weights", use_default=True,
 @options.MESH
 def predict(
   model: str,
+  registry: str | None,
   dataset: str,
   labels_as_text: bool | None,
   output: str,
@@ -66,7 +67,7 @@ def predict(
   from dss_jax.student.student import Student
 
   keep_compiled_programs()
-  student = Student.open(model)
+  student = Student.open(model, registry)
   batch_size = batch_size or student.config.batch_size
   device_mesh = make_mesh(mesh_config(mesh), batch_size)
   predictor = Predictor(student, device_mesh, batch_size=batch_size, decoding=decoding_config)
@@ -94,6 +95,7 @@ def predict(
 @options.MESH
 def evaluate(
   model: str,
+  registry: str | None,
   dataset: str | None,
   labels_as_text: bool | None,
   task: str | None,
@@ -109,7 +111,7 @@ def evaluate(
   from dss_jax.student.student import Student
 
   keep_compiled_programs()
-  student = Student.open(model)
+  student = Student.open(model, registry)
   source = source_for(student, dataset, task, data_dir, split, bool(labels_as_text))
   results = evaluate_student(student, source, mesh_config(mesh), weights=weights)
   echo(json.dumps(results, indent=2))
@@ -127,8 +129,8 @@ def evaluate(
 @options.output("A new or empty folder.", metavar="DIR")
 @option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32",
         show_default=True, help="Of the weights in the files.")  # fmt: skip
-def export(model: str, kind: Any, output: str, dtype: Any) -> None:
+def export(model: str, registry: str | None, kind: Any, output: str, dtype: Any) -> None:
   """Write a student's best weights for T5X or Hugging Face transformers."""
   from dss_jax.student.export import export_student
 
-  echo(json.dumps(export_student(model, output, kind, dtype=dtype)))
+  echo(json.dumps(export_student(model, output, kind, dtype=dtype, registry=registry)))

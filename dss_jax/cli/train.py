@@ -47,6 +47,12 @@ _TRAINING = options.options(
   options.GIN_FILE,
   options.GIN,
 )  # fmt: skip
+_NAME = options.options(
+  option("--display-name", field="RunConfig.display_name", metavar="NAME",
+         help="Register the student under this name when the run ends, as its next version.",
+         default_text="it is not registered"),
+  options.REGISTRY,
+)  # fmt: skip
 _ALPHA = option("--alpha", field="LossConfig.alpha", macro="ALPHA",
                 help="Weight of the label's loss; the rationale's is the rest.")  # fmt: skip
 
@@ -57,6 +63,7 @@ _ALPHA = option("--alpha", field="LossConfig.alpha", macro="ALPHA",
 @options.teacher("Add missing labels and rationales by this teacher before training, as "
                  "dss annotate does; its answers are kept in --model-dir.",
                  default_text="none")  # fmt: skip
+@_NAME
 @process_options
 def distill(**flags: Any) -> None:
   """Train a student on labels and rationales, step by step."""
@@ -65,6 +72,7 @@ def distill(**flags: Any) -> None:
 
 @click.command(short_help="Train a student on labels alone.")
 @_TRAINING
+@_NAME
 @process_options
 def tune(**flags: Any) -> None:
   """Train a student on labels alone (plain supervised tuning)."""
@@ -77,6 +85,7 @@ def tune(**flags: Any) -> None:
 )
 @options.GIN_FILE
 @options.GIN
+@_NAME
 @process_options
 @click.pass_context
 def train(
@@ -93,6 +102,7 @@ def train(
       raise UserError(f"dss train: {argument!r} is not an option; write --gin.NAME=VALUE")
     name = argument.split("=", 1)[0]
     bindings.append(parse_binding(argument.removeprefix("--gin."), name))
+  bindings += options.gin_bindings(flags)
   with in_processes(flags):
     _run(list(gin_files), bindings)
 
@@ -175,4 +185,7 @@ def _run(files: list[str], bindings: list[Any]) -> None:
   if not processes.is_first():
     return
   summary = {key: card[key] for key in ("student", "steps", "best_step", "stopped_early")}
-  echo(json.dumps({"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}))
+  summary = {"model_dir": config.model_dir, **summary, "metrics": card["metrics"]}
+  if "registered" in card:
+    summary["registered"] = card["registered"]
+  echo(json.dumps(summary))

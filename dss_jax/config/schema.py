@@ -251,6 +251,10 @@ class RunConfig:
   # Whether Adafactor starts from the moments in a T5X checkpoint.
   initial_optimizer_state: bool = False
   seed: Seed = 0
+  # The name under which the student is registered when the run ends, and the registry's folder
+  # (None: the user's own).
+  display_name: str | None = None
+  registry: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,6 +287,9 @@ class DistributedConfig:
 # since their digests say whether they are the same (student/model_dir.py,
 # pipelines/annotate_stage.py); the folder's path; the devices and their memory; and how the teacher
 # is reached.
+# Fields that may change when a run resumes: where rows and vocabulary are, since their digests
+# say whether they are the same; the folder's path and the student's name; the devices and their
+# memory; and how the teacher is reached.
 MUTABLE_ON_RESUME = (
   "DataConfig.dataset",
   "DataConfig.task",
@@ -292,6 +299,8 @@ MUTABLE_ON_RESUME = (
   "DataConfig.labels_as_text",
   "DataConfig.vocabulary",
   "RunConfig.model_dir",
+  "RunConfig.display_name",
+  "RunConfig.registry",
   "MeshConfig.data",
   "MeshConfig.model",
   "MeshConfig.weights_over_data",

@@ -23,6 +23,8 @@ from dss_jax.pipelines.annotate_stage import annotate_training_rows
 from dss_jax.progress import say
 from dss_jax.student import model_dir as students
 from dss_jax.student.initialise import InitialCheckpoint, resumed
+from dss_jax.student.registration import register_student
+from dss_jax.student.registry import Registry
 from dss_jax.train.loop import Loop, Outcome
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer, parameter_count
@@ -34,6 +36,9 @@ _STEPS_AHEAD = 64
 def run(config: RunConfig) -> dict[str, Any]:
   """Trains the student, or resumes its training; returns its model.json.
 
+  With a display name, the student is registered when the run ends, unless it is already, and
+  the result also has `registered`: NAME@VERSION.
+
   User errors are raised before anything is written to MODEL_DIR.
   """
   _agree_on_config(config)
@@ -42,6 +47,8 @@ def run(config: RunConfig) -> dict[str, Any]:
       "--initial-optimizer-state: there is no checkpoint to take it from; give "
       "--initial-checkpoint, too"
     )
+  if config.display_name is not None:
+    processes.broadcast("display name", lambda: _check_name(config))
   mesh = make_mesh(config.mesh, config.batch_size)
   students.check_directory(config)
   kinds = make_objective(config.loss).kinds
@@ -89,7 +96,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     card = processes.broadcast("card", lambda: students.begin(config, data))
     if processes.broadcast("finished", lambda: students.is_finished(config, card)):
       say(f"{config.model_dir} is finished: {_end(card)}; nothing is left to do")
-      return card
+      return _registered(config, card)
 
     def on_start(step: int) -> None:
       # Written only now, so that a run whose checkpoint cannot be read is left unchanged.
@@ -110,8 +117,24 @@ def run(config: RunConfig) -> dict[str, Any]:
     card = _finished(card, outcome)
     if processes.is_first():
       students.write_card(directory, card)
-  say(f"finished: {_end(card)}")
-  return card
+    say(f"finished: {_end(card)}")
+    return _registered(config, card)
+
+
+def _check_name(config: RunConfig) -> None:
+  assert config.display_name is not None
+  Registry(config.registry).prepare(config.display_name)
+
+
+def _registered(config: RunConfig, card: dict[str, Any]) -> dict[str, Any]:
+  """Registers the student of a finished run, if it has a display name; returns the card for run."""
+  name = config.display_name
+  if name is None:
+    return card
+  registered = processes.broadcast(
+    "registered", lambda: register_student(config.model_dir, name, config.registry).reference
+  )
+  return {**card, "registered": registered}
 
 
 def _agree_on_config(config: RunConfig) -> None:

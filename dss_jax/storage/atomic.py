@@ -177,6 +177,36 @@ def remove(path: PathLike) -> None:
       os.remove(name)
 
 
+def withdraw(folder: PathLike) -> None:
+  """Removes a local folder at once: it loses its name before its files go.
+
+  A process that is killed leaves only a hidden part folder, which a later call removes.
+  """
+  target = pathlib.Path(os.fspath(folder)).absolute()
+  _remove_abandoned(target.parent)
+  part = _part_beside(str(target))
+  with writing(target):
+    os.rename(target, part)
+    _sync_folder(target.parent)
+  shutil.rmtree(part, ignore_errors=True)
+
+
+def copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a local folder into a new one, whose files are on the disk when it returns."""
+  target.mkdir(parents=True)
+  for path in sorted(source.iterdir()):
+    if path.is_dir():
+      copy_tree(path, target / path.name)
+    else:
+      copy_file(path, target / path.name)
+
+
+def copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a local file into a new one, which is on the disk when it returns."""
+  with source.open("rb") as original, synced_file(target) as copy:
+    shutil.copyfileobj(original, copy, _BUFFER_BYTES)
+
+
 def _is_device(target: str) -> bool:
   try:
     mode = os.stat(target).st_mode
@@ -299,11 +329,13 @@ def _host() -> str:
 
 
 def _remove_abandoned(parent: pathlib.Path) -> None:
-  """Removes the part folders of processes that have ended."""
+  """Removes the part files and folders of processes that have ended."""
   for path in parent.glob(".*.part"):
     match = _PART_NAME.fullmatch(path.name)
     if match and not _is_in_use(path, match["host"], int(match["process"])):
       shutil.rmtree(path, ignore_errors=True)
+      with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _is_in_use(path: pathlib.Path, host: str, process: int) -> bool:

@@ -37,6 +37,7 @@ def export_student(
   format: Format,
   *,
   dtype: Literal["float32", "bfloat16"] = "float32",
+  registry: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
   """Writes a student's best weights, and its vocabulary, for another program to load.
 
@@ -44,7 +45,7 @@ def export_student(
   memory than the largest array. The folder appears only when complete.
 
   Args:
-    model: the student's folder.
+    model, registry: as Student.open takes them.
     output: a new or empty folder. T5X's formats put `checkpoint_<step>` into it.
     dtype: of the weights written; a student's own are float32.
 
@@ -56,7 +57,7 @@ def export_student(
     UserError: there is no such student, the output is not empty or cannot be written, or the
       format cannot express the student.
   """
-  student = Student.open(model)
+  student = Student.open(model, registry)
   step, arrays = best_weights(student)
   kind = np.dtype(jnp.dtype(dtype))
   target = _empty_target(output)

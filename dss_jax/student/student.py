@@ -14,7 +14,9 @@ from dss_jax.data.vocabularies import Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import to_layout_of
 from dss_jax.parallel.sharding import params_shape
+from dss_jax.storage.files import PathLike
 from dss_jax.student.model_dir import CARD, CHECKPOINTS, CONFIG, holds_run, read_card
+from dss_jax.student.registry import student_folder
 from dss_jax.train.checkpointing import Checkpoints, has_checkpoint
 
 
@@ -28,12 +30,19 @@ class Student:
   vocabulary: Vocabulary
 
   @classmethod
-  def open(cls, directory: str | os.PathLike[str]) -> "Student":
-    """Reads everything but the weights. Raises UserError if the folder is not a student."""
-    path = pathlib.Path(directory)
+  def open(cls, model: PathLike, registry: PathLike | None = None) -> "Student":
+    """Reads everything but the weights.
+
+    Args:
+      model: a student's folder, or NAME, NAME@VERSION or NAME@ALIAS of the registry.
+      registry: the registry's folder, if it is not the user's own.
+
+    Raises UserError if there is no such student.
+    """
+    path = student_folder(model, registry)
     if not holds_run(path):
       raise UserError(
-        f"{os.fspath(directory)}: holds no {CONFIG}, so it is no student's folder; give the "
+        f"{os.fspath(model)}: holds no {CONFIG}, so it is no student's folder; give the "
         "--model-dir of a training run on this machine"
       )
     config = load_config(RunConfig, [str(path / CONFIG)])

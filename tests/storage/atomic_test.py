@@ -19,11 +19,13 @@ from dss_jax.errors import UserError
 from dss_jax.storage import atomic
 from dss_jax.storage.atomic import (
   atomic_target,
+  copy_tree,
   make_folder,
   publishing,
   remove,
   sync,
   synced_file,
+  withdraw,
   write_bytes,
   write_text,
   writing,
@@ -149,8 +151,30 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
   assert not folder.exists()
+  # A killed writer of a file leaves one beside it.
+  (tmp_path / left.replace(".store.", ".index.json.")).write_text("half")
   _publish(folder)
   assert sorted(os.listdir(tmp_path)) == ["other", "store"]
+
+
+def test_a_withdrawn_folder_loses_its_name_first(tmp_path, monkeypatch):
+  _publish(tmp_path / "store")
+  seen = []
+  monkeypatch.setattr(atomic.shutil, "rmtree", lambda *_, **__: seen.append(os.listdir(tmp_path)))
+  withdraw(tmp_path / "store")
+  monkeypatch.undo()
+  ((left,),) = seen
+  assert left.startswith(".store.")
+  with pytest.raises(UserError, match="store: cannot be written"):
+    withdraw(tmp_path / "store")
+
+
+def test_a_copied_tree(tmp_path):
+  _publish(tmp_path / "store", build=_fill_deep)
+  copy_tree(tmp_path / "store", tmp_path / "new" / "copy")
+  assert read_text(tmp_path / "new" / "copy" / "deep" / "b") == "below"
+  with pytest.raises(FileExistsError):
+    copy_tree(tmp_path / "store", tmp_path / "new" / "copy")
 
 
 def test_a_part_of_a_living_process_is_left_whatever_the_clock_says(tmp_path):
