@@ -33,7 +33,7 @@ _WEIGHTS = option("--weights", field="DecodingConfig.weights", use_default=True,
         help="Draws from the most likely tokens that make up this probability.")  # fmt: skip
 @option("--beams", field="DecodingConfig.beams", use_default=True,
         help="Above 1: searches with so many beams.")  # fmt: skip
-@option("--seed", field="DecodingConfig.seed", use_default=True, help="Of the drawn tokens.")
+@options.seed("Of the drawn tokens.", use_default=True)
 @option("--log-probabilities", field="DecodingConfig.log_probabilities", use_default=True,
         is_flag=True, help="Write each token's, too.")  # fmt: skip
 @option("--stop", field="DecodingConfig.stop", use_default=True, multiple=True, metavar="TEXT",

@@ -63,9 +63,12 @@ class StudentTeacher:
           answer.set_result(text)
 
   def _answers(self, inputs: list[str]) -> list[str]:
-    rationales = self._predictor.answers(inputs, "rationale")
-    labels = self._predictor.answers(inputs, "label")
+    from dss_jax.student.predictor import Question
+
+    # Both kinds in one run, so that labels fill the slots that rationales leave.
+    questions = [Question(text, kind) for kind in ("rationale", "label") for text in inputs]
+    texts = [answers[0].text.strip() for answers in self._predictor.candidates(questions)]
+    rationales, labels = texts[: len(inputs)], texts[len(inputs) :]
     return [
-      f"{rationale.strip()}\nAnswer: {label.strip()}"
-      for rationale, label in zip(rationales, labels, strict=True)
+      f"{rationale}\nAnswer: {label}" for rationale, label in zip(rationales, labels, strict=True)
     ]

@@ -9,6 +9,7 @@ from dss_jax.annotation.outcome import AnnotationConfig
 from dss_jax.annotation.prompts import Prompt
 from dss_jax.annotation.run import RequestConfig, annotate
 from dss_jax.data.records import read_rows
+from dss_jax.student.predictor import Answer
 from dss_jax.teachers.student_teacher import StudentTeacher
 
 
@@ -19,13 +20,13 @@ class _Predictor:
     self.batches = []
     self.threads = set()
 
-  def answers(self, texts, task):
-    self.batches.append((task, len(texts)))
+  def candidates(self, questions):
+    self.batches.append(questions)
     self.threads.add(threading.current_thread())
-    if "bad" in texts:
+    if any(question.text == "bad" for question in questions):
       raise ZeroDivisionError("a device failed")
-    kind = {"rationale": "Since {} is so.", "label": "label of {}"}[task]
-    return [f" {kind.format(text)} " for text in texts]
+    kinds = {"rationale": "Since {} is so.", "label": "label of {}"}
+    return [[Answer(f" {kinds[each.kind].format(each.text)} ")] for each in questions]
 
 
 def test_rows_are_decoded_in_batches(tmp_path):
@@ -41,8 +42,8 @@ def test_rows_are_decoded_in_batches(tmp_path):
   assert written[4]["output_text"] == "label of 4"
   assert written[3]["output_text"] == "gold"
   assert written[3]["provenance"]["agrees_with_gold"] is False
-  assert all(size <= 16 for _, size in predictor.batches)
-  assert len(predictor.batches) <= 2 * 8
+  assert all(len(questions) <= 2 * 16 for questions in predictor.batches)
+  assert len(predictor.batches) <= 8
   assert len(predictor.threads) == 1
   assert report["statuses"]["answered"] == 50
   # Its answers are in the journal, too.
@@ -65,9 +66,9 @@ def test_a_request_during_a_batch_is_answered(monkeypatch):
   from dss_jax.teachers.base import TeacherRequest
 
   class _Slow(_Predictor):
-    def answers(self, texts, task):
+    def candidates(self, questions):
       gate.wait(10)
-      return super().answers(texts, task)
+      return super().candidates(questions)
 
   gate = threading.Event()
   teacher = StudentTeacher(_Slow(), "t5:mine", batch_size=4)
