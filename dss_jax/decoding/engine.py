@@ -23,6 +23,7 @@ from dss_jax.decoding import slots as device
 from dss_jax.decoding.beam import beam_search
 from dss_jax.decoding.decoder import encode
 from dss_jax.decoding.input_packing import PackedInputs, pack, power_of_two
+from dss_jax.decoding.sampling import Sampling
 from dss_jax.decoding.weights import decoding_weights
 from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.parallel.sharding import logical_rules
@@ -35,10 +36,15 @@ STEPS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """An input without padding, and the most tokens of an answer to it."""
+  """An input without padding, and the most tokens of an answer to it.
+
+  Attributes:
+    decoding: how the answers are chosen, but for beams and weights; None as the engine does.
+  """
 
   ids: Sequence[int]
   max_tokens: int
+  decoding: DecodingConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +75,7 @@ class _Row:
   number: int
   candidate: int
   request: Request
+  decoding: DecodingConfig
   place: int = 0  # of its input in the encoder's flattened output
   ids: list[int] = dataclasses.field(default_factory=list)
 
@@ -120,9 +127,7 @@ class Engine:
     self._lengthen = jax.jit(device.lengthened, static_argnames=("cache_length", "source_length"))
     self._gather = jax.jit(device.gathered)
     self._advance = jax.jit(
-      functools.partial(
-        device.advance, model=self._model, decoding=decoding, eos_id=eos_id, steps=STEPS
-      ),
+      functools.partial(device.advance, model=self._model, eos_id=eos_id, steps=STEPS),
       donate_argnums=1,
     )
     self._search = jax.jit(
@@ -212,13 +217,14 @@ class _Run:
 
   def _take(self) -> None:
     """Takes requests until every slot could be filled with a row that waits."""
-    candidates = self._engine._decoding.num_candidates
     while len(self._waiting) < self._engine._slots:
       taken = next(self._requests, None)
       if taken is None:
         return
       number, request = taken
-      self._waiting.extend(_Row(number, candidate, request) for candidate in range(candidates))
+      decoding = request.decoding or self._engine._decoding
+      candidates = range(decoding.num_candidates)
+      self._waiting.extend(_Row(number, candidate, request, decoding) for candidate in candidates)
 
   def _fill(self) -> None:
     """Encodes waiting rows and admits them while there are free slots."""
@@ -271,12 +277,14 @@ class _Run:
   def _admit(self, free: list[int]) -> None:
     assert self._slots is not None
     count, length = self._admitted_at_a_time, self._slots.source_length
+    entering = list(zip(self._encoded, free, strict=False))
     admission = device.Admission(
       slots_A=np.full(count, len(self._rows), np.int32),
       sources_AL=np.zeros((count, length), np.int32),
       masks_AL=np.zeros((count, length), bool),
       limits_A=np.zeros(count, np.int32),
       identities_A2=np.zeros((count, 2), np.uint32),
+      sampling=Sampling.of([row.decoding for row, _ in entering], count),
     )
     for index, slot in enumerate(free[: len(self._encoded)]):
       row = self._encoded.popleft()
@@ -352,7 +360,7 @@ class _Run:
         self._rows[slot] = None
         self._keep[slot] = False
       logs: list[float] = []
-      if self._engine._decoding.log_probabilities:
+      if row.decoding.log_probabilities:
         logs = decoded.log_probabilities_SB[:count, slot].tolist()
       yield Piece(row.number, row.candidate, ids, logs, is_last)
 

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from dss_jax.config.schema import DecodingConfig, T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.decoding.decoder import (
   KeyValue,
   cache_constraint,
@@ -16,7 +16,7 @@ from dss_jax.decoding.decoder import (
   empty_caches,
   heads_first,
 )
-from dss_jax.decoding.sampling import log_probabilities, next_tokens
+from dss_jax.decoding.sampling import Sampling, next_tokens, wanted_log_probabilities
 from dss_jax.decoding.weights import DecodingWeights
 
 
@@ -31,6 +31,7 @@ class Slots:
     positions_B: the number of tokens decoded so far.
     limits_B: the number of tokens at which the row ends.
     identities_B2: see next_tokens.
+    sampling: how each row's tokens are chosen.
     source_mask_BL: which of the row's cross-attention keys are real.
     caches, crosses: keys and values of each layer, [B, H, T, K] and [B, H, L, K].
   """
@@ -41,6 +42,7 @@ class Slots:
   positions_B: jax.Array
   limits_B: jax.Array
   identities_B2: jax.Array
+  sampling: Sampling
   source_mask_BL: jax.Array
   caches: list[KeyValue]
   crosses: list[KeyValue]
@@ -69,6 +71,7 @@ class Admission:
   masks_AL: np.ndarray
   limits_A: np.ndarray
   identities_A2: np.ndarray
+  sampling: Sampling
 
 
 @struct.dataclass
@@ -98,6 +101,7 @@ def empty_slots(config: T5Config, rows: int, cache_length: int, source_length: i
       positions_B=numbers,
       limits_B=numbers,
       identities_B2=jnp.zeros((rows, 2), jnp.uint32),
+      sampling=jax.tree.map(jnp.asarray, Sampling.of([], rows)),
       source_mask_BL=jnp.zeros((rows, source_length), bool),
       caches=empty_caches(config, rows, cache_length),
       crosses=empty_caches(config, rows, source_length),
@@ -124,6 +128,7 @@ def admit(slots: Slots, encoded: list[jax.Array], admission: Admission, *, pad_i
       positions_B=enter(slots.positions_B, 0),
       limits_B=enter(slots.limits_B, admission.limits_A),
       identities_B2=enter(slots.identities_B2, admission.identities_A2),
+      sampling=jax.tree.map(enter, slots.sampling, admission.sampling),
       source_mask_BL=enter(slots.source_mask_BL, admission.masks_AL),
       crosses=jax.tree.map(enter, slots.crosses, heads_first(own)),
     )
@@ -175,7 +180,6 @@ def advance(
   most_ends: jax.Array,
   *,
   model: T5Config,
-  decoding: DecodingConfig,
   eos_id: int,
   steps: int,
 ) -> tuple[Slots, Decoded]:
@@ -189,6 +193,12 @@ def advance(
   rows = len(slots.live_B)
   slots = dataclasses.replace(slots, live_B=slots.live_B & keep_B)
   before = slots
+  # A row that has left asks for nothing.
+  sampling = dataclasses.replace(
+    slots.sampling,
+    temperatures_B=jnp.where(slots.live_B, slots.sampling.temperatures_B, 0.0),
+    wants_logs_B=slots.live_B & slots.sampling.wants_logs_B,
+  )
   # An empty slot stays at position 0 and attends to itself alone.
   tokens_SB = jnp.zeros((steps, rows), jnp.int32)
 
@@ -209,11 +219,10 @@ def advance(
       slots.crosses,
       slots.source_mask_BL,
     )
-    tokens_B = next_tokens(logits_VB, decoding, slots.identities_B2, slots.positions_B)
+    tokens_B = next_tokens(logits_VB, sampling, slots.identities_B2, slots.positions_B)
     tokens_SB = jax.lax.dynamic_update_index_in_dim(tokens_SB, tokens_B, number, axis=0)
-    if decoding.log_probabilities:
-      logs_B = log_probabilities(logits_VB, tokens_B)
-      logs_SB = jax.lax.dynamic_update_index_in_dim(logs_SB, logs_B, number, axis=0)
+    logs_B = wanted_log_probabilities(logits_VB, tokens_B, sampling)
+    logs_SB = jax.lax.dynamic_update_index_in_dim(logs_SB, logs_B, number, axis=0)
     positions_B = slots.positions_B + slots.live_B
     slots = dataclasses.replace(
       slots,

@@ -33,6 +33,11 @@ class Writer(Protocol):
     ...
 
 
+def answers_to(question: Question) -> int:
+  """Returns the number of answers that a question asks for."""
+  return 1 if question.decoding is None else question.decoding.num_candidates
+
+
 class Ticket:
   """The answers to the questions of one request, as they are written; iterate once."""
 
@@ -40,7 +45,7 @@ class Ticket:
     self._batcher = batcher
     self._loop = asyncio.get_running_loop()
     self._parts: asyncio.Queue[tuple[int, Increment] | Exception] = asyncio.Queue()
-    self._open = sum(question.candidates for question in questions)
+    self._open = sum(answers_to(question) for question in questions)
     self.is_cancelled = False
 
   async def __aiter__(self) -> AsyncIterator[tuple[int, Increment]]:
@@ -98,7 +103,7 @@ class Batcher:
   @property
   def waiting(self) -> int:
     """Returns the number of answers that wait for a slot."""
-    return sum(entry.question.candidates for entry in self._waiting.copy())
+    return sum(answers_to(entry.question) for entry in self._waiting.copy())
 
   def submit(self, questions: Sequence[Question]) -> Ticket:
     """Puts questions into the queue.
@@ -111,7 +116,7 @@ class Batcher:
     with self._changed:
       if self._is_closed:
         raise Refused(503, "the server is stopping; try again", headers={"retry-after": "1"})
-      new = sum(question.candidates for question in questions)
+      new = sum(answers_to(question) for question in questions)
       if self.waiting + new > self._max_waiting:
         seconds = math.ceil(self.waiting * self._seconds_an_answer)
         raise QueueFull(min(max(seconds, 1), _LONGEST_RETRY_SECONDS))
@@ -212,5 +217,5 @@ class _Arrivals:
     if entry is None:
       raise StopIteration
     self._taken.append(entry)
-    self._open_answers[next(self._numbers)] = entry.question.candidates
+    self._open_answers[next(self._numbers)] = answers_to(entry.question)
     return entry.question

@@ -4,6 +4,7 @@ import dataclasses
 import secrets
 from collections.abc import AsyncIterator, Sequence
 
+from dss_jax.config.schema import DecodingConfig
 from dss_jax.serving.batcher import Batcher
 from dss_jax.serving.errors import BadRequest
 from dss_jax.student.questions import Question
@@ -78,19 +79,18 @@ class Answer:
 def questions_of(generation: Generation) -> list[Question]:
   """Returns the questions to the student: each prompt's rationale, if asked for, and label."""
   seed = secrets.randbits(32) if generation.seed is None else generation.seed
+  decoding = DecodingConfig(
+    temperature=generation.temperature,
+    top_k=generation.top_k,
+    top_p=generation.top_p,
+    stop=generation.stop,
+    seed=seed,
+    num_candidates=generation.candidates,
+    log_probabilities=generation.log_probabilities,
+  )
   kinds = ("rationale", "label") if generation.explain else ("label",)
   return [
-    Question(
-      prompt,
-      kind,
-      max_tokens=generation.max_tokens,
-      temperature=generation.temperature,
-      top_k=generation.top_k,
-      top_p=generation.top_p,
-      stop=generation.stop,
-      seed=seed,
-      candidates=generation.candidates,
-    )
+    Question(prompt, kind, generation.max_tokens, decoding)
     for prompt in generation.prompts
     for kind in kinds
   ]

@@ -14,6 +14,7 @@ from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.progress import ProgressLine, progress_line, say
 from dss_jax.storage.files import PathLike
+from dss_jax.student.questions import Increment, Question
 from dss_jax.student.student import Student
 
 # This many rows are in memory at a time.
@@ -42,24 +43,6 @@ class Answer:
     if self.log_probabilities:
       values.update(ids=self.ids, log_probabilities=self.log_probabilities)
     return values if self.score is None else {**values, "score": self.score}
-
-
-@dataclasses.dataclass(frozen=True)
-class Increment:
-  """The next text of an answer: `number` of the question, `candidate` of its answers."""
-
-  number: int
-  candidate: int
-  text: str
-  is_last: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-  """An input text, and what the student is to write: its "label" or its "rationale"."""
-
-  text: str
-  kind: str
 
 
 class Predictor:
@@ -134,59 +117,86 @@ class Predictor:
     max_output_tokens: int | None = None,
     on_answers: Callable[[int], None] = lambda count: None,
   ) -> list[list[Answer]]:
-    """Returns the answers to each question, as many as DecodingConfig.num_candidates."""
-    requests = self._requests(questions, max_output_tokens)
+    """Returns the answers to each question, as many as its DecodingConfig.num_candidates."""
+    requests = [self._request(question, max_output_tokens) for question in questions]
     # Rows of a length share a program. Long answers come first, short ones fill the slots after.
     order = sorted(
       range(len(requests)),
       key=lambda n: (-requests[n].max_tokens, (len(requests[n].ids) - 1).bit_length()),
     )
-    count = self._decoding.num_candidates
-    answers = [[Answer() for _ in range(count)] for _ in questions]
-    open_answers = [count] * len(questions)
-    pieces = self._engine.decode([requests[n] for n in order], is_complete=self._is_complete())
-    for piece in pieces:
+    counts = [self._decoding_of(request).num_candidates for request in requests]
+    answers = [[Answer() for _ in range(count)] for count in counts]
+    in_order = [requests[n] for n in order]
+    for piece in self._engine.decode(in_order, is_complete=self._ends(in_order)):
       number = order[piece.request]
       answer = answers[number][piece.candidate]
       answer.ids += piece.ids
       answer.log_probabilities += piece.log_probabilities
       answer.score = piece.score
       if piece.is_last:
-        self._complete(answer)
-        open_answers[number] -= 1
-        if not open_answers[number]:
+        self._complete(answer, self._decoding_of(requests[number]).stop)
+        counts[number] -= 1
+        if not counts[number]:
           on_answers(1)
     return answers
 
   def stream(
-    self, questions: Sequence[Question], *, max_output_tokens: int | None = None
+    self,
+    questions: Iterable[Question],
+    *,
+    is_cancelled: Callable[[int], bool] = lambda number: False,
   ) -> Iterator[Increment]:
-    """Yields the answers' texts as they are decoded; an answer's increments add up to its text."""
-    requests = self._requests(questions, max_output_tokens)
-    answers: dict[tuple[int, int], Answer] = {}
-    for piece in self._engine.decode(requests, is_complete=self._is_complete()):
-      key = (piece.request, piece.candidate)
-      answer = answers.setdefault(key, Answer())
-      shown = len(answer.text)
-      answer.ids += piece.ids
-      if piece.is_last:
-        self._complete(answer)
-      else:
-        answer.text = self._certain_text(answer)
-      yield Increment(*key, answer.text[shown:], piece.is_last)
+    """Yields the answers' texts as they are decoded; an answer's increments add up to its text.
 
-  def _requests(
-    self, questions: Sequence[Question], max_output_tokens: int | None
-  ) -> list[Request]:
-    for kind in {question.kind for question in questions}:
-      self._check_trained(kind)
-    return [
-      Request(
-        self._encode(question.text, question.kind),
-        max_output_tokens or self._longest_answer(question.kind),
+    Args:
+      questions: taken as slots get free; an iterator may say that there is none now, and have
+        some when it is asked again.
+      is_cancelled: called with the number of a question; True ends its answers.
+    """
+    requests: list[Request] = []
+    answers: dict[tuple[int, int], Answer] = {}
+    ends = self._ends(requests)
+
+    def take(question: Question) -> Request:
+      requests.append(self._request(question))
+      return requests[-1]
+
+    def is_complete(number: int, ids: list[int]) -> bool:
+      return is_cancelled(number) or ends(number, ids)
+
+    for piece in self._engine.decode(map(take, questions), is_complete=is_complete):
+      key = (piece.request, piece.candidate)
+      request = requests[piece.request]
+      answer = answers.setdefault(key, Answer())
+      shown, known = len(answer.text), len(answer.ids)
+      answer.ids += piece.ids
+      answer.log_probabilities += piece.log_probabilities
+      finish = None
+      if piece.is_last:
+        finish = self._finish(answer, request)
+        self._complete(answer, self._decoding_of(request).stop)
+        del answers[key]
+      else:
+        answer.text = self._certain_text(answer, self._decoding_of(request).stop)
+      yield Increment(
+        *key, answer.text[shown:], answer.ids[known:], answer.log_probabilities[known:], finish
       )
-      for question in questions
-    ]
+
+  def _request(self, question: Question, max_output_tokens: int | None = None) -> Request:
+    self._check_trained(question.kind)
+    most = question.max_tokens or max_output_tokens or self._longest_answer(question.kind)
+    ids = self._encode(question.text, question.kind)
+    return Request(ids, most, question.decoding)
+
+  def _decoding_of(self, request: Request) -> DecodingConfig:
+    return request.decoding or self._decoding
+
+  def _finish(self, answer: Answer, request: Request) -> str:
+    """Returns why an answer ended: "length" if it may go on."""
+    is_ended = answer.ids[-1:] == [self._student.vocabulary.eos_id]
+    is_full = len(answer.ids) >= request.max_tokens
+    is_stopped = self._stop_in(answer.ids, self._decoding_of(request).stop) is not None
+    return "length" if is_full and not is_ended and not is_stopped else "stop"
 
   def _longest_answer(self, kind: str) -> int:
     longest = self._student.card["longest_target_tokens"][kind]
@@ -215,33 +225,34 @@ class Predictor:
   def _text(self, ids: Sequence[int]) -> str:
     return self._student.vocabulary.decode(ids)
 
-  def _stop_in(self, ids: Sequence[int]) -> int | None:
+  def _stop_in(self, ids: Sequence[int], stop: Sequence[str]) -> int | None:
     """Returns where the first stop text begins in the text of the tokens."""
-    text = self._text(ids)
-    places = [text.find(stop) for stop in self._decoding.stop]
+    text = self._text(ids) if stop else ""
+    places = [text.find(one) for one in stop]
     return min((place for place in places if place >= 0), default=None)
 
-  def _is_complete(self) -> Callable[[int, list[int]], bool] | None:
-    if not self._decoding.stop:
-      return None
-    return lambda number, ids: self._stop_in(ids) is not None
+  def _ends(self, requests: Sequence[Request]) -> Callable[[int, list[int]], bool]:
+    """Returns a function that says whether an answer to a request has come to a stop text."""
+    return lambda number, ids: (
+      self._stop_in(ids, self._decoding_of(requests[number]).stop) is not None
+    )
 
-  def _complete(self, answer: Answer) -> None:
+  def _complete(self, answer: Answer, stop: Sequence[str]) -> None:
     """Sets the text, and cuts it and the tokens at the first stop text."""
-    place = self._stop_in(answer.ids)
+    place = self._stop_in(answer.ids, stop)
     if place is not None:
-      while self._stop_in(answer.ids[:-1]) is not None:
+      while self._stop_in(answer.ids[:-1], stop) is not None:
         answer.ids.pop()
       answer.log_probabilities = answer.log_probabilities[: len(answer.ids)]
     answer.text = self._text(answer.ids)[:place]
 
-  def _certain_text(self, answer: Answer) -> str:
+  def _certain_text(self, answer: Answer, stop: Sequence[str]) -> str:
     """Returns the text so far that no later token changes, nor a stop text cuts."""
     text = self._text(answer.ids)
     # A character whose other bytes are still to come is shown as replaced.
     while text.endswith("\N{REPLACEMENT CHARACTER}"):
       text = text[:-1]
-    longest = max(map(len, self._decoding.stop), default=1)
+    longest = max(map(len, stop), default=1)
     text = text[: max(len(text) - longest + 1, 0)]
     return text if len(text) > len(answer.text) else answer.text
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from dss_jax.config.schema import DecodingConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -9,21 +11,13 @@ class Question:
 
   Attributes:
     max_tokens: of an answer; None for the longest that the student was trained to write.
-    temperature: 0 takes the most likely token.
-    top_k, top_p, seed: see DecodingConfig.
-    stop: texts before which an answer ends.
-    candidates: the number of answers.
+    decoding: how answers are chosen, and how many; None as the predictor does.
   """
 
   text: str
   kind: str
   max_tokens: int | None = None
-  temperature: float = 0.0
-  top_k: int | None = None
-  top_p: float = 1.0
-  seed: int = 0
-  stop: tuple[str, ...] = ()
-  candidates: int = 1
+  decoding: DecodingConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +26,8 @@ class Increment:
 
   Attributes:
     ids: the tokens that were decoded since the last increment.
-    log_probabilities: of these tokens, by the model itself.
-    finish: with the last text: "stop" if the student ended its answer, "length" if it was cut.
+    log_probabilities: of these tokens, by the model itself, if they were asked for.
+    finish: with the last text: "stop" if the answer has come to its end, "length" if it was cut.
   """
 
   number: int

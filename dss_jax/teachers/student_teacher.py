@@ -63,7 +63,7 @@ class StudentTeacher:
           answer.set_result(text)
 
   def _answers(self, inputs: list[str]) -> list[str]:
-    from dss_jax.student.predictor import Question
+    from dss_jax.student.questions import Question
 
     # Both kinds in one run, so that labels fill the slots that rationales leave.
     questions = [Question(text, kind) for kind in ("rationale", "label") for text in inputs]

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from dss_jax.config.schema import DecodingConfig
-from dss_jax.decoding.sampling import kept, log_probabilities, next_tokens
+from dss_jax.decoding.sampling import Sampling, kept, log_probabilities, next_tokens
 
 PROBABILITIES = np.array([0.1, 0.4, 0.05, 0.3, 0.15])
 LOGITS = np.log(PROBABILITIES)
@@ -20,7 +20,8 @@ def drawn(config, logits=LOGITS, positions=0):
   identities = np.stack([rows, np.zeros_like(rows)], axis=1)
   logits_VB = jnp.broadcast_to(jnp.asarray(logits, jnp.float32)[:, None], (len(logits), DRAWS))
   positions_B = jnp.full(DRAWS, positions)
-  tokens = jax.jit(lambda x: next_tokens(x, config, identities, positions_B))(logits_VB)
+  sampling = Sampling.of([config] * DRAWS, DRAWS)
+  tokens = jax.jit(lambda x: next_tokens(x, sampling, identities, positions_B))(logits_VB)
   return np.bincount(np.asarray(tokens), minlength=len(logits))
 
 
@@ -79,7 +80,7 @@ def test_tokens_are_drawn_from_the_kept_ones():
 )
 def test_kept_tokens(top_k, top_p, expected):
   logits = jnp.asarray(LOGITS, jnp.float32)[None]
-  found = np.asarray(kept(logits, top_k=top_k, top_p=top_p))[0]
+  found = np.asarray(kept(logits, jnp.array([top_k or 0]), jnp.array([top_p])))[0]
   assert set(np.flatnonzero(np.isfinite(found))) == expected
   np.testing.assert_array_equal(found[sorted(expected)], np.asarray(logits)[0, sorted(expected)])
 

@@ -38,7 +38,7 @@ class EchoStudent:
         if question.text == "break":
           raise ZeroDivisionError("a device failed")
         words = f"{question.kind} of {question.text}".split(" ")
-        for candidate in range(question.candidates):
+        for candidate in range(question.decoding.num_candidates if question.decoding else 1):
           running[taken, candidate] = (question, words, 0)
         taken += 1
       if not running:

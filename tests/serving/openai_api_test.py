@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from dss_jax.config.schema import DecodingConfig
+
 URL, CHAT_URL = "/v1/completions", "/v1/chat/completions"
 CHAT = {"model": "mine", "messages": [{"role": "user", "content": "a row"}]}
 
@@ -104,15 +106,17 @@ def test_parameters_reach_the_student(serve, student):
   choice = serve().post(CHAT_URL, json=body).json()["choices"][0]
   assert (choice["message"]["content"], choice["finish_reason"]) == ("label of", "length")
   (question,) = student.questions
-  assert (question.max_tokens, question.temperature, question.stop) == (2, 0.5, ("x",))
-  assert (question.top_k, question.top_p, question.seed) == (5, 0.9, 2**32 - 1)
+  assert question.max_tokens == 2
+  assert question.decoding == DecodingConfig(
+    temperature=0.5, top_k=5, top_p=0.9, stop=("x",), seed=2**32 - 1
+  )
 
 
 def test_a_seed_is_drawn_unless_given(serve, student):
   client = serve()
   for _ in range(3):
     client.post(CHAT_URL, json=CHAT)
-  assert len({question.seed for question in student.questions}) == 3
+  assert len({question.decoding.seed for question in student.questions}) == 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from dss_jax.config.schema import DecodingConfig
+
 PLACE = "/v1/projects/p/locations/l"
 ENDPOINT = f"{PLACE}/endpoints/mine"
 
@@ -39,8 +41,10 @@ def test_parameters_in_the_clients_forms(serve, student):
   assert (prediction["content"], prediction["rationale"]) == ("label of", "rationale of")
   assert prediction["logprobs"] == {"tokens": ["<7>", "<8>"], "tokenLogProbs": [-0.5, -0.5]}
   question = student.questions[0]
-  assert (question.max_tokens, question.temperature, question.top_k) == (2, 1.0, 5)
-  assert (question.seed, question.stop) == (7, ("x",))
+  assert question.max_tokens == 2
+  assert question.decoding == DecodingConfig(
+    temperature=1.0, top_k=5, seed=7, stop=("x",), num_candidates=2, log_probabilities=True
+  )
 
 
 def test_a_stream_is_an_array_of_tensors(serve):

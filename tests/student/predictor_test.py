@@ -10,7 +10,8 @@ from dss_jax.config.schema import DataConfig, DecodingConfig, LossConfig, MeshCo
 from dss_jax.data.records import write_rows
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.parallel.mesh import make_mesh
-from dss_jax.student.predictor import Predictor, Question, predict_file
+from dss_jax.student.predictor import Predictor, predict_file
+from dss_jax.student.questions import Question
 
 MODEL = T5Config(
   emb_dim=16,
