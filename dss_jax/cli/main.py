@@ -12,6 +12,7 @@ from dss_jax.cli.errors import report_error
 from dss_jax.cli.models import models
 from dss_jax.cli.plan import plan
 from dss_jax.cli.quickstart import quickstart
+from dss_jax.cli.serve import serve
 from dss_jax.cli.student import evaluate, export, predict
 from dss_jax.cli.train import distill, sweep, train, tune
 
@@ -53,7 +54,7 @@ def dss() -> None:
 
 
 for _command in (
-  annotate, distill, evaluate, export, models, plan, predict, quickstart, sweep, train, tune,
+  annotate, distill, evaluate, export, models, plan, predict, quickstart, serve, sweep, train, tune,
   validate,
 ):  # fmt: skip
   dss.add_command(_command)

@@ -9,9 +9,6 @@ from dss_jax.cli import options
 from dss_jax.cli.options import option
 from dss_jax.terminal import echo
 
-_WEIGHTS = option("--weights", field="DecodingConfig.weights", use_default=True,
-                  help="How they are stored; int8 takes a quarter of the memory.")  # fmt: skip
-
 
 @click.command()
 @options.MODEL
@@ -38,7 +35,7 @@ _WEIGHTS = option("--weights", field="DecodingConfig.weights", use_default=True,
         is_flag=True, help="Write each token's, too.")  # fmt: skip
 @option("--stop", field="DecodingConfig.stop", use_default=True, multiple=True, metavar="TEXT",
         help="An answer ends before this text; may be given several times.")  # fmt: skip
-@_WEIGHTS
+@options.WEIGHTS
 @options.MESH
 def predict(
   model: str,
@@ -91,7 +88,7 @@ def predict(
 @options.TASK
 @option("--split", type=click.Choice(["train", "validation", "test"]), default_text="test",
         help="Which rows of the task.")  # fmt: skip
-@_WEIGHTS
+@options.WEIGHTS
 @options.MESH
 def evaluate(
   model: str,
