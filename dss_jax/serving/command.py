@@ -23,6 +23,7 @@ from dss_jax.student.registry import Registry
 from dss_jax.student.student import Student
 
 _WATCH_SECONDS = 2.0
+_BACKLOG = 2048
 # About the length of a question; longer inputs compile their programs when they come.
 _WARM_UP_WORDS = 64
 
@@ -72,11 +73,14 @@ def serve(references: Sequence[str], options: ServerOptions) -> None:
       app,
       access_log=False,
       log_level="warning",
+      backlog=_BACKLOG,
       server_header=False,
       timeout_graceful_shutdown=options.drain_seconds,
     )
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    # Whoever reads the line may connect, though the server answers a moment later.
+    listener.listen(_BACKLOG)
     say(f"ready: {', '.join(names)} at http://{shown}:{port}/v1")
     with loader.watching():
       uvicorn.Server(config).run(sockets=[listener])

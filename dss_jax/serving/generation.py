@@ -76,9 +76,13 @@ class Answer:
     return self.label if self.rationale is None else f"{self.rationale}\nAnswer: {self.label}"
 
 
-def questions_of(generation: Generation) -> list[Question]:
-  """Returns the questions to the student: each prompt's rationale, if asked for, and label."""
+def questions_of(generation: Generation, max_output_tokens: int) -> list[Question]:
+  """Returns the questions to the student: each prompt's rationale, if asked for, and label.
+
+  Clients ask for more tokens than a student can write; it writes as many as it can.
+  """
   seed = secrets.randbits(32) if generation.seed is None else generation.seed
+  most = generation.max_tokens and min(generation.max_tokens, max_output_tokens)
   decoding = DecodingConfig(
     temperature=generation.temperature,
     top_k=generation.top_k,
@@ -89,19 +93,15 @@ def questions_of(generation: Generation) -> list[Question]:
     log_probabilities=generation.log_probabilities,
   )
   kinds = ("rationale", "label") if generation.explain else ("label",)
-  return [
-    Question(prompt, kind, generation.max_tokens, decoding)
-    for prompt in generation.prompts
-    for kind in kinds
-  ]
+  return [Question(prompt, kind, most, decoding) for prompt in generation.prompts for kind in kinds]
 
 
 class Writing:
   """The answers to a request that are being written."""
 
-  def __init__(self, batcher: Batcher, generation: Generation):
+  def __init__(self, batcher: Batcher, generation: Generation, max_output_tokens: int):
     """Puts the request into the queue; raises Refused."""
-    self._questions = questions_of(generation)
+    self._questions = questions_of(generation, max_output_tokens)
     self._kinds = 2 if generation.explain else 1
     self._generation = generation
     self._ticket = batcher.submit(self._questions)
@@ -174,18 +174,13 @@ def add_part(answer: Answer, part: Part) -> None:
     answer.finish = "length"
 
 
-def check(generation: Generation, *, kinds: Sequence[str], max_output_tokens: int) -> None:
+def check(generation: Generation, kinds: Sequence[str]) -> None:
   """Raises BadRequest for what a student cannot do, or a request too large."""
   if not 1 <= len(generation.prompts) <= MAX_PROMPTS:
     raise BadRequest(f"a request has 1 to {MAX_PROMPTS} prompts, not {len(generation.prompts):,}")
   for prompt in generation.prompts:
     if not prompt.strip():
       raise BadRequest("a prompt is empty; give the text that the student is to answer")
-  if generation.max_tokens is not None and generation.max_tokens > max_output_tokens:
-    raise BadRequest(
-      f"the student writes at most {max_output_tokens:,} tokens, not {generation.max_tokens:,}",
-      "max_tokens",
-    )
   needed = ("rationale", "label") if generation.explain else ("label",)
   for kind in needed:
     if kind not in kinds:

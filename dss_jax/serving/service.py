@@ -34,7 +34,7 @@ class Call:
     self.output_tokens = 0
     self._timeout_seconds = timeout_seconds
     self._metrics = metrics
-    self._writing = Writing(model.batcher, generation)
+    self._writing = Writing(model.batcher, generation, model.student.max_output_tokens)
     self.prompt_tokens = sum(map(model.student.count_tokens, generation.prompts))
     reasons = {one for text in generation.prompts for one in model.student.drift_of(text)}
     for reason in reasons:
@@ -81,8 +81,7 @@ class Service:
     model, explains = self.models.get(name)
     if explains:
       generation = dataclasses.replace(generation, explain=True)
-    student = model.student
-    check(generation, kinds=student.kinds, max_output_tokens=student.max_output_tokens)
+    check(generation, model.student.kinds)
     return Call(model, generation, self.metrics, self._timeout_seconds)
 
   async def answers(self, request: Request, call: Call) -> list[list[Answer]]:
