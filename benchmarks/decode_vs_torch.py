@@ -115,12 +115,15 @@ def make_job(arguments: argparse.Namespace, folder: str) -> Job:
 def compared(job: Job, repeats: int) -> dict[str, Any]:
   """Returns the figures of both programs, measured alternately."""
   context = multiprocessing.get_context("spawn")
+  writer = context.Process(target=write_weights, args=(job,))
+  writer.start()
+  writer.join()
   programs = {}
   for name, work in (("ours", run_ours), ("peer", run_peer)):
     here, there = context.Pipe()
     context.Process(target=work, args=(job, there), daemon=True).start()
     there.close()
-    # One after the other: ours writes the weights that the peer reads.
+    # One after the other, so that their preparations do not slow down each other.
     programs[name] = here
     here.recv()
   seconds: dict[tuple[str, str], list[float]] = {}
@@ -146,27 +149,33 @@ def random_params(model: Any) -> Any:
   return nn.meta.unbox(jax.jit(functools.partial(init_params, model))(jax.random.key(0)))
 
 
-def run_ours(job: Job, connection: Connection) -> None:
-  """Runs the requested work with the engine, as `dss predict` does."""
+def write_weights(job: Job) -> None:
+  """Writes the weights for the peer, in a process of its own, so that no other's memory grows."""
   import pathlib
 
   import jax
 
   from dss_jax.checkpoints.arrays import in_memory
   from dss_jax.checkpoints.hf_write import write_hf
+
+  arrays = {
+    ".".join(key.key for key in path): in_memory(np.asarray(leaf))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(random_params(job.model))
+  }
+  float32 = np.dtype(np.float32)
+  write_hf(arrays, job.model, pathlib.Path(job.folder), dtype=float32, max_new_tokens=64)
+
+
+def run_ours(job: Job, connection: Connection) -> None:
+  """Runs the requested work with the engine, as `dss predict` does."""
+  import jax
+
   from dss_jax.config.schema import DecodingConfig, MeshConfig
   from dss_jax.decoding.engine import Engine, Request
   from dss_jax.model.flops import forward_flops
   from dss_jax.parallel.mesh import make_mesh
 
   params = random_params(job.model)
-  arrays = {
-    ".".join(key.key for key in path): in_memory(np.asarray(leaf))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  float32 = np.dtype(np.float32)
-  write_hf(arrays, job.model, pathlib.Path(job.folder), dtype=float32, max_new_tokens=64)
-  del arrays
   engine = Engine(
     params,
     job.model,

@@ -109,8 +109,8 @@ def longest_first(seconds: dict[Any, float]) -> list[tuple[Any, float]]:
   return sorted(seconds.items(), key=lambda item: -item[1])
 
 
-def events(folder: str) -> list[Event]:
-  """Returns the runs of the program's operations in the trace of the folder."""
+def events(folder: str, module: str = "train_step") -> list[Event]:
+  """Returns the runs of operations in the trace of the folder, of programs of this name."""
   import jax
 
   (path,) = glob.glob(f"{folder}/plugins/profile/*/*.xplane.pb")
@@ -119,7 +119,7 @@ def events(folder: str) -> list[Event]:
     for line in plane.lines:
       for event in line.events:
         stats = dict(event.stats)
-        if "train_step" in str(stats.get("hlo_module")) and "hlo_op" in stats:
+        if module in str(stats.get("hlo_module")) and "hlo_op" in stats:
           found.append(Event(event.start_ns, event.end_ns, str(stats["hlo_op"])))
   return found
 

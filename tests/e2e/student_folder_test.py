@@ -140,6 +140,28 @@ def test_predict_keeps_rows_and_their_order(with_student):
   assert all(row["rationale"] != "mine" for row in explained)
 
 
+def test_predict_samples_candidates(with_student):
+  sampled = ("--temperature", "1", "--num-candidates", "2", "--log-probabilities", "--top-k", "9")
+  rows = predict(with_student, *sampled)
+  for row in rows:
+    first, _ = row["prediction_candidates"]
+    assert first["text"] == row["prediction"]
+    assert len(first["ids"]) == len(first["log_probabilities"])
+  assert any(len({each["text"] for each in row["prediction_candidates"]}) == 2 for row in rows)
+  assert predict(with_student, *sampled, "--batch-size", "3") == rows
+  assert predict(with_student, *sampled, "--seed", "1") != rows
+
+
+def test_predict_refuses_settings_without_effect(with_student):
+  outcome = with_student(
+    *("predict", "--model", "student", "--dataset", "eval.jsonl", "--output", "answers.jsonl"),
+    *("--top-k", "5"),
+  )
+  assert outcome.code == 2
+  assert "--top-k 5 has no effect on the most likely tokens" in outcome.err
+  assert not (with_student.folder / "answers.jsonl").exists()
+
+
 def test_predict_tells_of_cut_inputs(with_student):
   rows = [{"input_text": "long " * 20}, {"input_text": "short"}]
   with_student.write("asked.jsonl", rows)
