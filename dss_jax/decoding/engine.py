@@ -2,7 +2,7 @@
 
 Inputs are packed for the encoder, so that it has little padding to work through; each is encoded
 once, however many candidates are decoded of it. The shapes of the programs are few: caches have
-one of the lengths of CACHE_LENGTHS or what short answers need, cross-attention a power of two.
+one of the lengths of CACHE_LENGTHS or what short answers need, cross-attention a padded_length.
 """
 
 import collections
@@ -22,7 +22,7 @@ from dss_jax.config.schema import DecodingConfig, T5Config
 from dss_jax.decoding import slots as device
 from dss_jax.decoding.beam import beam_search
 from dss_jax.decoding.decoder import encode
-from dss_jax.decoding.input_packing import PackedInputs, pack, power_of_two
+from dss_jax.decoding.input_packing import PackedInputs, pack, padded_length
 from dss_jax.decoding.sampling import Sampling
 from dss_jax.decoding.weights import decoding_weights
 from dss_jax.model.layer_stacks import unrolled_config
@@ -165,7 +165,7 @@ class Engine:
     size = max(self._slots // self._decoding.beams // data, 1) * data
     numbered = enumerate(requests)
     while batch := list(itertools.islice(numbered, size)):
-      longest = power_of_two(max(len(request.ids) for _, request in batch), 32)
+      longest = padded_length(max(len(request.ids) for _, request in batch), 32)
       tokens = np.full((size, longest), self._pad_id, np.int32)
       for row, (_, request) in enumerate(batch):
         tokens[row, : len(request.ids)] = request.ids
@@ -266,7 +266,7 @@ class _Run:
     self._packed = engine._encode(
       engine.weights, tokens_BL=packed.tokens_RW, segment_ids_BL=packed.segment_ids_RW
     )
-    source = power_of_two(max(len(row.request.ids) for row in self._encoded), 32)
+    source = padded_length(max(len(row.request.ids) for row in self._encoded), 32)
     if self._slots is None:
       cache = _cache_length([row.request.max_tokens for row in self._encoded], 0)
       self._slots = engine._empty(len(self._rows), cache, source)

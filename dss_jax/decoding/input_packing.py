@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# The shortest packed row; longer ones are powers of two.
+# The shortest packed row; see padded_length for longer ones.
 WIDTH = 256
 
 
@@ -36,7 +36,7 @@ def pack(
   Args:
     multiple: the number of rows is a multiple of it.
   """
-  width = power_of_two(max(map(len, inputs.values())), WIDTH)
+  width = padded_length(max(map(len, inputs.values())), WIDTH)
   rows = max(most_rows * WIDTH // width // multiple, 1) * multiple
   used, segments = [0] * rows, [0] * rows
   tokens_RW = np.full((rows, width), pad_id, np.int32)
@@ -59,8 +59,13 @@ def pack(
   return PackedInputs(tokens_RW, segment_ids_RW, places)
 
 
-def power_of_two(length: int, least: int) -> int:
-  """Returns the smallest of least, 2 * least, 4 * least and so on that is not less than length."""
-  while least < length:
-    least *= 2
-  return least
+def padded_length(length: int, least: int) -> int:
+  """Returns the smallest of least, 2 * least, 4 * least and so on that is not less than length.
+
+  Beyond 512 there is another one halfway, since the padding of long inputs takes memory.
+  """
+  size = least
+  while size < length:
+    size *= 2
+  halfway = 3 * size // 4
+  return halfway if size > 512 and length <= halfway else size

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dss_jax.decoding.input_packing import WIDTH, pack, power_of_two
+from dss_jax.decoding.input_packing import WIDTH, pack, padded_length
 
 
 def assert_holds(packed, inputs):
@@ -42,8 +42,8 @@ def test_later_inputs_fill_the_gaps():
     ((5, 7), 4, 4, (4, 256)),
     ((257,), 4, 1, (1, 512)),
     ((257, 300), 4, 1, (2, 512)),
-    ((3000,), 4, 1, (1, 4096)),
-    ((3000,), 4, 2, (2, 4096)),
+    ((3000,), 4, 1, (1, 3072)),
+    ((3100,), 4, 2, (2, 4096)),
   ],
 )
 def test_shapes(lengths, most_rows, multiple, shape):
@@ -53,5 +53,6 @@ def test_shapes(lengths, most_rows, multiple, shape):
   assert_holds(packed, inputs_of(*lengths))
 
 
-def test_power_of_two():
-  assert [power_of_two(n, 32) for n in (1, 32, 33, 65)] == [32, 32, 64, 128]
+def test_padded_lengths():
+  lengths = (1, 32, 33, 65, 300, 513, 768, 769, 1025)
+  assert [padded_length(n, 32) for n in lengths] == [32, 32, 64, 128, 512, 768, 768, 1024, 1536]
