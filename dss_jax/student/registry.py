@@ -283,7 +283,7 @@ class Registry:
     elif known:
       mend = f"it has {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
     else:
-      mend = "it is empty"
+      mend = "it is empty, so give the --model-dir of a training run"
     raise UserError(f"{name}: is no folder here and no model in the registry {self.root}; {mend}")
 
   def _aliases(self, name: str, numbers: list[int]) -> dict[str, int]:

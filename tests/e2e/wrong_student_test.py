@@ -12,7 +12,8 @@ EVALUATE = ("evaluate", "--mesh", "data=1", "--dataset", "eval.jsonl")
 @pytest.mark.parametrize(
   ("name", "says"),
   [
-    ("absent", ["absent", "no config.gin", "--model-dir"]),
+    ("absent", ["absent", "is no folder", "no model in the registry", "--model-dir"]),
+    ("runs/absent", ["runs/absent", "no config.gin", "--model-dir"]),
     ("train.jsonl", ["train.jsonl", "no config.gin"]),
     (".", ["no config.gin"]),
     ("gs://bucket/student", ["gs://bucket/student", "on this machine"]),
