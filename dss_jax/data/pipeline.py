@@ -1,9 +1,11 @@
 """Token stores of a run and the report on their rows, from a DataConfig."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from dss_jax.config.schema import LABEL, RATIONALE, DataConfig
+from dss_jax.data.records import Row
 from dss_jax.data.report.build import report_on_rows
 from dss_jax.data.sources import (
   RowSource,
@@ -20,9 +22,14 @@ from dss_jax.progress import progress_line
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-  """Token stores to train and evaluate on, their vocabulary, and the report on their rows."""
+  """Token stores to train and evaluate on, their vocabulary, and the report on their rows.
+
+  Attributes:
+    train_rows: the rows of the training store, read again for each iteration.
+  """
 
   vocabulary: Vocabulary
+  train_rows: Iterable[Row]
   train: TokenStore
   evaluation: TokenStore | None
   report: dict[str, Any]
@@ -128,6 +135,7 @@ def prepare(
   )
   return PreparedData(
     vocabulary=vocabulary,
+    train_rows=train.rows,
     train=tokenise_source(train, vocabulary, config),
     evaluation=None if evaluation is None else tokenise_source(evaluation, vocabulary, config),
     report={

@@ -21,9 +21,10 @@ from dss_jax.checkpoints.t5x_write import write_t5x, write_t5x_orbax
 from dss_jax.config.schema import T5Config
 from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import unstacked
-from dss_jax.storage.atomic import publishing, writing
+from dss_jax.storage.atomic import copy_file, publishing, writing
 from dss_jax.storage.files import exists, is_dir, join, list_folder
 from dss_jax.student.hf_folder import write_model_card, write_tokenizer
+from dss_jax.student.input_profile import INPUTS
 from dss_jax.student.model_dir import CHECKPOINTS
 from dss_jax.student.student import Student
 from dss_jax.train.checkpointing import Checkpoints, has_checkpoint
@@ -80,6 +81,8 @@ def export_student(
       write = write_t5x if format == "t5x" else write_t5x_orbax
       loadable = join(target, write(arrays, part, step=step, dtype=kind).name)
       student.vocabulary.save_copy(part)
+    if (student.directory / INPUTS).is_file():
+      copy_file(student.directory / INPUTS, part / INPUTS)
   weights = sum(array.size for array in arrays.values())
   return {
     "output": loadable,

@@ -24,6 +24,7 @@ from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import write_text
 from dss_jax.storage.files import is_url, reason
+from dss_jax.student.input_profile import profile_inputs, write_profile
 from dss_jax.train.checkpointing import check_name, has_checkpoint
 
 CONFIG, CARD, CHECKPOINTS, LOCK = "config.gin", "model.json", "checkpoints", ".lock"
@@ -151,7 +152,9 @@ def check_nonce(path: pathlib.Path, nonce: str) -> None:
 
 
 def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
-  """Returns the run's card; for a new run, writes config.gin, the vocabulary's copy and the card.
+  """Returns the run's card.
+
+  For a new run, writes config.gin, the vocabulary's copy, the profile of the inputs and the card.
 
   For a run that was started before, nothing is written, and its data must be the same, else
   UserError is raised.
@@ -173,6 +176,7 @@ def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
   # Written first, since a folder without it is not recognised as a run.
   write_config(config)
   copy = data.vocabulary.save_copy(path)
+  write_profile(path, profile_inputs(data.train_rows, data.train, data.vocabulary))
   card = {
     "student": config.student,
     "vocabulary": {

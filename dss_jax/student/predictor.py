@@ -14,6 +14,7 @@ from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.progress import ProgressLine, progress_line, say
 from dss_jax.storage.files import PathLike
+from dss_jax.student.drift import DriftCounter, DriftDetector
 from dss_jax.student.questions import Increment, Question
 from dss_jax.student.student import Student
 
@@ -49,6 +50,7 @@ class Predictor:
   """Decodes with a student's best weights.
 
   Attributes:
+    student: the student.
     cut_inputs: the number of truncated inputs so far, by target kind.
   """
 
@@ -67,7 +69,7 @@ class Predictor:
       batch_size: rows decoded at a time, a multiple of the mesh's data axis.
       params: the weights, unrolled, if they are loaded already.
     """
-    self._student = student
+    self.student = student
     self._decoding = decoding or DecodingConfig()
     self.cut_inputs = {"label": 0, "rationale": 0}
     self._engine = Engine(
@@ -193,37 +195,37 @@ class Predictor:
 
   def _finish(self, answer: Answer, request: Request) -> str:
     """Returns why an answer ended: "length" if it may go on."""
-    is_ended = answer.ids[-1:] == [self._student.vocabulary.eos_id]
+    is_ended = answer.ids[-1:] == [self.student.vocabulary.eos_id]
     is_full = len(answer.ids) >= request.max_tokens
     is_stopped = self._stop_in(answer.ids, self._decoding_of(request).stop) is not None
     return "length" if is_full and not is_ended and not is_stopped else "stop"
 
   def _longest_answer(self, kind: str) -> int:
-    longest = self._student.card["longest_target_tokens"][kind]
-    return min(-(-longest // 8) * 8, self._student.config.data.max_output_tokens)
+    longest = self.student.card["longest_target_tokens"][kind]
+    return min(-(-longest // 8) * 8, self.student.config.data.max_output_tokens)
 
   def _check_trained(self, kind: str) -> None:
-    alpha = self._student.config.loss.alpha
+    alpha = self.student.config.loss.alpha
     if kind == "rationale" and alpha == 1.0:
       raise UserError(
-        f"{self._student.directory}: was trained on labels alone and has no rationales to give; "
+        f"{self.student.directory}: was trained on labels alone and has no rationales to give; "
         "leave out --explain, or train a student with `dss distill`"
       )
     if kind == "label" and alpha == 0.0:
       raise UserError(
-        f"{self._student.directory}: was trained on rationales alone and has no labels to give; "
+        f"{self.student.directory}: was trained on rationales alone and has no labels to give; "
         "train a student with an --alpha above 0"
       )
 
   def _encode(self, text: str, kind: str) -> list[int]:
-    vocabulary = self._student.vocabulary
-    ids = vocabulary.encode(self._student.card["prefixes"][kind] + text)
-    most = self._student.config.data.max_input_tokens - 1
+    vocabulary = self.student.vocabulary
+    ids = vocabulary.encode(self.student.card["prefixes"][kind] + text)
+    most = self.student.config.data.max_input_tokens - 1
     self.cut_inputs[kind] += len(ids) > most
     return [*ids[:most], vocabulary.eos_id]
 
   def _text(self, ids: Sequence[int]) -> str:
-    return self._student.vocabulary.decode(ids)
+    return self.student.vocabulary.decode(ids)
 
   def _stop_in(self, ids: Sequence[int], stop: Sequence[str]) -> int | None:
     """Returns where the first stop text begins in the text of the tokens."""
@@ -270,17 +272,20 @@ def predict_file(
 
   A rationale that a row already has is replaced by the student's. Several candidates, or their
   log-probabilities, are listed as `prediction_candidates` and `rationale_candidates`. The output
-  appears only when complete, in the order of the input.
+  appears only when complete, in the order of the input. Says at the end how many inputs look
+  different from those of training.
   """
   total = check_rows(dataset, labels_as_text)
+  drift = DriftCounter(DriftDetector.of(predictor.student))
   texts_a_row = 2 if explain else 1
   with progress_line("predicting", total * texts_a_row) as line:
     rows = _predicted(
-      predictor, read_rows(dataset, labels_as_text), explain, max_output_tokens, line
+      predictor, read_rows(dataset, labels_as_text), explain, max_output_tokens, line, drift
     )
     written = write_rows(os.fspath(output), rows)
   if cut := predictor.cut_inputs["label"]:
     say(f"warning: {cut} of {total} inputs were cut to the longest that the student was trained on")
+  drift.say()
   return written
 
 
@@ -290,6 +295,7 @@ def _predicted(
   explain: bool,
   max_output_tokens: int | None,
   line: ProgressLine,
+  drift: DriftCounter,
 ) -> Iterator[Row]:
   kinds = {"prediction": "label"}
   if explain:
@@ -303,6 +309,7 @@ def _predicted(
 
   for window in _windows(rows, WINDOW_ROWS):
     texts = [row["input_text"] for row in window]
+    drift.add(texts)
     # Both kinds in one run, so that labels fill the slots that rationales leave.
     questions = [Question(text, kind) for kind in kinds.values() for text in texts]
     candidates = predictor.candidates(

@@ -8,6 +8,7 @@ from dss_jax.progress import say
 from dss_jax.storage.atomic import copy_file, copy_tree
 from dss_jax.storage.files import PathLike
 from dss_jax.student.export import best_weights
+from dss_jax.student.input_profile import INPUTS
 from dss_jax.student.model_dir import CARD, CHECKPOINTS, CONFIG
 from dss_jax.student.registry import DEFAULT, Registry, Version
 from dss_jax.student.student import Student
@@ -72,7 +73,7 @@ def _fill(folder: pathlib.Path, student: Student, step: int) -> None:
 
 
 def _files_of(student: Student) -> set[str | None]:
-  return {CONFIG, CARD, student.card["vocabulary"]["file"]}
+  return {CONFIG, CARD, INPUTS, student.card["vocabulary"]["file"]}
 
 
 def _digest(student: Student) -> str:

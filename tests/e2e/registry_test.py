@@ -25,7 +25,9 @@ def named(with_student):
 def test_a_student_is_used_by_name(named):
   assert named(*PREDICT, "--model", "student").code == 0
   answers = named.read("answers.jsonl")
+  profile = (named.folder / "student" / "inputs.json").read_bytes()
   shutil.rmtree(named.folder / "student")
+  assert (named.folder / "registry" / "adder" / "1" / "inputs.json").read_bytes() == profile
   for model in ("adder", "adder@1", "adder@default", "adder@latest"):
     os.remove(named.folder / "answers.jsonl")
     outcome = named(*PREDICT, "--model", model, "--registry", "registry")

@@ -349,3 +349,16 @@ def test_a_published_task(dss, shared):
   assert figures["task_metrics"].keys() == {"accuracy", "exact_match"}
   assert math.isclose(figures["eval_total_loss"], card["metrics"]["eval_total_loss"], rel_tol=1e-6)
   assert json.loads(json.dumps(figures)) == figures
+
+
+def test_inputs_that_look_different_are_named(finished):
+  rows = [{"input_text": text} for text in ("Add 1 and 2.", "Combien font 1 et 2, cher ami ?")]
+  finished.write("new.jsonl", rows * 2)
+  outcome = finished(
+    *("predict", "--mesh", "data=1", "--model", "student", "--dataset", "new.jsonl"),
+    *("--output", "answers.jsonl"),
+  )
+  assert "warning: 2 of 4 inputs look different" in outcome.err
+  assert "(rows 2, 4: 'Combien font 1 et 2" in outcome.err
+  predict(finished)
+  assert "look different" not in finished(*EVALUATE, "--model", "student").err
