@@ -34,6 +34,7 @@ ROOMS = [
   "annotation",
   "evaluation",
   "pipelines",
+  "language_models",
   "plan",
   "serving",
   "t5x",
@@ -259,3 +260,16 @@ def test_validate_imports_nothing_heavy(tmp_path):
 def test_the_registry_imports_nothing_heavy(tmp_path):
   for modules in modules_after(["models", "list", "--registry", str(tmp_path)]):
     assert not modules & (HEAVY | {"numpy"})
+
+
+def test_the_classes_import_nothing_heavy():
+  program = (
+    "import sys, dss_jax\n"
+    "assert not [name for name in sys.modules if name.startswith('dss_jax.')]\n"
+    "from dss_jax import TextGenerationModel\n"
+    "TextGenerationModel.from_pretrained('small')\n"
+    "print(*{name.split('.')[0] for name in sys.modules})\n"
+  )
+  result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert not set(result.stdout.split()) & HEAVY
