@@ -19,9 +19,10 @@ from dss_jax.student.input_profile import (
 from dss_jax.student.student import Student
 
 # What may be different: a word for headers and metrics, and how a sentence goes on.
-TEMPLATE, ORDER, LONGER, SHORTER, UNKNOWN, WORDS = KINDS = (
+TEMPLATE, ORDER, EMPTY, LONGER, SHORTER, UNKNOWN, WORDS = KINDS = (
   "template-missing",
   "fields-reordered",
+  "field-empty",
   "longer",
   "shorter",
   "unknown-pieces",
@@ -30,6 +31,7 @@ TEMPLATE, ORDER, LONGER, SHORTER, UNKNOWN, WORDS = KINDS = (
 _WHAT = {
   TEMPLATE: "lack a part of the training inputs' template",
   ORDER: "have the template's fields in another order",
+  EMPTY: "have nothing in a field that is never empty in the training inputs",
   LONGER: "are longer than the training inputs",
   SHORTER: "are shorter than the training inputs",
   UNKNOWN: "have many pieces that the vocabulary does not know",
@@ -72,11 +74,7 @@ class DriftDetector:
   def drift_of(self, input_text: str) -> list[str]:
     """Returns how an input differs from the training inputs: of KINDS, none for one like them."""
     spaced = single_spaced(input_text)
-    found = []
-    if self.profile.template.missing(spaced):
-      found.append(TEMPLATE)
-    elif not self.profile.template.is_in_order(spaced):
-      found.append(ORDER)
+    found = self._template_drift(spaced)
     ids = self._vocabulary.encode(input_text)
     tokens = len(ids) + self._fixed_tokens
     if tokens > self._longest:
@@ -91,6 +89,17 @@ class DriftDetector:
       if rare > self._most_rare * len(words):
         found.append(WORDS)
     return found
+
+  def _template_drift(self, spaced: str) -> list[str]:
+    template = self.profile.template
+    if template.missing(spaced):
+      return [TEMPLATE]
+    if not template.is_ordered:
+      return []
+    gaps = template.gaps(spaced)
+    if gaps is None:
+      return [ORDER]
+    return [] if all(gaps[number] for number in template.filled) else [EMPTY]
 
 
 class DriftCounter:

@@ -57,12 +57,15 @@ class Template:
     parts: the names of fields and fixed lines after it.
     closing: the words that they end with.
     is_ordered: whether the parts always come in this order.
+    filled: which of the gaps always have a text: gap 0 is before the first part, the last one
+      before the closing. Empty if the parts are not ordered.
   """
 
   opening: str = ""
   parts: tuple[str, ...] = ()
   closing: str = ""
   is_ordered: bool = True
+  filled: tuple[int, ...] = ()
 
   def missing(self, text: str) -> list[str]:
     """Returns what a text with single spaces lacks."""
@@ -73,15 +76,17 @@ class Template:
       missing.append(self.closing)
     return missing
 
-  def is_in_order(self, text: str) -> bool:
-    """Returns whether the parts, which are all there, come in their order."""
-    place = len(self.opening)
-    for part in self.parts if self.is_ordered else ():
-      place = text.find(part, place)
-      if place < 0:
-        return False
-      place += len(part)
-    return True
+  def gaps(self, text: str) -> list[str] | None:
+    """Returns the texts between the parts of a text that has all; None if in another order."""
+    place, gaps = len(self.opening), []
+    for part in self.parts:
+      found = text.find(part, place)
+      if found < 0:
+        return None
+      gaps.append(text[place:found].strip())
+      place = found + len(part)
+    gaps.append(text[place : max(place, len(text) - len(self.closing))].strip())
+    return gaps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,22 +164,19 @@ def read_profile(folder: pathlib.Path) -> InputProfile | None:
   path = folder / INPUTS
   try:
     values = json.loads(path.read_text(encoding="utf-8"))
-    template = values["template"]
-    return InputProfile(
-      **{
-        **values,
-        "template": Template(**{**template, "parts": tuple(template["parts"])}),
-        "words": tuple(values["words"]),
-        "labels": None if values["labels"] is None else tuple(values["labels"]),
-      }
-    )
+    template = Template(**_with_tuples(values.pop("template")))
+    return InputProfile(template=template, **_with_tuples(values))
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, TypeError, KeyError) as error:
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(
       f"{path}: cannot be read ({reason(error)}); restore it from a copy, or delete it to use the"
       " student without comparing inputs with those it was trained on"
     ) from None
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+  return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _are_few(statistics: Any) -> bool:
@@ -227,13 +229,16 @@ def _find_template(rows: Iterable[dict[str, Any]]) -> Template:
     return Template()
   candidate = _sample_template(sample)
   lacking: collections.Counter[str] = collections.Counter()
+  empty: collections.Counter[int] = collections.Counter()
   rows_lacking = disordered = 0
   for row in rows:
     text = single_spaced(row["input_text"])
     missing = candidate.missing(text)
     lacking.update(missing)
     rows_lacking += bool(missing)
-    disordered += not missing and not candidate.is_in_order(text)
+    gaps = [] if missing else candidate.gaps(text)
+    disordered += gaps is None
+    empty.update(number for number, gap in enumerate(gaps or ()) if not gap)
   most = (1 - _SHARE) * total
   if rows_lacking > 2 * most:
     # Together too many rows lack something, though few lack each part.
@@ -242,12 +247,18 @@ def _find_template(rows: Iterable[dict[str, Any]]) -> Template:
   def kept(part: str) -> bool:
     return lacking[part] <= most
 
-  return Template(
-    candidate.opening if kept(candidate.opening) else "",
-    tuple(filter(kept, candidate.parts)),
-    candidate.closing if kept(candidate.closing) else "",
-    is_ordered=disordered <= most,
-  )
+  opening, closing = (end if kept(end) else "" for end in (candidate.opening, candidate.closing))
+  parts = tuple(filter(kept, candidate.parts))
+  is_ordered = disordered <= most
+  filled: tuple[int, ...] = ()
+  # The gaps were counted between all parts of the candidate.
+  if is_ordered and (opening, parts, closing) == (
+    candidate.opening,
+    candidate.parts,
+    candidate.closing,
+  ):
+    filled = tuple(number for number in range(len(parts) + 1) if empty[number] <= most)
+  return Template(opening, parts, closing, is_ordered, filled)
 
 
 def _sample_template(texts: Sequence[str]) -> Template:
