@@ -37,8 +37,8 @@ _TRAINING = options.options(
   option("--evaluation-interval", field="EvaluationConfig.interval_steps", macro="EVAL_PERIOD",
          help="Steps between evaluations, and between checkpoints."),
   option("--early-stopping/--no-early-stopping", field="EvaluationConfig.early_stopping",
-         help=f"Stop after {EvaluationConfig.patience} evaluations in a row without a better "
-         "accuracy."),
+         help=f"Stop after {EvaluationConfig.patience} evaluations in a row without an "
+         "improvement."),
   option("--checkpoint-selection/--no-checkpoint-selection",
          field="EvaluationConfig.checkpoint_selection",
          help="Take the best checkpoint as the student, not the last."),

@@ -203,9 +203,15 @@ class OptimizerConfig:
 class EvaluationConfig:
   """When to evaluate, when to stop early, and which checkpoint becomes the student.
 
-  Early stopping ends the run after `patience` evaluations in a row in which the accuracy on
-  labels did not exceed its best by more than `min_improvement`. Checkpoint selection takes the
-  best checkpoint instead of the last.
+  Early stopping ends the run after `patience` evaluations in a row without an improvement.
+  Checkpoint selection takes the best checkpoint instead of the last. Both follow the rule
+  `selection` (train/selection.py):
+
+  "noise-aware": among the checkpoints within one standard error of the one with the most labels
+  wholly right, the one with the lowest label loss; a new best is an improvement. Differences of
+  up to `min_improvement` are within the error, too.
+  "token-accuracy": the highest share of correct label tokens, then the lowest label loss; an
+  improvement exceeds the highest share by more than `min_improvement`.
   """
 
   interval_steps: Count = 20
@@ -213,6 +219,7 @@ class EvaluationConfig:
   patience: Count = 5
   min_improvement: NonNegative = 0.0
   checkpoint_selection: bool = True
+  selection: Literal["noise-aware", "token-accuracy"] = "noise-aware"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

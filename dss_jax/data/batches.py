@@ -221,6 +221,7 @@ class EvalBatches:
     length_multiple: int = 8,
   ):
     examples = usable_examples(store, kinds)
+    self._store = store
     self.groups = [
       examples[start : start + batch_size] for start in range(0, len(examples), batch_size)
     ]
@@ -241,6 +242,11 @@ class EvalBatches:
   def shapes(self) -> list[RowShape]:
     """Returns the distinct shapes of the batches in order."""
     return list(dict.fromkeys(packing.shape for packing, _ in self.packs))
+
+  @functools.cached_property
+  def target_lengths(self) -> np.ndarray:
+    """The number of tokens of each target, int64 [examples, 2]; 0 if the pair is absent."""
+    return np.asarray(self._store.target_lengths)
 
 
 def empty_batch(shape: RowShape) -> Batch:

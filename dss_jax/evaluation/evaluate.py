@@ -5,8 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from dss_jax.config.schema import DecodingConfig, MeshConfig, WeightType
 from dss_jax.data.batches import EvalBatches
 from dss_jax.data.packing import aligned_tokens
@@ -121,7 +119,7 @@ def evaluate_student(
     row_multiple=mesh.shape["data"],
     length_multiple=aligned_tokens(config.model.dtype),
   )
-  sums = jax.device_get(evaluate(trainer, params, batches))
+  sums = evaluate(trainer, params, batches).sums
   labelled = [row for row in source.rows if row.get("output_text")]
   with progress_line("answering", len(labelled)) as line:
     done = 0

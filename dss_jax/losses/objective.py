@@ -60,11 +60,12 @@ class Objective:
     *,
     training: bool,
     shards: int = 1,
-  ) -> tuple[jax.Array, Sums]:
-    """Computes the rows' part of the total loss, a float32 scalar, and their sums.
+  ) -> tuple[jax.Array, TokenLosses]:
+    """Computes the rows' part of the total loss, a float32 scalar, and each position's figures.
 
-    The parts of microbatches and hosts add up to the loss of the whole batch. All terms share
-    one pass over the logits, which exist for a chunk of positions at a time.
+    The parts of microbatches and hosts add up to the loss of the whole batch, and so do the sums
+    of the figures (see sums). All terms share one pass over the logits, which exist for a chunk
+    of positions at a time.
 
     Args:
       hidden_RMD: the decoder's outputs.
@@ -73,7 +74,7 @@ class Objective:
       denominators: those of the whole batch.
       shards: the number of devices that the logits are sharded over.
     """
-    total, losses = cross_entropy(
+    return cross_entropy(
       hidden_RMD,
       kernel_DV,
       batch["decoder_target_tokens"],
@@ -87,7 +88,6 @@ class Objective:
       z_loss=self.z_loss if training else 0.0,
       shards=shards,
     )
-    return total, self.sums(losses, batch)
 
   def cross_entropy_weights(
     self, batch: Mapping[str, jax.Array], denominators: Mapping[str, jax.Array]

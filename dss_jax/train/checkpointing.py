@@ -41,9 +41,14 @@ def check_name(directory: pathlib.Path) -> None:
     )
 
 
-def rank_of(metrics: Mapping[str, float]) -> tuple[float, float]:
-  """Returns the sort key of a checkpoint: accuracy, then the smaller loss; larger is better."""
-  return metrics["accuracy"], -metrics["loss"]
+def rank_of(metrics: Mapping[str, float]) -> tuple[float, float, float]:
+  """Returns the sort key of a checkpoint: the last that was the best of its time is largest.
+
+  Which is best depends on the run's rule (train/selection.py), so the loop says it: `best_at` is
+  the step where the checkpoint was, else -1. Checkpoints of older programs lack it; their rank is
+  the accuracy, then the smaller loss.
+  """
+  return metrics.get("best_at", 0.0), metrics["accuracy"], -metrics["loss"]
 
 
 class Checkpoints:
@@ -97,7 +102,7 @@ class Checkpoints:
     """Starts saving; returns when the state is copied from the devices.
 
     Args:
-      metrics: `accuracy` and `loss` that rank the checkpoint; None if it was not evaluated.
+      metrics: what rank_of ranks the checkpoint by; None if it was not evaluated.
 
     Raises UserError if this or the last checkpoint cannot be written; so does wait.
     """

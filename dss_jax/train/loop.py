@@ -20,14 +20,15 @@ import jax
 
 from dss_jax.config.schema import RunConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
-from dss_jax.errors import Preempted, TrainingDiverged
+from dss_jax.errors import Preempted, TrainingDiverged, UserError
 from dss_jax.losses.objective import make_objective
 from dss_jax.parallel import processes
 from dss_jax.parallel.preemption import StopSignal, StopVote
 from dss_jax.progress import ProgressLine, note_of, progress_line
-from dss_jax.train.checkpointing import Checkpoints, rank_of
+from dss_jax.train.checkpointing import Checkpoints
 from dss_jax.train.evaluation import evaluate
 from dss_jax.train.metrics import MetricsWriter, NoWriter, named_metrics
+from dss_jax.train.selection import Scores, Standing, compare
 from dss_jax.train.step import Trainer, TrainState
 
 
@@ -35,13 +36,17 @@ from dss_jax.train.step import Trainer, TrainState
 class Progress:
   """The state of the loop besides the weights; saved with every checkpoint."""
 
-  best_accuracy: float = -math.inf
-  evaluations_since_best: int = 0
+  standing: Standing = dataclasses.field(default_factory=Standing)
+  evaluations_since_improvement: int = 0
   stopped_early: bool = False
   # The metrics of the newest evaluation, and of the best one.
   evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   best_evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
-  best_rank: tuple[float, float] = (-math.inf, -math.inf)
+
+  @classmethod
+  def from_json(cls, value: dict[str, Any]) -> "Progress":
+    """Returns what dataclasses.asdict was given."""
+    return cls(**{**value, "standing": Standing.from_json(value["standing"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +124,12 @@ class Loop:
     if step is None:
       return (initial_state or self._trainer.init_state)(), 0
     state, progress = self._checkpoints.restore(step, self._trainer.state_shape)
-    self._progress = Progress(**progress)
+    if "standing" not in progress:
+      raise UserError(
+        f"{self._directory / 'checkpoints' / str(step)}: was saved by an older dss_jax, which "
+        "compared evaluations otherwise; go on with that one, or train in a new --model-dir"
+      )
+    self._progress = Progress.from_json(progress)
     return state, step
 
   def _steps(
@@ -201,34 +211,38 @@ class Loop:
   def _evaluate(self, state: TrainState, step: int, line: ProgressLine) -> dict[str, float]:
     """Evaluates, updates early stopping, and returns the metrics that rank the checkpoint."""
     assert self._eval_batches is not None
-    sums = jax.device_get(evaluate(self._trainer, state.params, self._eval_batches))
+    evaluation = evaluate(self._trainer, state.params, self._eval_batches)
+    sums = evaluation.sums
     named = named_metrics(self._objective, sums, "eval")
     self._check_finite(step, named)
     self._writer.write(step, named)
     kind = self._objective.ranking_kind
     loss, accuracy = (float(sums[f"{kind}/{figure}"].mean()) for figure in ("loss", "accuracy"))
+    right = evaluation.sequences[kind].right
     line.say(
       f"step {step}: evaluation loss {named['eval_total_loss']:.4f}, "
-      f"{kind} accuracy {accuracy:.4f}, {kind} loss {loss:.4f}"
+      f"{kind} accuracy {accuracy:.4f}, {kind} loss {loss:.4f}, "
+      f"{right.sum():,} of {len(right):,} {kind}s wholly right"
     )
-    self._update_best(accuracy, loss, named)
-    return {"accuracy": accuracy, "loss": loss}
+    marks = "".join("1" if each else "0" for each in right)
+    is_best = self._update_best(Scores(marks, accuracy, loss), named)
+    return {"accuracy": accuracy, "loss": loss, "best_at": float(step if is_best else -1)}
 
-  def _update_best(self, accuracy: float, loss: float, named: dict[str, float]) -> None:
-    """Updates the best evaluation and early stopping (see EvaluationConfig)."""
+  def _update_best(self, scores: Scores, named: dict[str, float]) -> bool:
+    """Updates the best evaluation and early stopping; returns whether this is the best so far."""
     config, progress = self._config.evaluation, self._progress
-    if accuracy > progress.best_accuracy + config.min_improvement:
-      progress.best_accuracy = accuracy
-      progress.evaluations_since_best = 0
-    else:
-      progress.evaluations_since_best += 1
+    verdict = compare(progress.standing, scores, config)
+    progress.standing = verdict.standing
     progress.evaluation = named
-    rank = rank_of({"accuracy": accuracy, "loss": loss})
-    if rank >= tuple(progress.best_rank):
-      progress.best_rank, progress.best_evaluation = rank, named
+    if verdict.is_best:
+      progress.best_evaluation = named
+    progress.evaluations_since_improvement += 1
+    if verdict.is_improvement:
+      progress.evaluations_since_improvement = 0
     progress.stopped_early = (
-      config.early_stopping and progress.evaluations_since_best >= config.patience
+      config.early_stopping and progress.evaluations_since_improvement >= config.patience
     )
+    return verdict.is_best
 
   def _save(self, state: TrainState, step: int, ranking: dict[str, float] | None) -> None:
     self._writer.flush()

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dss_jax.config.schema import RunConfig, T5Config
 from dss_jax.data.batches import empty_batch
 from dss_jax.data.packing import RowShape
+from dss_jax.losses.cross_entropy import TokenLosses
 from dss_jax.losses.objective import Sums, make_objective
 from dss_jax.model.t5 import Transformer, init_params, output_kernel
 from dss_jax.parallel.sharding import logical_rules, param_shardings, rows_sharding, shardings_like
@@ -127,8 +128,11 @@ class Trainer:
     """Lowers the evaluation step for batches of the shape."""
     return self._on_mesh(self._evaluate.lower, self.state_shape.params, self._batch_shape(shape))
 
-  def eval_step(self, params: Any, batch: Arrays) -> Sums:
-    """Computes the teacher-forced sums of a batch, without dropout."""
+  def eval_step(self, params: Any, batch: Arrays) -> tuple[Sums, TokenLosses]:
+    """Computes the teacher-forced sums of a batch, without dropout, and each position's figures.
+
+    All hosts get both for the whole batch.
+    """
     evaluate = self._ahead.get(("evaluate", _shape_of(batch))) or self._evaluate
     return self._on_mesh(evaluate, params, batch)
 
@@ -193,12 +197,17 @@ class Trainer:
       params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-  def _eval_step(self, params: Any, batch: Arrays) -> Sums:
-    denominators = make_objective(self.config.loss).denominators(batch)
-    _, sums = batch_loss(
-      params, batch, denominators, None, config=self.config, shards=self.mesh.size
+  def _eval_step(self, params: Any, batch: Arrays) -> tuple[Sums, TokenLosses]:
+    objective = make_objective(self.config.loss)
+    _, losses = _token_losses(
+      params,
+      batch,
+      objective.denominators(batch),
+      None,
+      config=self.config,
+      shards=self.mesh.size,
     )
-    return sums
+    return objective.sums(losses, batch), losses._replace(extra=())
 
 
 def _shape_of(batch: Arrays) -> RowShape:
@@ -221,6 +230,20 @@ def batch_loss(
     denominators: the denominator of each term of the objective, for the *whole* batch.
     key: for dropout; None disables it.
   """
+  total, losses = _token_losses(params, batch, denominators, key, config=config, shards=shards)
+  return total, make_objective(config.loss).sums(losses, batch)
+
+
+def _token_losses(
+  params: Any,
+  batch: Any,
+  denominators: Mapping[str, jax.Array],
+  key: jax.Array | None,
+  *,
+  config: RunConfig,
+  shards: int,
+) -> tuple[jax.Array, TokenLosses]:
+  """Computes the rows' part of the total loss, and the figures of each of their positions."""
   hidden_RMD: Any = Transformer(config.model).apply(
     {"params": params},
     batch["encoder_input_tokens"],

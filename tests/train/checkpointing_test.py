@@ -98,7 +98,9 @@ def test_the_newest_and_the_best_are_kept(opened, mesh, steps_kept):
     ([(0.0, 1.0), (0.0, 0.5), (0.0, 0.7)], 2),
   ],
 )
-def test_the_best_by_accuracy_then_loss(opened, mesh, evaluations, best):
+def test_checkpoints_of_older_programs_are_ranked_by_accuracy_then_loss(
+  opened, mesh, evaluations, best
+):
   checkpoints = opened()
   for step, each in enumerate(evaluations, 1):
     checkpoints.save(state_on(mesh, step), step, {}, metrics(*each))
@@ -107,6 +109,22 @@ def test_the_best_by_accuracy_then_loss(opened, mesh, evaluations, best):
   assert (
     max(range(len(evaluations)), key=lambda i: (rank_of(metrics(*evaluations[i])), i)) + 1 == best
   )
+
+
+def test_the_last_that_was_best_is_the_best(opened, mesh, steps_kept):
+  """As the run says, whatever accuracy and loss say."""
+  checkpoints = opened()
+  kept = []
+  for step, (accuracy, is_best) in enumerate(
+    [(0.5, True), (0.4, True), (0.9, False), (0.3, True), (0.4, False)], start=1
+  ):
+    best_at = step if is_best else -1
+    ranking = {**metrics(accuracy, 1.0), "best_at": float(best_at)}
+    checkpoints.save(state_on(mesh, step), step, {}, ranking)
+    checkpoints.wait()
+    kept.append((steps_kept(), checkpoints.best_step()))
+  assert kept == [([1], 1), ([2], 2), ([2, 3], 2), ([4], 4), ([4, 5], 4)]
+  assert opened(read_only=True).best_step() == 4
 
 
 def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(opened, mesh, steps_kept):

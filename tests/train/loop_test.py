@@ -12,10 +12,12 @@ import pytest
 
 from dss_jax.config.schema import EvaluationConfig, LossConfig, OptimizerConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
-from dss_jax.errors import Preempted, TrainingDiverged
+from dss_jax.errors import Preempted, TrainingDiverged, UserError
 from dss_jax.losses.base import LossSum
 from dss_jax.train import loop as subject
-from dss_jax.train.loop import Loop
+from dss_jax.train.checkpointing import Checkpoints
+from dss_jax.train.evaluation import Evaluation, SequenceFigures
+from dss_jax.train.loop import Loop, Progress
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 
@@ -89,7 +91,7 @@ def kept(tmp_path):
 
 
 def scripted(accuracies, losses=None):
-  """In place of `evaluate`: the label's accuracy of each evaluation in turn."""
+  """In place of `evaluate`: the accuracy of each evaluation in turn, on 100 labels of one token."""
   losses = losses or [1.0] * len(accuracies)
   script = iter(zip(accuracies, losses, strict=True))
 
@@ -97,14 +99,24 @@ def scripted(accuracies, losses=None):
     accuracy, loss = next(script)
     each = [np.float32(value * 100) for value in (loss, accuracy)]
     hundred = np.float32(100)
-    return {
+    sums = {
       "label/loss": LossSum(each[0], hundred),
       "label/accuracy": LossSum(each[1], hundred),
       "rationale/loss": LossSum(hundred, hundred),
       "rationale/accuracy": LossSum(np.float32(50), hundred),
     }
+    return evaluated(sums, label=np.arange(100) < round(accuracy * 100))
 
   return evaluate
+
+
+def evaluated(sums, **right):
+  """An Evaluation with the given targets wholly right, each of one token."""
+  sequences = {
+    name: SequenceFigures(np.arange(len(each)), np.zeros(len(each)), each, np.ones(len(each)))
+    for name, each in right.items()
+  }
+  return Evaluation(sums, sequences)
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +147,11 @@ def test_a_whole_run(make_loop, lines, kept):
     assert line["train_gradient_norm"] > 0
   for line in evaluations.values():
     assert line["eval_num_predictions"] == 12 * (4 + 16)
+    assert line["label/eval_sequence_accuracy"] == 0.0
   best = max(
     evaluations,
-    key=lambda step: (
-      evaluations[step]["label/eval_accuracy"], -evaluations[step]["label/eval_loss"], step
-    ),
+    # No label is wholly right yet, so the loss decides.
+    key=lambda step: (-evaluations[step]["label/eval_loss"], step),
   )  # fmt: skip
   assert outcome.best_step == best
   assert {"step": best, **outcome.evaluation} == evaluations[best]
@@ -267,7 +279,7 @@ def test_a_run_that_stopped_early_stays_stopped(make_loop, monkeypatch):
   evaluation = {"interval_steps": 1, "patience": 1}
   monkeypatch.setattr(subject, "evaluate", scripted([0.5, 0.5]))
   first = make_loop(evaluation=evaluation).run()
-  assert (first.step, first.best_step, first.stopped_early) == (2, 2, True)
+  assert (first.step, first.best_step, first.stopped_early) == (2, 1, True)
   assert make_loop(evaluation=evaluation).run() == first
 
 
@@ -296,6 +308,41 @@ def test_the_best_checkpoint_is_handed_on(make_loop, monkeypatch, kept):
   assert outcome.best_step == 3
   assert outcome.evaluation["label/eval_loss"] == 0.5
   assert kept() == [3, 6]
+
+
+@pytest.mark.parametrize(("selection", "best"), [("noise-aware", 4), ("token-accuracy", 1)])
+def test_each_rule_hands_on_its_own_checkpoint_and_goes_on_with_it_after_a_stop(
+  make_loop, monkeypatch, kept, trainer, selection, best
+):
+  """One more label of 100 right is chance; the loss falls until step 4."""
+  accuracies, losses = [0.53, 0.52, 0.51, 0.52, 0.52, 0.50], [1.5, 0.9, 0.8, 0.5, 0.6, 0.7]
+  monkeypatch.setattr(subject, "evaluate", scripted(accuracies, losses))
+  real, taken = trainer.train_step, []
+
+  def signalled(state, batch):
+    taken.append(1)
+    if len(taken) == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return real(state, batch)
+
+  monkeypatch.setattr(trainer, "train_step", signalled)
+  evaluation = {"interval_steps": 1, "selection": selection}
+  with pytest.raises(Preempted):
+    make_loop(evaluation=evaluation).run()
+  outcome = make_loop(evaluation=evaluation).run()
+  assert (outcome.best_step, kept()) == (best, [best, STEPS])
+  assert outcome.evaluation["label/eval_loss"] == pytest.approx(losses[best - 1])
+
+
+def test_a_checkpoint_of_an_older_program_is_refused(make_loop, monkeypatch):
+  make_loop(train_steps=2).run()
+  monkeypatch.setattr(Progress, "from_json", lambda value: pytest.fail("was read"))
+  restore = Checkpoints.restore
+  monkeypatch.setattr(
+    Checkpoints, "restore", lambda *arguments: (restore(*arguments)[0], {"best_accuracy": 0.5})
+  )
+  with pytest.raises(UserError, match="was saved by an older dss_jax"):
+    make_loop().run()
 
 
 def test_without_selection_the_last_is_handed_on(make_loop, monkeypatch, kept):
@@ -396,10 +443,11 @@ def test_an_evaluation_without_numbers_stops_the_run(make_loop, kept, monkeypatc
 def test_a_run_on_rationales_alone_is_judged_by_them(make_loop, monkeypatch, capsys):
   def evaluate(trainer, params, batches):
     tokens = np.float32(10)
-    return {
+    sums = {
       "rationale/loss": LossSum(np.float32(20), tokens),
       "rationale/accuracy": LossSum(np.float32(5), tokens),
     }
+    return evaluated(sums, rationale=np.zeros(3))
 
   monkeypatch.setattr(subject, "evaluate", evaluate)
   outcome = make_loop(evaluation={"interval_steps": 6}, loss=LossConfig(alpha=0.0)).run()

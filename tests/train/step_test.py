@@ -241,12 +241,15 @@ def test_evaluation_is_the_same_loss(trainers, state, packed, wanted, mesh):
   packing, sequences = batches.pack(EXAMPLES)
   on_mesh = trainer.to_mesh(packing.shape.rows, lambda rows: batches.fill(packing, sequences, rows))
   params = jax.device_put(state.params, trainer.state_shardings.params)
-  sums = jax.device_get(trainer.eval_step(params, on_mesh))
+  sums, losses = jax.device_get(trainer.eval_step(params, on_mesh))
   np.testing.assert_allclose(
     make_objective(LossConfig(alpha=ALPHA)).total(sums), wanted[0], rtol=1e-5
   )
   assert sums["label/loss"].weight == batches._store.target_lengths[:, LABEL].sum()
   assert sums["rationale/loss"].weight == batches._store.target_lengths[:, RATIONALE].sum()
+  weights = np.asarray(on_mesh["decoder_loss_weights"])
+  total = sum(sums[f"{kind}/loss"].total for kind in ("label", "rationale"))
+  np.testing.assert_allclose(np.sum(losses.loss * weights), total, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (2, 4)], ids=str)
@@ -363,7 +366,7 @@ def test_another_seed_is_another_run(real, fresh, on_mesh, monkeypatch):
 
 def test_evaluation_has_no_dropout(real, fresh, on_mesh, trainers):
   params = fresh().params
-  got, want = real.eval_step(params, on_mesh), trainers((1, 1)).eval_step(params, on_mesh)
+  got, want = (each.eval_step(params, on_mesh)[0] for each in (real, trainers((1, 1))))
   jax.tree.map(
     lambda ours, without: np.testing.assert_allclose(ours, without, rtol=1e-6), got, want
   )
