@@ -47,7 +47,9 @@ setup(
     "orbax-checkpoint>=0.12",
     "PyYAML>=6.0",
     "rich>=13",
+    "rouge-score>=0.1.2",
     "safetensors>=0.8",
+    "scipy>=1.15",
     "sentencepiece>=0.2",
     "seqio>=0.0.19",
     "tensorboardX>=2.6",
@@ -87,6 +89,8 @@ setup(
       "pytest-timeout>=2.3",
       "pytest-xdist>=3.6",
       "ruff>=0.6",
+      # Reference values of classes and calibration.
+      "scikit-learn>=1.6",
       "setuptools>=77",
       "starlette>=1.0",
       "tensorboard>=2.18",

@@ -19,6 +19,7 @@ ROOMS = [
   "__init__",
   "errors",
   "terminal",
+  "html_page",
   "progress",
   "storage",
   "config",

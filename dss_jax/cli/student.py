@@ -1,5 +1,6 @@
 """The commands that use a trained student: `dss predict`, `evaluate` and `export`."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -82,36 +83,78 @@ def predict(
 
 
 @click.command()
-@options.MODEL
+@option(
+  "--model",
+  "models",
+  required=True,
+  multiple=True,
+  metavar="DIR",
+  help="A trained student; several are compared with the first, row by row.",
+)
 @options.dataset("JSONL rows to evaluate on.")
 @options.LABELS_AS_TEXT
 @options.TASK
-@option("--split", type=click.Choice(["train", "validation", "test"]), default_text="test",
-        help="Which rows of the task.")  # fmt: skip
+@option(
+  "--split",
+  type=click.Choice(["train", "validation", "test"]),
+  default_text="test",
+  help="Which rows of the task.",
+)
+@option("--explain", is_flag=True, help="Write and judge the student's rationales, too.")
+@option("--text", "as_text", is_flag=True, help="Print a short report instead of JSON.")
+@option(
+  "--html",
+  metavar="PAGE.html",
+  help="Write one page with curves, confusion, reliability and the rows.",
+)
+@option(
+  "--html-rows",
+  type=click.IntRange(min=1),
+  metavar="N",
+  default=2000,
+  show_default=True,
+  help="The most rows of the page, failures first.",
+)
 @options.WEIGHTS
+@options.REGISTRY
 @options.MESH
 def evaluate(
-  model: str,
-  registry: str | None,
+  models: tuple[str, ...],
   dataset: str | None,
   labels_as_text: bool | None,
   task: str | None,
   data_dir: str | None,
   split: str | None,
   weights: Any,
+  explain: bool,
+  as_text: bool,
+  html: str | None,
+  html_rows: int,
   mesh: str | None,
 ) -> None:
-  """Evaluate a student on labelled rows; prints JSON."""
+  """Evaluate students on labelled rows; prints JSON."""
   from dss_jax.config.mesh_presets import mesh_config
-  from dss_jax.evaluation.evaluate import evaluate_student, source_for
+  from dss_jax.evaluation.evaluate import compare_students, evaluate_student, source_for
+  from dss_jax.evaluation.html_report import write_report
+  from dss_jax.evaluation.text_report import to_text
+  from dss_jax.storage.atomic import atomic_target
   from dss_jax.storage.cache import keep_compiled_programs
   from dss_jax.student.student import Student
 
   keep_compiled_programs()
-  student = Student.open(model, registry)
-  source = source_for(student, dataset, task, data_dir, split, bool(labels_as_text))
-  results = evaluate_student(student, source, mesh_config(mesh), weights=weights)
-  echo(json.dumps(results, indent=2))
+  # All are opened before the first one is evaluated, which takes long; so is the page.
+  students = [Student.open(model, registry) for model in models]
+  source = source_for(students[0], dataset, task, data_dir, split, bool(labels_as_text))
+  with contextlib.ExitStack() as stack:
+    page = None if html is None else stack.enter_context(atomic_target(html))
+    judgements = [
+      evaluate_student(student, source, mesh_config(mesh), explain=explain, weights=weights)
+      for student in students
+    ]
+    result = compare_students(judgements) if len(judgements) > 1 else judgements[0].report
+    if page is not None:
+      write_report(page, judgements, result, max_rows=html_rows)
+  echo(to_text(result) if as_text else json.dumps(result, indent=2))
 
 
 @click.command(short_help="Write a student for other programs.")

@@ -2,8 +2,11 @@
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from dss_jax.config.schema import DecodingConfig, MeshConfig, WeightType
 from dss_jax.data.batches import EvalBatches
@@ -16,6 +19,9 @@ from dss_jax.data.task_files import Metric, accuracy, load_task
 from dss_jax.data.task_metrics import plain_figures, task_figures
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
+from dss_jax.evaluation.figures import comparison, label_quality, rationale_quality
+from dss_jax.evaluation.likelihood import answer_probabilities
+from dss_jax.evaluation.metrics import row_scores
 from dss_jax.losses.objective import make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.model.layer_stacks import unrolled_config
@@ -80,27 +86,66 @@ def _own_metric(student: Student) -> Metric:
     return accuracy
 
 
+@dataclasses.dataclass(frozen=True)
+class AnsweredRow:
+  """A labelled row with what a student makes of it.
+
+  Attributes:
+    number: of the row, from 1, among all rows of the source.
+    label: the row's own; the one compared with is what the vocabulary can write of it.
+    probability: what the student gives its answer.
+    rationale: the student's, None if it was not asked for.
+  """
+
+  number: int
+  input_text: str
+  label: str
+  prediction: str
+  is_right: bool
+  probability: float
+  rationale: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+  """The evaluation of a student on a source's rows.
+
+  Attributes:
+    report: every figure, as JSON values.
+    rows: the labelled rows, in order.
+    scores: the scores of each labelled row, float64 [rows], by name.
+  """
+
+  directory: pathlib.Path
+  report: dict[str, Any]
+  rows: list[AnsweredRow]
+  scores: dict[str, np.ndarray]
+
+
 def evaluate_student(
   student: Student,
   source: RowSource,
   mesh_config: MeshConfig,
   *,
+  explain: bool = False,
   weights: WeightType = "float32",
-) -> dict[str, Any]:
-  """Returns the metrics on the source's rows, as JSON values.
+) -> Judgement:
+  """Evaluates a student on the source's rows.
 
   Loss and accuracy cover the target kinds that the student was trained on, as during training;
   a row without a label counts for the rationale only. `exact_match` is the share of answers that
   equal their label; `task_metrics` are the task's own metrics, in its own units (see
-  label_figures). Answers are decoded with the weights in the given type, loss and accuracy always
-  in float32.
+  label_figures); `labels` and `rationales` are described in evaluation/figures.py.
+
+  Args:
+    explain: whether the student's rationales are written and judged, too.
+    weights: how answers are decoded; loss and accuracy are always of float32.
   """
   if not source.summary.labelled:
     raise UserError(f'{source.name}: no row has "output_text" to evaluate on; label some rows')
   config = student.config
   objective = make_objective(config.loss)
   mesh = make_mesh(mesh_config, config.batch_size)
-  config = dataclasses.replace(config, model=unrolled_config(config.model))
   params = student.params(mesh, scan_layers=False)
   predictor = Predictor(
     student,
@@ -109,6 +154,10 @@ def evaluate_student(
     decoding=DecodingConfig(weights=weights),
     params=params,
   )
+  if explain:
+    # Raises for a student without rationales now, not after all its labels.
+    predictor.check_trained("rationale")
+  config = dataclasses.replace(config, model=unrolled_config(config.model))
   trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
   store = tokenise_source(source, student.vocabulary, config.data)
   batches = EvalBatches(
@@ -120,18 +169,10 @@ def evaluate_student(
     length_multiple=aligned_tokens(config.model.dtype),
   )
   sums = evaluate(trainer, params, batches).sums
-  labelled = [row for row in source.rows if row.get("output_text")]
-  with progress_line("answering", len(labelled)) as line:
-    done = 0
-
-    def advance(count: int) -> None:
-      nonlocal done
-      done += count
-      line.update(done)
-
-    predictions = predictor.answers(
-      [row["input_text"] for row in labelled], "label", on_answers=advance
-    )
+  numbered = [(n, row) for n, row in enumerate(source.rows, start=1) if row.get("output_text")]
+  labelled = [row for _, row in numbered]
+  texts = [row["input_text"] for row in labelled]
+  predictions, rationales = _answers(predictor, texts, explain)
   given = [row["output_text"] for row in labelled]
   if cut := store.truncated["label"]["targets"]:
     say(
@@ -140,7 +181,14 @@ def evaluate_student(
       "can match them; train with a higher --max-output-tokens"
     )
   figures = label_figures(given, predictions, student.vocabulary, source.metric)
-  return {
+  labels = student.vocabulary.writable(given)
+  scores = row_scores(labels, predictions)
+  probabilities = answer_probabilities(student, trainer, params, texts, predictions)
+  judged_rationales = None
+  if rationales is not None:
+    references = [row.get("rationale") for row in labelled]
+    judged_rationales = rationale_quality(references, rationales, predictions)
+  report = {
     "model": str(student.directory),
     "best_step": student.card["best_step"],
     "rows": source.summary.rows,
@@ -148,7 +196,56 @@ def evaluate_student(
     "truncated": store.truncated,
     **named_metrics(objective, sums, "eval"),
     **figures,
+    "labels": label_quality(labels, predictions, scores, probabilities),
+    "rationales": judged_rationales,
   }
+  rows = [
+    AnsweredRow(
+      number=number,
+      input_text=row["input_text"],
+      label=row["output_text"],
+      prediction=predictions[i],
+      is_right=bool(scores["exact_match"][i]),
+      probability=float(probabilities[i]),
+      rationale=None if rationales is None else rationales[i],
+    )
+    for i, (number, row) in enumerate(numbered)
+  ]
+  return Judgement(student.directory, report, rows, scores)
+
+
+def compare_students(judgements: Sequence[Judgement]) -> dict[str, Any]:
+  """Returns the reports of students on the same rows, and the comparison of each with the first."""
+  first = judgements[0]
+  return {
+    "models": [each.report for each in judgements],
+    "comparisons": [
+      {
+        "model": str(other.directory),
+        "compared_with": str(first.directory),
+        "scores": comparison(other.scores, first.scores),
+      }
+      for other in judgements[1:]
+    ],
+  }
+
+
+def _answers(
+  predictor: Predictor, texts: Sequence[str], explain: bool
+) -> tuple[list[str], list[str] | None]:
+  """Returns the student's label for each text, and its rationale if asked for."""
+  with progress_line("answering", len(texts) * (1 + explain)) as line:
+    done = 0
+
+    def advance(count: int) -> None:
+      nonlocal done
+      done += count
+      line.update(done)
+
+    predictions = predictor.answers(texts, "label", on_answers=advance)
+    if not explain:
+      return predictions, None
+    return predictions, predictor.answers(texts, "rationale", on_answers=advance)
 
 
 def label_figures(

@@ -185,7 +185,7 @@ class Predictor:
       )
 
   def _request(self, question: Question, max_output_tokens: int | None = None) -> Request:
-    self._check_trained(question.kind)
+    self.check_trained(question.kind)
     most = question.max_tokens or max_output_tokens or self._longest_answer(question.kind)
     ids = self._encode(question.text, question.kind)
     return Request(ids, most, question.decoding)
@@ -204,7 +204,8 @@ class Predictor:
     longest = self.student.card["longest_target_tokens"][kind]
     return min(-(-longest // 8) * 8, self.student.config.data.max_output_tokens)
 
-  def _check_trained(self, kind: str) -> None:
+  def check_trained(self, kind: str) -> None:
+    """Raises UserError if the student was not trained to write this kind."""
     alpha = self.student.config.loss.alpha
     if kind == "rationale" and alpha == 1.0:
       raise UserError(

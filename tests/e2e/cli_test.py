@@ -27,7 +27,7 @@ COMMANDS = {
   "sweep": ["SWEEP.gin", "--model-dir", "--gin-file"],
   "quickstart": ["--model-dir", "--seed", "--gin"],
   "predict": ["--model", "--output", "--explain", "--max-output-tokens"],
-  "evaluate": ["--model", "--dataset", "--split", "test"],
+  "evaluate": ["--model", "--dataset", "--split", "test", "--explain", "--text", "--html"],
   "validate": ["FILE", "--eval-dataset", "--vocabulary", "--max-input-tokens", "--json"],
   "export": ["--model", "--format", "--output"],
   "annotate": ["--teacher", "--teacher-labels", "--api", "--prompt", "--samples", "--output"],

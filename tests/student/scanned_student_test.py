@@ -123,7 +123,8 @@ def test_its_answers_and_figures_are_the_same(plain, scanned, monkeypatch):
   monkeypatch.setattr(Predictor, "answers", recorded)
   source = source_from_file(str(plain.directory.parent / "train.jsonl"))
   for student in (plain, scanned):
-    figures.append({**evaluate_student(student, source, MeshConfig(data=1)), "model": None})
+    judgement = evaluate_student(student, source, MeshConfig(data=1))
+    figures.append({**judgement.report, "model": None})
   assert any(answers[0])
   assert answers[0] == answers[1]
   assert figures[0] == figures[1]

@@ -189,6 +189,24 @@ def dying_after(trainer, monkeypatch):
   return dying_after
 
 
+@pytest.fixture
+def signalled_in(trainer, monkeypatch):
+  """Has a signal arrive during a step, counted from 1 over all runs of the test."""
+
+  def signalled_in(step):
+    real, taken = trainer.train_step, []
+
+    def signalled(state, batch):
+      taken.append(1)
+      if len(taken) == step:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return real(state, batch)
+
+    monkeypatch.setattr(trainer, "train_step", signalled)
+
+  return signalled_in
+
+
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
   make_loop, lines, kept, uninterrupted, dying_after
 ):
@@ -213,37 +231,18 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
 
 
 @pytest.mark.parametrize("step", [1, 2, 5])
-def test_a_signal_saves_at_the_next_step(
-  make_loop, lines, kept, uninterrupted, trainer, monkeypatch, step
-):
-  real, taken = trainer.train_step, []
-
-  def signalled(state, batch):
-    taken.append(1)
-    if len(taken) == step:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return real(state, batch)
-
-  monkeypatch.setattr(trainer, "train_step", signalled)
+def test_a_signal_saves_at_the_next_step(make_loop, lines, kept, uninterrupted, signalled_in, step):
+  signalled_in(step)
   with pytest.raises(Preempted, match=f"SIGTERM after step {step}") as caught:
     make_loop().run()
   assert caught.value.exit_code == 143
   assert max(kept()) == step
-  monkeypatch.setattr(trainer, "train_step", real)
   assert make_loop().run().step == STEPS
   assert lines() == uninterrupted
 
 
-def test_a_signal_during_the_last_step_ends_the_run_as_usual(make_loop, trainer, monkeypatch):
-  real, taken = trainer.train_step, []
-
-  def signalled(state, batch):
-    taken.append(1)
-    if len(taken) == STEPS:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return real(state, batch)
-
-  monkeypatch.setattr(trainer, "train_step", signalled)
+def test_a_signal_during_the_last_step_ends_the_run_as_usual(make_loop, signalled_in):
+  signalled_in(STEPS)
   assert make_loop().run().step == STEPS
 
 
@@ -283,19 +282,11 @@ def test_a_run_that_stopped_early_stays_stopped(make_loop, monkeypatch):
   assert make_loop(evaluation=evaluation).run() == first
 
 
-def test_patience_counts_on_across_a_stop(make_loop, monkeypatch, trainer):
+def test_patience_counts_on_across_a_stop(make_loop, monkeypatch, signalled_in):
   """One evaluation without growth before the signal, one after it."""
   evaluation = {"interval_steps": 1, "patience": 2}
   monkeypatch.setattr(subject, "evaluate", scripted([0.5, 0.5, 0.5, 0.5]))
-  real, taken = trainer.train_step, []
-
-  def signalled(state, batch):
-    taken.append(1)
-    if len(taken) == 2:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return real(state, batch)
-
-  monkeypatch.setattr(trainer, "train_step", signalled)
+  signalled_in(2)
   with pytest.raises(Preempted):
     make_loop(evaluation=evaluation).run()
   assert make_loop(evaluation=evaluation).run().step == 3
@@ -312,20 +303,12 @@ def test_the_best_checkpoint_is_handed_on(make_loop, monkeypatch, kept):
 
 @pytest.mark.parametrize(("selection", "best"), [("noise-aware", 4), ("token-accuracy", 1)])
 def test_each_rule_hands_on_its_own_checkpoint_and_goes_on_with_it_after_a_stop(
-  make_loop, monkeypatch, kept, trainer, selection, best
+  make_loop, monkeypatch, kept, signalled_in, selection, best
 ):
   """One more label of 100 right is chance; the loss falls until step 4."""
   accuracies, losses = [0.53, 0.52, 0.51, 0.52, 0.52, 0.50], [1.5, 0.9, 0.8, 0.5, 0.6, 0.7]
   monkeypatch.setattr(subject, "evaluate", scripted(accuracies, losses))
-  real, taken = trainer.train_step, []
-
-  def signalled(state, batch):
-    taken.append(1)
-    if len(taken) == 3:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return real(state, batch)
-
-  monkeypatch.setattr(trainer, "train_step", signalled)
+  signalled_in(3)
   evaluation = {"interval_steps": 1, "selection": selection}
   with pytest.raises(Preempted):
     make_loop(evaluation=evaluation).run()
