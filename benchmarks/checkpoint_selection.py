@@ -4,9 +4,10 @@ python benchmarks/checkpoint_selection.py --data-dir data --vocabulary t5.model 
 
 --data-dir has the published folders cqa/, svamp/, esnli/ and flan_cot/. Trains a student from
 scratch on a few hundred rows of each data set and evaluates it every few steps on 100 others. All
-rules see the same run. Prints one line of JSON a run: the step that each rule takes, and the exact
-match of that step's weights on the test rows, beside the last step's and the best one's. Labels
-wholly right, teacher-forced, are those that greedy decoding writes, so nothing is decoded.
+rules see the same run. Prints one line of JSON a run: the step that each rule takes, with the exact
+match and the label loss of that step's weights on the test rows, beside the last step's and the
+best one's; and every evaluation. Labels wholly right, teacher-forced, are those that greedy
+decoding writes, so nothing is decoded.
 """
 
 import argparse
@@ -66,7 +67,10 @@ def figures(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     for path, rows in zip(paths, (train, validation), strict=True):
       path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     evaluations = list(run(config_of(paths, seed, arguments), test, arguments.interval))
-  exact = [float(of_test.sequences["label"].right.mean()) for _, _, of_test in evaluations]
+  exact = [
+    round(float(of_test.sequences["label"].right.mean()), 4) for _, _, of_test in evaluations
+  ]
+  losses = [round(scores_of(of_test).loss, 4) for _, _, of_test in evaluations]
   taken = {"last": len(evaluations) - 1, "best": max(range(len(exact)), key=exact.__getitem__)}
   for rule in RULES:
     standing = Standing()
@@ -74,10 +78,20 @@ def figures(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
       verdict = compare(standing, scores_of(of_validation), EvaluationConfig(selection=rule))
       standing = verdict.standing
       taken[rule] = number if verdict.is_best else taken.get(rule, 0)
-  return {
-    rule: {"step": evaluations[number][0], "test_exact_match": round(exact[number], 4)}
-    for rule, number in taken.items()
-  }
+  course = []
+  for number, (step, of_validation, _) in enumerate(evaluations):
+    scores = scores_of(of_validation)
+    course.append(
+      {
+        "step": step,
+        "token_accuracy": round(scores.accuracy, 4),
+        "labels_right": scores.right.count("1"),
+        "label_loss": round(scores.loss, 4),
+        "test_exact_match": exact[number],
+        "test_label_loss": losses[number],
+      }
+    )
+  return {**{rule: course[number] for rule, number in taken.items()}, "course": course}
 
 
 def rows_of(name: str, arguments: argparse.Namespace) -> list[list[dict[str, Any]]]:

@@ -17,7 +17,8 @@ pre.figures{background:#f5f5f2;padding:.8rem;overflow-x:auto}
 input{font:inherit;padding:.3rem .5rem;width:24rem;max-width:90%}
 table{border-collapse:collapse;width:100%;margin-top:.8rem}
 th,td{border-bottom:1px solid #ddd;padding:.35rem .5rem;text-align:left;vertical-align:top}
-th button{font:inherit;font-weight:600;text-align:left;background:none;border:0;padding:0;cursor:pointer}
+th button{font:inherit;font-weight:600;text-align:left;background:none;border:0;padding:0}
+th button{cursor:pointer}
 th[aria-sort=ascending] button::after{content:" \\2191"}
 th[aria-sort=descending] button::after{content:" \\2193"}
 td.text{white-space:pre-wrap;overflow-wrap:anywhere;min-width:5rem;max-width:34rem}

@@ -239,10 +239,12 @@ def modules_after(*commands):
 
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "seqio", "tensorboardX", "gin"}
+HEAVY |= {"scipy", "rouge_score", "nltk"}
 
 
 def test_help_imports_nothing_heavy():
-  commands = [[], ["distill"], ["train"], ["predict"], ["validate"], ["plan"], ["models"]]
+  names = ("distill", "train", "predict", "evaluate", "validate", "plan", "models", "serve")
+  commands = [[], *([name] for name in names)]
   for modules in modules_after(*([*command, "--help"] for command in commands)):
     assert "click" in modules
     assert not modules & (HEAVY | {"numpy"})

@@ -120,6 +120,7 @@ def predict(
 @options.MESH
 def evaluate(
   models: tuple[str, ...],
+  registry: str | None,
   dataset: str | None,
   labels_as_text: bool | None,
   task: str | None,

@@ -73,7 +73,8 @@ def _charts(judgement: Judgement) -> Iterator[str]:
   """Yields the learning curves; none if the student's folder has no metrics.jsonl."""
   points = _learning_curves(judgement)
   if points:
-    yield f"<p>The dotted line marks step {judgement.report['best_step']}, which is evaluated.</p>\n"
+    step = judgement.report["best_step"]
+    yield f"<p>The dotted line marks step {step}, whose weights are evaluated.</p>\n"
   for title, *curves in _CHARTS:
     yield line_chart(
       title,
