@@ -5,6 +5,7 @@ Padding is id 0 in all of them. `encode` adds no end mark; `decode` stops at the
 
 import abc
 import hashlib
+import itertools
 import os
 import pathlib
 import struct
@@ -73,6 +74,11 @@ class Vocabulary(abc.ABC):
   @abc.abstractmethod
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text up to the first end mark; ignores padding; accepts unknown ids."""
+
+  def token_texts(self, ids: Sequence[int]) -> list[str]:
+    """Returns what each id adds to the text: a space at the start of it is left out."""
+    texts = [self.decode(ids[:end]) for end in range(len(ids) + 1)]
+    return [text[len(before) :] for before, text in itertools.pairwise(texts)]
 
   @abc.abstractmethod
   def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -74,8 +74,7 @@ def _answered(
   def answers() -> Iterator[dict[str, Any]]:
     prompts = [values.get("prompt") or values["input_text"] for values in window]
     drift.add(prompts)
-    for values, candidates in zip(window, decode(predictor, prompts, parameters), strict=True):
-      predictions = [{"content": text, "safetyAttributes": {}} for text in candidates]
+    for values, predictions in zip(window, decode(predictor, prompts, parameters), strict=True):
       yield {"instance": values, "predictions": predictions, "status": ""}
 
   for values in _prompts(files):

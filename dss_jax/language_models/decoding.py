@@ -1,8 +1,9 @@
 """The parameters of a prediction, and the one place where they reach the decoder."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dss_jax.errors import UserError
 from dss_jax.language_models.arguments import (
@@ -12,7 +13,12 @@ from dss_jax.language_models.arguments import (
   check_texts,
 )
 
+if TYPE_CHECKING:
+  from dss_jax.student.predictor import Answer, Predictor
+  from dss_jax.student.questions import Question
+
 DEFAULT_MAX_OUTPUT_TOKENS = 128
+_LEAST_TOP_P = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,33 +73,58 @@ class Parameters:
 NAMES = tuple(field.name for field in dataclasses.fields(Parameters))
 
 
-def decode(predictor: Any, prompts: Sequence[str], parameters: Parameters) -> list[list[str]]:
-  """Returns the candidates for each prompt.
+def decode(
+  predictor: "Predictor", prompts: Sequence[str], parameters: Parameters
+) -> list[list[dict[str, Any]]]:
+  """Returns the candidates for each prompt, as the service's predictions.
 
   Raises UserError for parameters that the decoder does not have.
   """
-  absent = [
-    name
-    for name, is_asked in (
-      ("temperature", bool(parameters.temperature)),
-      ("candidate_count", (parameters.candidate_count or 1) > 1),
-      ("logprobs", parameters.logprobs is not None),
-      ("presence_penalty", bool(parameters.presence_penalty)),
-      ("frequency_penalty", bool(parameters.frequency_penalty)),
-      ("logit_bias", bool(parameters.logit_bias)),
-    )
-    if is_asked
+  questions = [_question(prompt, parameters) for prompt in prompts]
+  return [
+    [_prediction(predictor, answer) for answer in answers]
+    for answers in predictor.candidates(questions)
   ]
-  if absent:
-    raise UserError(
-      f"{absent[0]} = {getattr(parameters, absent[0])!r}: students answer with the most likely"
-      f" token at each step and nothing else yet; leave out {absent[0]}"
-    )
-  # At temperature 0 top_k, top_p and the seed change nothing.
-  answers = predictor.answers(prompts, "label", max_output_tokens=parameters.max_output_tokens)
-  return [[_until_stop(answer, parameters.stop_sequences or ())] for answer in answers]
 
 
-def _until_stop(text: str, stop_sequences: Sequence[str]) -> str:
-  ends = [text.index(stop) for stop in stop_sequences if stop in text]
-  return text[: min(ends)] if ends else text
+def stream(predictor: "Predictor", prompt: str, parameters: Parameters) -> Iterator[str]:
+  """Yields the answer's text as it is decoded; raises as decode does."""
+  for increment in predictor.stream([_question(prompt, parameters)]):
+    if increment.text:
+      yield increment.text
+
+
+def check_decoder(parameters: Parameters) -> None:
+  """Raises UserError for parameters that the decoder does not have."""
+  for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
+    value = getattr(parameters, name)
+    if value:
+      raise UserError(f"{name} = {value!r}: a student does not take it; leave out {name}")
+
+
+def _question(prompt: str, parameters: Parameters) -> "Question":
+  from dss_jax.config.schema import DecodingConfig
+  from dss_jax.student.questions import Question
+
+  check_decoder(parameters)
+  decoding = DecodingConfig(
+    temperature=parameters.temperature or 0.0,
+    top_k=parameters.top_k,
+    # The service's 0 keeps the most likely token alone, as the least share does.
+    top_p=1.0 if parameters.top_p is None else max(parameters.top_p, _LEAST_TOP_P),
+    stop=tuple(parameters.stop_sequences or ()),
+    num_candidates=parameters.candidate_count or 1,
+    seed=secrets.randbits(32) if parameters.seed is None else parameters.seed,
+    log_probabilities=parameters.logprobs is not None,
+  )
+  return Question(prompt, "label", parameters.max_output_tokens, decoding)
+
+
+def _prediction(predictor: "Predictor", answer: "Answer") -> dict[str, Any]:
+  prediction: dict[str, Any] = {"content": answer.text, "safetyAttributes": {}}
+  if answer.log_probabilities:
+    prediction["logprobs"] = {
+      "tokens": predictor.student.vocabulary.token_texts(answer.ids),
+      "tokenLogProbs": answer.log_probabilities,
+    }
+  return prediction

@@ -21,7 +21,9 @@ from dss_jax.language_models.decoding import (
   DEFAULT_MAX_OUTPUT_TOKENS,
   NAMES,
   Parameters,
+  check_decoder,
   decode,
+  stream,
 )
 from dss_jax.language_models.jobs import BatchPredictionJob, TuningJob
 from dss_jax.language_models.responses import (
@@ -232,15 +234,18 @@ class TextGenerationModel:
     return self._predict(check_text("prompt", prompt), parameters)
 
   def predict_streaming(self, prompt: str, **parameters: Any) -> Iterator[TextGenerationResponse]:
-    """Returns an iterator over the parts of the answer; arguments are predict's.
+    """Returns an iterator over the parts of the answer, as they are decoded.
 
-    The decoder gives whole answers, so there is one part.
+    The arguments are predict's.
     """
     checked = _parameters(parameters)
     check_text("prompt", prompt)
     if (checked.candidate_count or 1) > 1:
       raise ArgumentError("candidate_count: one answer is streamed; leave it out")
-    return iter(self._predict(prompt, checked).candidates)
+    check_decoder(checked)
+    # Raises for a model that is not trained before the first part is asked for.
+    _ = self._student
+    return self._stream(prompt, checked)
 
   async def predict_async(
     self, prompt: str, **parameters: Any
@@ -289,7 +294,8 @@ class TextGenerationModel:
     from dss_jax.config.schema import MeshConfig
     from dss_jax.evaluation.evaluate import evaluate_student, source_for
 
-    return evaluate_student(student, source_for(student, file, None, None, None), MeshConfig())
+    source = source_for(student, file, None, None, None)
+    return evaluate_student(student, source, MeshConfig()).report
 
   @functools.cached_property
   def _student(self) -> "Student":
@@ -323,17 +329,28 @@ class TextGenerationModel:
   def _predict(self, prompt: str, parameters: Parameters) -> MultiCandidateTextGenerationResponse:
     # One prompt at a time: threads would compile the same program each.
     with self._lock:
-      (texts,) = decode(self._predictor, [prompt], parameters)
+      (predictions,) = decode(self._predictor, [prompt], parameters)
       drift = () if self._drift is None else tuple(self._drift.drift_of(prompt))
-    prediction = Prediction(
-      [{"content": text, "safetyAttributes": {}} for text in texts],
-      deployed_model_id=str(self.folder),
-      model_resource_name=self._name,
-      model_version_id=None if self._version is None else str(self._version),
-    )
+    prediction = self._prediction(predictions)
+    texts = [one["content"] for one in predictions]
     candidates = [TextGenerationResponse(text, prediction, drift=drift) for text in texts]
     return MultiCandidateTextGenerationResponse(
       texts[0], prediction, drift=drift, candidates=candidates
+    )
+
+  def _stream(self, prompt: str, parameters: Parameters) -> Iterator[TextGenerationResponse]:
+    with self._lock:
+      drift = () if self._drift is None else tuple(self._drift.drift_of(prompt))
+      for text in stream(self._predictor, prompt, parameters):
+        prediction = self._prediction([{"content": text, "safetyAttributes": {}}])
+        yield TextGenerationResponse(text, prediction, drift=drift)
+
+  def _prediction(self, predictions: list[dict[str, Any]]) -> Prediction:
+    return Prediction(
+      predictions,
+      deployed_model_id=str(self.folder),
+      model_resource_name=self._name,
+      model_version_id=None if self._version is None else str(self._version),
     )
 
   def _start(

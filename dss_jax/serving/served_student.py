@@ -1,11 +1,11 @@
 """A trained student as a server uses it: loaded, warmed up, and asked through a Predictor."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 
 from dss_jax.config.schema import DecodingConfig, WeightType
+from dss_jax.student.drift import DriftDetector
 from dss_jax.student.predictor import Predictor
 from dss_jax.student.questions import Increment, Question
 from dss_jax.student.student import Student
@@ -25,6 +25,7 @@ class ServedStudent:
     decoding = DecodingConfig(weights=weights)
     self._predictor = Predictor(student, mesh, batch_size=slots, decoding=decoding)
     self._vocabulary = student.vocabulary
+    self._drift = DriftDetector.of(student)
     alpha = student.config.loss.alpha
     trained = {"label": alpha > 0, "rationale": alpha < 1}
     self.kinds: Sequence[str] = tuple(kind for kind, is_trained in trained.items() if is_trained)
@@ -47,9 +48,7 @@ class ServedStudent:
     return len(self._vocabulary.encode(text))
 
   def token_texts(self, ids: Sequence[int]) -> list[str]:
-    # A token's text depends on those before it: a space at the start is left out.
-    texts = [self._vocabulary.decode(ids[:end]) for end in range(len(ids) + 1)]
-    return [text[len(before) :] for before, text in itertools.pairwise(texts)]
+    return self._vocabulary.token_texts(ids)
 
   def drift_of(self, text: str) -> list[str]:
-    return []
+    return [] if self._drift is None else self._drift.drift_of(text)

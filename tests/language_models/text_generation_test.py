@@ -141,7 +141,8 @@ def test_predictions(workplace):
   response = student.predict("Add 1 and 2.")
   assert response.raw_prediction_response.model_version_id is None
   assert asyncio.run(student.predict_async("Add 1 and 2.", seed=3)).text == response.text
-  assert [part.text for part in student.predict_streaming("Add 1 and 2.")] == [response.text]
+  parts = [part.text for part in student.predict_streaming("Add 1 and 2.")]
+  assert "".join(parts) == response.text
   assert student.predict("Add 1 and 2.", temperature=0, top_k=3, top_p=0.5).text == response.text
   if len(response.text) > 1:
     stopped = student.predict("Add 1 and 2.", stop_sequences=[response.text[1]])
@@ -188,9 +189,7 @@ def test_wrong_parameters(parameters, says):
 @pytest.mark.parametrize(
   "parameters",
   [
-    {"temperature": 0.5},
-    {"candidate_count": 2},
-    {"logprobs": 0},
+    {"presence_penalty": -1.0},
     {"frequency_penalty": 1.0},
     {"logit_bias": {"5": 1.0}},
   ],
@@ -200,6 +199,19 @@ def test_what_the_decoder_does_not_have(workplace, parameters):
   (name,) = parameters
   with pytest.raises(UserError, match=f"^{name} = .*leave out {name}"):
     model.predict("Add 1 and 2.", **parameters)
+
+
+def test_sampled_candidates(workplace):
+  model = TextGenerationModel.get_tuned_model("adder")
+  options = {"temperature": 1.0, "candidate_count": 3, "logprobs": 0, "seed": 5}
+  response = model.predict("Add 1 and 2.", **options)
+  assert len(response.candidates) == 3
+  again = model.predict("Add 1 and 2.", **options)
+  assert [one.text for one in again.candidates] == [one.text for one in response.candidates]
+  for prediction in response.raw_prediction_response.predictions:
+    logs = prediction["logprobs"]
+    assert len(logs["tokens"]) == len(logs["tokenLogProbs"])
+    assert all(number <= 0 for number in logs["tokenLogProbs"])
 
 
 def test_unknown_parameters(workplace):
