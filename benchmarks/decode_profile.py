@@ -8,6 +8,7 @@ Runs 16 steps of rows in all slots without and with a trace, by turns, and print
 ms_a_step: the median over the repeats, not traced.
 ms, share: of a step, for each kind of work, as in step_profile.py.
 gflops: of the products with weights.
+argument_mib, temporary_mib: the memory of the compiled steps, by the compiler's own analysis.
 """
 
 import argparse
@@ -66,6 +67,8 @@ def profiled(arguments: argparse.Namespace) -> dict[str, Any]:
   compiled = jax.jit(program, donate_argnums=1).lower(weights, make(), keep, *few).compile()
   known = operations(compiled.as_text())
 
+  memory = compiled.memory_analysis()
+
   def run() -> float:
     slots = make()
     rows = np.full(arguments.rows, arguments.cache, np.int32)
@@ -102,6 +105,8 @@ def profiled(arguments: argparse.Namespace) -> dict[str, Any]:
     "ms": {name: round(value, 2) for name, value in longest_first(taken)},
     "share": {name: round(value / total, 3) for name, value in longest_first(taken)},
     "gflops": round(flops / products / 1e6, 1),
+    "argument_mib": memory.argument_size_in_bytes >> 20,
+    "temporary_mib": memory.temp_size_in_bytes >> 20,
     "device": jax.devices()[0].device_kind,
     "versions": f"jax {jax.__version__}",
   }

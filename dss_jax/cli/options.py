@@ -221,7 +221,7 @@ def lengths(*, use_default: bool = False) -> Decorator:
 # Models.
 
 WEIGHTS = option("--weights", field="DecodingConfig.weights", use_default=True,
-                 help="How they are stored; int8 takes a quarter of the memory.")  # fmt: skip
+                 help="How they are stored; int8 takes a quarter of the space.")  # fmt: skip
 REGISTRY = option("--registry", field="RunConfig.registry", metavar="DIR", uses_gin=False,
                   help="The registry of students.",
                   default_text="DSS_REGISTRY_DIR, else in the user's data folder")  # fmt: skip
