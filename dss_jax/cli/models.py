@@ -52,7 +52,7 @@ def list_models(registry: str | None, as_json: bool) -> None:
     echo("  ".join(cells).rstrip())
 
 
-@models.command()
+@models.command(short_help="Show where a version comes from, and its metrics.")
 @_MODEL
 @options.REGISTRY
 @options.json_output("version, with the report on its data,")
@@ -71,7 +71,7 @@ def show(model: str, registry: str | None, as_json: bool) -> None:
       echo(f"{f'{name} {key}'.rstrip()}: {'-' if shown in (None, '') else shown}")
 
 
-@models.command()
+@models.command(short_help="Give a version an alias, or take it away.")
 @_MODEL
 @click.argument("alias", metavar="ALIAS")
 @options.REGISTRY
@@ -87,7 +87,7 @@ def alias(model: str, alias: str, registry: str | None, remove: bool) -> None:
   echo(json.dumps({"version": version.reference, "aliases": list(version.aliases)}))
 
 
-@models.command()
+@models.command(short_help="Delete a version that nothing uses, or a model.")
 @_MODEL
 @options.REGISTRY
 def delete(model: str, registry: str | None) -> None:
