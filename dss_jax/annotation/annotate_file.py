@@ -19,7 +19,7 @@ from dss_jax.data.sources import FileRows
 from dss_jax.data.task_files import TaskDefinition, load_task
 from dss_jax.errors import UserError
 from dss_jax.progress import say
-from dss_jax.storage.atomic import write_text
+from dss_jax.storage.atomic import is_standard_output, write_text
 from dss_jax.storage.files import PathLike, exists, is_url
 from dss_jax.teachers.access import DEFAULT_KEY_ENV
 from dss_jax.teachers.base import Api, Teacher, split_teacher
@@ -189,7 +189,7 @@ def prompt_path(output: PathLike) -> str:
 def _check_output(data: PathLike, output: PathLike) -> None:
   """Raises UserError unless the output is a local file, in an existing folder, not the input."""
   name = os.fspath(output)
-  if is_url(name):
+  if is_url(name) or is_standard_output(name):
     raise UserError(f"--output {name}: answers are appended to a file beside it; give a local file")
   if not os.path.isdir(os.path.dirname(name) or "."):
     raise UserError(f"--output {name}: its folder does not exist; create it, or give another")

@@ -167,7 +167,7 @@ def load_prompt(name_or_path: str | os.PathLike[str]) -> Prompt:
   """
   name = os.fspath(name_or_path)
   shipped = shipped_prompts()
-  path = shipped.get(name, pathlib.Path(name).expanduser())
+  path = shipped.get(name, pathlib.Path(os.path.expanduser(name)))
   if name not in shipped and not name.endswith((".yaml", ".yml")):
     raise UserError(
       f"--prompt {name}: no shipped prompt with this name; give one of {', '.join(shipped)},"

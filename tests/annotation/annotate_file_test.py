@@ -106,6 +106,7 @@ def test_dry_run_sends_and_writes_nothing(numbered, tmp_path):
     ({"teacher": "recorded:in.jsonl"}, "in.jsonl:1: not a recorded answer"),
     ({"teacher": "recorded:in.jsonl", "url": "http://h/v1"}, "need openai:MODEL"),
     ({"output": "gs://bucket/o.jsonl"}, "give a local file"),
+    ({"output": "-"}, "give a local file"),
     ({"output": "none/o.jsonl"}, "its folder does not exist"),
     ({"output": "."}, "is a folder"),
     ({"output": "in.jsonl"}, "is the input"),
