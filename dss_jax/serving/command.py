@@ -83,8 +83,8 @@ def serve(references: Sequence[str], options: ServerOptions) -> None:
     listener.listen(_BACKLOG)
     say(f"ready: {', '.join(names)} at http://{shown}:{port}/v1")
     with loader.watching():
+      # Ends by the signal itself, once all answers are complete.
       uvicorn.Server(config).run(sockets=[listener])
-  say("stopped")
 
 
 def _names(references: Sequence[str]) -> dict[str, str]:
