@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow test-hf bench test-beam test-live test-t5x test-tpu torch lint setup clean
+.PHONY: quickstart test test-slow test-hf test-clients bench test-beam test-live test-t5x test-tpu torch lint setup clean
 
 quickstart: setup  ## trains two small students on synthetic rows and compares them
 	$(BIN)/dss quickstart --model-dir runs/quickstart
@@ -17,6 +17,14 @@ test-slow: setup  ## the tests that take minutes
 
 test-hf: torch  ## the tests against Hugging Face transformers
 	$(BIN)/python -m pytest -m hf
+
+# Google's client needs older versions of some libraries than constraints.txt pins.
+CLIENTS := .venv-clients
+test-clients: setup  ## the tests of dss serve with OpenAI's and Google's own clients
+	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  'openai>=2' 'google-cloud-aiplatform>=1.60'
+	DSS_CLIENTS_PYTHON=$(CLIENTS)/bin/python $(BIN)/python -m pytest -m clients
 
 # DATA_DIR is the data set that the paper published: data/cqa of its repository.
 bench: torch  ## the short benchmarks: make bench DATA_DIR=data/cqa VOCABULARY=t5.model
