@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dss_jax.config.schema import MeshConfig
+from dss_jax.data.rationale_checks import mentions
 from dss_jax.data.sources import source_from_file
 from dss_jax.evaluation.evaluate import evaluate_student
 from dss_jax.evaluation.likelihood import answer_probabilities
@@ -42,25 +43,23 @@ def test_the_probability_of_a_label_is_that_of_its_tokens(finished):
   assert 0 < answer_probabilities(student, trainer, predictor.params, texts[:1], [""])[0] < 1
 
 
-def test_a_label_that_is_wholly_right_is_what_the_student_writes(with_student):
-  student = Student.open(with_student.folder / "student")
-  rows = with_student.read("eval.jsonl")
-  predictor = Predictor(student, make_mesh(MeshConfig(data=1), 4), batch_size=4)
-  answers = predictor.answers([row["input_text"] for row in rows], "label")
-  judged = [
-    {**row, "output_text": answer if number % 2 else answer + "!"}
-    for number, (row, answer) in enumerate(zip(rows, answers, strict=True))
-  ]
-  path = with_student.write("judged.jsonl", judged)
+def test_a_label_that_is_wholly_right_is_what_the_student_writes(dss):
+  """It has learned to say yes to everything."""
+  row = {"input_text": "Is it so?", "output_text": "yes", "rationale": "It is: yes."}
+  dss.write("train.jsonl", [row] * 16)
+  path = dss.write("eval.jsonl", [row] * 6 + [{**row, "output_text": "no"}] * 4)
+  dss.train("student", "--train-steps", "40", "--learning-rate-multiplier", "30")
+  student = Student.open(dss.folder / "student")
   judgement = evaluate_student(student, source_from_file(path), MeshConfig(data=1), explain=True)
+  assert {answer.prediction for answer in judgement.rows} == {"yes"}
   report = judgement.report
-  assert report["exact_match"] == report["label/eval_sequence_accuracy"] == 0.5
-  assert report["labels"]["scores"]["exact_match"]["mean"] == 0.5
-  assert [row.is_right for row in judgement.rows] == [
-    bool(number % 2) for number in range(len(rows))
-  ]
-  assert report["rationales"]["with_reference"] == len(rows)
-  assert all(isinstance(row.rationale, str) for row in judgement.rows)
+  assert report["exact_match"] == report["labels"]["scores"]["exact_match"]["mean"] == 0.6
+  assert report["label/eval_sequence_accuracy"] == pytest.approx(0.6)
+  assert [row.is_right for row in judgement.rows] == [True] * 6 + [False] * 4
+  assert 0.2 < report["labels"]["calibration"]["mean_probability"] < 1.0
+  assert report["rationales"]["with_reference"] == 10
+  mentioning = [mentions(row.rationale, row.prediction) for row in judgement.rows]
+  assert report["rationales"]["label_follows"]["mean"] == sum(mentioning) / 10
   assert json.loads(json.dumps(report)) == report
 
 
