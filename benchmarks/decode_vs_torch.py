@@ -20,7 +20,7 @@ floor_share: the time of the products of real tokens alone, at the machine's mea
   matrix products (gflops), as a share of our time.
 same_ids: the share of answers that are the same in both (of random weights: rounding changes some).
 
-peak_gib: of both processes.
+peak_gib, device_peak_gib (of an accelerator): of both processes.
 
 Needs PyTorch and transformers: pip install -c constraints.txt -e '.[torch]'.
 """
@@ -40,7 +40,13 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
-from train_step_vs_torch import parser, peak_gib, run_config
+from train_step_vs_torch import (
+  device_peak_gib,
+  parser,
+  peak_gib,
+  run_config,
+  torch_device_peak_gib,
+)
 
 LABEL_TOKENS, RATIONALE_TOKENS = 8, 64
 
@@ -224,6 +230,7 @@ def run_ours(job: Job, connection: Connection) -> None:
         for work, rows in job.works.items()
       },
       "peak_gib": peak_gib(),
+      "device_peak_gib": device_peak_gib(),
       "device": jax.devices()[0].device_kind,
       "versions": f"jax {jax.__version__}",
     }
@@ -282,7 +289,13 @@ def run_peer(job: Job, connection: Connection) -> None:
     connection.send(timed(work))
   versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
   connection.send(
-    {"answers": answers, "threads": threads, "peak_gib": peak_gib(), "versions": versions}
+    {
+      "answers": answers,
+      "threads": threads,
+      "peak_gib": peak_gib(),
+      "device_peak_gib": torch_device_peak_gib(),
+      "versions": versions,
+    }
   )
 
 
@@ -313,6 +326,7 @@ def summary(
     "gflops": round(ends["ours"]["gflops"], 1),
     "peer_threads": ends["peer"]["threads"],
     "peak_gib": {name: round(end["peak_gib"], 3) for name, end in ends.items()},
+    "device_peak_gib": {name: round(end["device_peak_gib"], 3) for name, end in ends.items()},
     "machine": f"{platform.machine()}, {os.cpu_count()} cores, {ends['ours']['device']}",
     "versions": f"{ends['ours']['versions']}, {ends['peer']['versions']}",
   }

@@ -12,7 +12,8 @@ ours_examples_per_s, peer_examples_per_s, ratio: medians over the repeats, one s
 padding_share, peer_padding_share: of all computed input and target positions.
 floor_share: ours as a share of the rate that is possible if only the products of real tokens are
   computed, at the machine's measured rate of matrix products (gflops).
-real_tokens_per_s, peak_gib (of the process), first_step_seconds (with compilation): of both.
+real_tokens_per_s, real_tflops_per_s (of the products of real tokens), peak_gib (of the process),
+  device_peak_gib (of an accelerator), first_step_seconds (with compilation): of both.
 
 Needs PyTorch and transformers: pip install -c constraints.txt -e '.[torch]'.
 """
@@ -210,6 +211,7 @@ def run_ours(job: Job, connection: Connection) -> None:
     {
       "positions": positions,
       "peak_gib": peak_gib(),
+      "device_peak_gib": device_peak_gib(),
       "gflops": statistics.median(rates[-2 * len(job.steps) :]),
       "real_flops_a_step": flops / len(job.steps),
       "device": jax.devices()[0].device_kind,
@@ -277,7 +279,14 @@ def run_peer(job: Job, connection: Connection) -> None:
     for side in (0, 1)
   )
   versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-  connection.send({"positions": positions, "peak_gib": peak_gib(), "versions": versions})
+  connection.send(
+    {
+      "positions": positions,
+      "peak_gib": peak_gib(),
+      "device_peak_gib": torch_device_peak_gib(),
+      "versions": versions,
+    }
+  )
 
 
 def serve(connection: Connection, first_step_seconds: float, run_step: Any) -> None:
@@ -300,6 +309,21 @@ def lengths_of(step: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def peak_gib() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def device_peak_gib() -> float:
+  """Returns the peak of JAX's memory on an accelerator; 0 on a CPU."""
+  import jax
+
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("peak_bytes_in_use", 0) / 2**30
+
+
+def torch_device_peak_gib() -> float:
+  """Returns the peak of PyTorch's memory on an accelerator; 0 on a CPU."""
+  import torch
+
+  return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
 
 
 def summary(job: Job, seconds: dict[str, list[float]], ends: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +352,11 @@ def summary(job: Job, seconds: dict[str, list[float]], ends: dict[str, Any]) -> 
     "real_tokens_per_s": rounded(
       {name: real / len(job.steps) / value for name, value in median.items()}
     ),
+    "real_tflops_per_s": rounded(
+      {name: ends["ours"]["real_flops_a_step"] / value / 1e12 for name, value in median.items()}
+    ),
     "peak_gib": rounded({name: end["peak_gib"] for name, end in ends.items()}),
+    "device_peak_gib": rounded({name: end["device_peak_gib"] for name, end in ends.items()}),
     "first_step_seconds": rounded({name: end["first_step_seconds"] for name, end in ends.items()}),
     "machine": f"{platform.machine()}, {os.cpu_count()} cores, {ends['ours']['device']}",
     "versions": f"{ends['ours']['versions']}, {ends['peer']['versions']}",

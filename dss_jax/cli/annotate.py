@@ -68,20 +68,6 @@ class _AnnotateCommand(click.Command):
   help="Attempts of one request before its row is given up.",
 )
 @option(
-  "--request-form",
-  "request_form",
-  multiple=True,
-  field="TeacherConfig.request_form",
-  help="What the server takes: max_completion_tokens in place of max_tokens, no stop sequences, no "
-  "temperature, no system message; may be repeated.",
-  default_text="found out from its refusals",
-)
-@option(
-  "--keep-going/--stop-early",
-  field="TeacherConfig.keep_going",
-  help="Go on where 8 rows in a row are refused, or none of the first 20 answers parses.",
-)
-@option(
   "--prices",
   type=click.FloatRange(min=0),
   nargs=2,

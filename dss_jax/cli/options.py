@@ -304,6 +304,13 @@ def teacher(help_text: str, **attributes: Any) -> Decorator:
            help="Which API of openai:MODEL: chat messages, or a plain text to continue."),
     option("--budget-tokens", field="TeacherConfig.budget_tokens", default_text="no limit",
            help="Send no more requests once so many tokens are spent, by earlier runs, too."),
+    option("--request-form", "request_form", multiple=True, field="TeacherConfig.request_form",
+           help="What the server takes: max_completion_tokens in place of max_tokens, no stop "
+           "sequences, no temperature, no system message; may be repeated.",
+           default_text="found out from its refusals"),
+    option("--keep-going/--stop-early", field="TeacherConfig.keep_going",
+           help="Go on where 8 rows in a row are refused, or none of the first 20 answers "
+           "parses."),
   )  # fmt: skip
 
 

@@ -47,12 +47,12 @@ from dss_jax.errors import UserError
   help="Answers that may wait; more are refused with 429.",
 )
 @option(
-  "--timeout-seconds",
+  "--answer-seconds",
   type=click.FloatRange(min=0.1),
   default=60.0,
   show_default=True,
   metavar="X",
-  help="For one answer.",
+  help="How long one answer may take.",
 )
 @option(
   "--slots",
@@ -79,7 +79,7 @@ def serve(
   port: int,
   token_env: str,
   max_waiting: int,
-  timeout_seconds: float,
+  answer_seconds: float,
   slots: int,
   drain_seconds: int,
   weights: str,
@@ -109,7 +109,7 @@ def serve(
       port=port,
       token_env=token_env,
       max_waiting=max_waiting,
-      timeout_seconds=timeout_seconds,
+      timeout_seconds=answer_seconds,
       slots=slots,
       drain_seconds=drain_seconds,
       weights=weights,  # type: ignore[arg-type]

@@ -81,7 +81,9 @@ def test_a_flag_means_the_same_in_every_command():
       if (name, flag) in {("predict", "--max-output-tokens"), ("predict", "--temperature")}:
         continue
       bound = (getattr(option, "field", None), getattr(option, "key", None))
-      meanings[flag].add((bound, option.type.name, option.nargs, option.multiple))
+      # Some commands take one student, some take several.
+      is_multiple = option.multiple and flag != "--model"
+      meanings[flag].add((bound, option.type.name, option.nargs, is_multiple))
   shared = {flag for flag in meanings if sum(flag in flags_of(c) for c in COMMANDS.values()) > 1}
   assert {"--model", "--samples", "--temperature", "--prompt", "--budget-tokens"} <= shared
   assert {flag: found for flag, found in meanings.items() if len(found) > 1} == {}
@@ -108,7 +110,8 @@ def other_value(option):
   if option.is_flag:
     return not flatten(load())[option.field]
   if isinstance(option.type, click.Choice):
-    return option.type.choices[-1]
+    value = option.type.choices[-1]
+    return (value,) if option.multiple else value
   return {"integer range": 3, "float range": 0.25, "text": "other"}[option.type.name]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dss_jax.config.schema import DecodingConfig, T5Config
+from dss_jax.config.schema import T5Config
 from dss_jax.decoding.greedy import most_likely
 from dss_jax.decoding.slots import advance, empty_slots, gathered, lengthened
 from dss_jax.decoding.weights import decoding_weights
@@ -28,7 +28,7 @@ def test_steps_copy_no_cache(random_params):
   """They are updated in place: no operation of a cache's size but those that write one token."""
   weights = decoding_weights(random_params(CONFIG), CONFIG)
   slots = empty_slots(CONFIG, ROWS, CACHE, SOURCE)
-  program = functools.partial(advance, model=CONFIG, decoding=DecodingConfig(), eos_id=1, steps=4)
+  program = functools.partial(advance, model=CONFIG, eos_id=1, steps=4)
   compiled = jax.jit(program, donate_argnums=1).lower(
     weights, slots, np.ones(ROWS, bool), np.int32(4), np.int32(9)
   )

@@ -13,8 +13,8 @@ from dss_jax.data.rationale_checks import mentions
 from dss_jax.data.sources import source_from_file
 from dss_jax.evaluation.evaluate import evaluate_student
 from dss_jax.evaluation.likelihood import answer_probabilities
+from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.parallel.mesh import make_mesh
-from dss_jax.student.predictor import Predictor
 from dss_jax.student.student import Student
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
@@ -26,21 +26,20 @@ EVALUATE = ("evaluate", "--mesh", "data=1", "--dataset", "eval.jsonl")
 def test_the_probability_of_a_label_is_that_of_its_tokens(finished):
   """Of all labels together it is the evaluation's loss."""
   student = Student.open(finished.folder / "student")
-  predictor = Predictor(student, make_mesh(MeshConfig(data=1), 4), batch_size=4)
-  config = dataclasses.replace(student.config, model=predictor.model)
-  trainer = Trainer(
-    config, make_optimizer(config.optimizer, 1), make_mesh(MeshConfig(data=1), config.batch_size)
-  )
+  mesh = make_mesh(MeshConfig(data=1), student.config.batch_size)
+  params = student.params(mesh, scan_layers=False)
+  config = dataclasses.replace(student.config, model=unrolled_config(student.config.model))
+  trainer = Trainer(config, make_optimizer(config.optimizer, 1), mesh)
   rows = finished.read("eval.jsonl")
   texts, labels = ([row[key] for row in rows] for key in ("input_text", "output_text"))
-  got = answer_probabilities(student, trainer, predictor.params, texts, labels)
+  got = answer_probabilities(student, trainer, params, texts, labels)
   tokens = sum(len(label.encode()) + 1 for label in labels)
   loss = finished(*EVALUATE, "--model", "student").json["label/eval_loss"]
   assert -np.log(got).sum() / tokens == pytest.approx(loss, rel=1e-5)
   # One by one, with other rows in the batch, and with an answer of nothing.
-  alone = answer_probabilities(student, trainer, predictor.params, texts[3:4], labels[3:4])
+  alone = answer_probabilities(student, trainer, params, texts[3:4], labels[3:4])
   assert alone[0] == pytest.approx(got[3], rel=1e-5)
-  assert 0 < answer_probabilities(student, trainer, predictor.params, texts[:1], [""])[0] < 1
+  assert 0 < answer_probabilities(student, trainer, params, texts[:1], [""])[0] < 1
 
 
 def test_a_label_that_is_wholly_right_is_what_the_student_writes(dss):

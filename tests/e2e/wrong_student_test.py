@@ -49,7 +49,7 @@ def test_predict(finished, refuses, flags, says):
     (["--dataset", "eval.jsonl", "--split", "train"], ["--split train", "--task"]),
     (["--dataset", "bare.jsonl"], ["bare", 'no row has "output_text"', "label"]),
     (["--dataset", "eval.jsonl", "--html", "absent/p.html"], ["absent/p.html", "folder that"]),
-    (["--dataset", "eval.jsonl", "--model", "absent"], ["absent", "no config.gin"]),
+    (["--dataset", "eval.jsonl", "--model", "absent"], ["absent", "no model in the registry"]),
   ],
 )
 def test_evaluate(finished, refuses, flags, says):

@@ -1,6 +1,7 @@
 """A student's answers: candidates, stop texts, streams, and the rows that `dss predict` writes."""
 
 import json
+import pathlib
 import types
 
 import numpy as np
@@ -53,7 +54,7 @@ def student(random_params):
   """A student in memory, with random weights."""
   params = random_params(MODEL, seed=4, gain=2.0)
   return types.SimpleNamespace(
-    directory="student",
+    directory=pathlib.Path("student"),
     config=types.SimpleNamespace(
       model=MODEL,
       loss=LossConfig(),
