@@ -242,8 +242,11 @@ def _student_teacher(folder: str, options: TeacherOptions) -> Teacher:
   student = Student.open(folder)
   mesh = make_mesh(MeshConfig(), options.batch_size)
   predictor = Predictor(student, mesh, batch_size=options.batch_size)
-  name = f"t5:{pathlib.Path(folder).name}"
-  return StudentTeacher(predictor, name, batch_size=options.batch_size)
+  name = pathlib.Path(folder).name
+  if not pathlib.Path(folder).is_dir():
+    # NAME@VERSION: answers of another version, when an alias moves, are answers of another teacher.
+    name = f"{student.directory.parent.name}@{student.directory.name}"
+  return StudentTeacher(predictor, f"t5:{name}", batch_size=options.batch_size)
 
 
 def _choose_prompt(

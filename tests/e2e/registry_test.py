@@ -54,10 +54,12 @@ def test_a_teacher_by_name(named, monkeypatch):
   monkeypatch.setenv("DSS_REGISTRY_DIR", str(named.folder / "registry"))
   shutil.rmtree(named.folder / "student")
   outcome = named(
-    *("annotate", "eval.jsonl", "--teacher", "t5:adder@1"),
+    *("annotate", "eval.jsonl", "--teacher", "t5:adder", "--teacher-labels", "teacher"),
     *("--output", "annotated.jsonl", "--keep-going"),
   )
   assert outcome.code == 0, outcome.err
+  # The version that the name means now, so that another one's answers are not taken for its.
+  assert outcome.json["teacher"] == "t5:adder@1"
 
 
 def test_a_student_with_pieces(with_words):
