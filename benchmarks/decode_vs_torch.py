@@ -169,7 +169,14 @@ def write_weights(job: Job) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(random_params(job.model))
   }
   float32 = np.dtype(np.float32)
-  write_hf(arrays, job.model, pathlib.Path(job.folder), dtype=float32, max_new_tokens=64)
+  write_hf(
+    arrays,
+    job.model,
+    pathlib.Path(job.folder),
+    dtype=float32,
+    max_new_tokens=64,
+    eos_id=job.eos_id,
+  )
 
 
 def run_ours(job: Job, connection: Connection) -> None:

@@ -129,6 +129,7 @@ class Engine:
     self._advance = jax.jit(
       functools.partial(device.advance, model=self._model, eos_id=eos_id, steps=STEPS),
       donate_argnums=1,
+      static_argnames="is_plain",
     )
     self._search = jax.jit(
       functools.partial(
@@ -342,6 +343,7 @@ class _Run:
       self._keep,
       np.int32(min(room, STEPS)),
       np.int32(most_ends),
+      is_plain=not any(row.decoding.temperature or row.decoding.log_probabilities for row in live),
     )
     return jax.device_get(decoded)
 

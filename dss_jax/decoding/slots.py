@@ -16,6 +16,7 @@ from dss_jax.decoding.decoder import (
   empty_caches,
   heads_first,
 )
+from dss_jax.decoding.greedy import most_likely
 from dss_jax.decoding.sampling import Sampling, next_tokens, wanted_log_probabilities
 from dss_jax.decoding.weights import DecodingWeights
 
@@ -182,6 +183,7 @@ def advance(
   model: T5Config,
   eos_id: int,
   steps: int,
+  is_plain: bool = False,
 ) -> tuple[Slots, Decoded]:
   """Decodes a token of each live row, until none is left or enough have ended.
 
@@ -189,6 +191,8 @@ def advance(
     keep_B: False ends the row in a slot before the first step.
     most_steps: the largest number of steps, at most `steps`.
     most_ends: the number of ended rows after which it returns.
+    is_plain: whether all rows take the most likely tokens and want no log-probabilities, which
+      takes a tenth less time.
   """
   rows = len(slots.live_B)
   slots = dataclasses.replace(slots, live_B=slots.live_B & keep_B)
@@ -219,10 +223,14 @@ def advance(
       slots.crosses,
       slots.source_mask_BL,
     )
-    tokens_B = next_tokens(logits_VB, sampling, slots.identities_B2, slots.positions_B)
+    if is_plain:
+      tokens_B = most_likely(logits_VB)
+    else:
+      tokens_B = next_tokens(logits_VB, sampling, slots.identities_B2, slots.positions_B)
     tokens_SB = jax.lax.dynamic_update_index_in_dim(tokens_SB, tokens_B, number, axis=0)
-    logs_B = wanted_log_probabilities(logits_VB, tokens_B, sampling)
-    logs_SB = jax.lax.dynamic_update_index_in_dim(logs_SB, logs_B, number, axis=0)
+    if not is_plain:
+      logs_B = wanted_log_probabilities(logits_VB, tokens_B, sampling)
+      logs_SB = jax.lax.dynamic_update_index_in_dim(logs_SB, logs_B, number, axis=0)
     positions_B = slots.positions_B + slots.live_B
     slots = dataclasses.replace(
       slots,
