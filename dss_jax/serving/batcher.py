@@ -152,23 +152,20 @@ class Batcher:
 
   def _write(self) -> None:
     """Writes answers until no question is left."""
-    taken: list[_Entry] = []
+    # Of questions with open answers alone: on a busy server this goes on for days.
+    taken: dict[int, _Entry] = {}
     open_answers: dict[int, int] = {}
-
-    def arrivals() -> Iterator[Question]:
-      # An iterator that ends and goes on: the writer asks again when slots get free.
-      return _Arrivals(self._next, taken, open_answers)
-
     try:
       parts = self._writer.stream(
-        arrivals(), is_cancelled=lambda number: taken[number].ticket.is_cancelled
+        _Arrivals(self._next, taken, open_answers),
+        is_cancelled=lambda number: taken[number].ticket.is_cancelled,
       )
       for part in parts:
         entry = taken[part.number]
         if part.is_last:
           open_answers[part.number] -= 1
           if not open_answers[part.number]:
-            del open_answers[part.number]
+            del open_answers[part.number], taken[part.number]
           self._note_answer()
         self.running = sum(open_answers.values())
         entry.ticket.put((entry.position, part))
@@ -196,12 +193,12 @@ class Batcher:
 
 
 class _Arrivals:
-  """The waiting questions; says that there is none while none waits."""
+  """The waiting questions: an iterator that ends while none waits, and goes on later."""
 
   def __init__(
     self,
     next_entry: Callable[[], _Entry | None],
-    taken: list[_Entry],
+    taken: dict[int, _Entry],
     open_answers: dict[int, int],
   ):
     self._next_entry = next_entry
@@ -216,6 +213,7 @@ class _Arrivals:
     entry = self._next_entry()
     if entry is None:
       raise StopIteration
-    self._taken.append(entry)
-    self._open_answers[next(self._numbers)] = answers_to(entry.question)
+    number = next(self._numbers)
+    self._taken[number] = entry
+    self._open_answers[number] = answers_to(entry.question)
     return entry.question

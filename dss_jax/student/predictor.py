@@ -1,8 +1,9 @@
 """A student's predictions for rows, in order, decoded by an engine."""
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -155,13 +156,18 @@ class Predictor:
         some when it is asked again.
       is_cancelled: called with the number of a question; True ends its answers.
     """
-    requests: list[Request] = []
+    # Of questions with open answers alone, since there may be no end of questions.
+    requests: dict[int, Request] = {}
+    open_answers: dict[int, int] = {}
+    numbers = itertools.count()
     answers: dict[tuple[int, int], Answer] = {}
     ends = self._ends(requests)
 
     def take(question: Question) -> Request:
-      requests.append(self._request(question))
-      return requests[-1]
+      request, number = self._request(question), next(numbers)
+      requests[number] = request
+      open_answers[number] = self._decoding_of(request).num_candidates
+      return request
 
     def is_complete(number: int, ids: list[int]) -> bool:
       return is_cancelled(number) or ends(number, ids)
@@ -178,6 +184,9 @@ class Predictor:
         finish = self._finish(answer, request)
         self._complete(answer, self._decoding_of(request).stop)
         del answers[key]
+        open_answers[piece.request] -= 1
+        if not open_answers[piece.request]:
+          del open_answers[piece.request], requests[piece.request]
       else:
         answer.text = self._certain_text(answer, self._decoding_of(request).stop)
       yield Increment(
@@ -234,7 +243,9 @@ class Predictor:
     places = [text.find(one) for one in stop]
     return min((place for place in places if place >= 0), default=None)
 
-  def _ends(self, requests: Sequence[Request]) -> Callable[[int, list[int]], bool]:
+  def _ends(
+    self, requests: Sequence[Request] | Mapping[int, Request]
+  ) -> Callable[[int, list[int]], bool]:
     """Returns a function that says whether an answer to a request has come to a stop text."""
     return lambda number, ids: (
       self._stop_in(ids, self._decoding_of(requests[number]).stop) is not None
