@@ -97,8 +97,7 @@ class Batcher:
     self._seconds_an_answer = 0.0
     self._last_answer = 0.0
     self.running = 0
-    self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-    self._thread.start()
+    threading.Thread(target=self._run, name=name, daemon=True).start()
 
   @property
   def waiting(self) -> int:
@@ -136,10 +135,6 @@ class Batcher:
     with self._changed:
       self._is_closed = True
       self._changed.notify()
-
-  def join(self) -> None:
-    """Waits for the thread to end after `close`."""
-    self._thread.join()
 
   def _run(self) -> None:
     while True:

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -94,17 +93,18 @@ class Service:
   def stream(self, call: Call, content: AsyncIterator[bytes], media_type: str) -> Response:
     """Returns a response whose content is sent as it is written."""
     headers = {**call.headers, "cache-control": "no-store", "x-accel-buffering": "no"}
-    ended = BackgroundTask(call.end)
-    return _Stream(content, media_type=media_type, headers=headers, background=ended)
+    return _Stream(call, content, media_type=media_type, headers=headers)
 
 
 class _Stream(StreamingResponse):
-  """A stream whose end is noted also when the client leaves before."""
+  """A stream that ends its call also when the client leaves before."""
+
+  def __init__(self, call: Call, content: AsyncIterator[bytes], **attributes: Any):
+    super().__init__(content, **attributes)
+    self._call = call
 
   async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-    background, self.background = self.background, None
     try:
       await super().__call__(scope, receive, send)
     finally:
-      if background is not None:
-        await background()
+      self._call.end()
