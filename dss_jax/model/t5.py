@@ -5,11 +5,13 @@ unchanged. Segment ids separate packed sequences: a position attends to its own 
 segment 0 is padding. Relative positions need no reset within a row, since segments are contiguous.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from dss_jax.config.schema import T5Config
 from dss_jax.model.attention import (
@@ -27,15 +29,42 @@ _REMAT_POLICIES = {
 }
 
 
+# The outputs of some layers of a stack by the layer's number, from 1; 0 is the first one's input.
+States = dict[int, jax.Array]
+
+
+@struct.dataclass
+class Outputs:
+  """What a network computes before the logits.
+
+  Attributes:
+    hidden_BMD: the decoder states before the logits, scaled as the config says.
+    encoder: the chosen states of the encoder, each [B, L, D].
+    decoder: those of the decoder, each [B, M, D].
+  """
+
+  hidden_BMD: jax.Array
+  encoder: States
+  decoder: States
+
+
 def _through_layers(
-  layers: Any, x: jax.Array, *shared: Any, count: int, config: T5Config, deterministic: bool
-) -> jax.Array:
-  """Applies all layers of a stack to the activations.
+  layers: Any,
+  x: jax.Array,
+  *shared: Any,
+  count: int,
+  config: T5Config,
+  deterministic: bool,
+  keep: Sequence[int],
+) -> tuple[jax.Array, States]:
+  """Applies all layers of a stack to the activations; returns the last output and the kept ones.
 
   Args:
     layers: a list of layers, or one module for all `count` layers if they are scanned.
     shared: further inputs of each layer.
+    keep: the numbers of the states to return.
   """
+  kept = {0: x} if 0 in keep else {}
 
   def through(layer: Any, x: jax.Array, *shared: Any) -> jax.Array:
     return layer(x, *shared, deterministic=deterministic)
@@ -45,12 +74,15 @@ def _through_layers(
     policy = _REMAT_POLICIES[config.remat]
     through = nn.remat(through, policy=policy, prevent_cse=not config.scan_layers)
   if not config.scan_layers:
-    for layer in layers:
+    for number, layer in enumerate(layers, start=1):
       x = through(layer, x, *shared)
-    return x
+      if number in keep:
+        kept[number] = x
+    return x, kept
 
-  def scanned(layer: Any, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    return through(layer, x, *shared), None
+  def scanned(layer: Any, x: jax.Array, _: None) -> tuple[jax.Array, Any]:
+    x = through(layer, x, *shared)
+    return x, x if any(keep) else None
 
   scan = nn.scan(
     scanned,
@@ -59,7 +91,8 @@ def _through_layers(
     length=count,
     metadata_params={nn.PARTITION_NAME: LAYERS},
   )
-  return scan(layers, x, None)[0]
+  x, outputs = scan(layers, x, None)
+  return x, kept | {number: outputs[number - 1] for number in keep if number}
 
 
 class EncoderLayer(nn.Module):
@@ -97,23 +130,30 @@ class Encoder(nn.Module):
     self.dropout = Dropout(config.dropout_rate)
 
   def __call__(
-    self, embedded_BLD: jax.Array, segment_ids_BL: jax.Array, *, deterministic: bool
-  ) -> jax.Array:
+    self,
+    embedded_BLD: jax.Array,
+    segment_ids_BL: jax.Array,
+    *,
+    deterministic: bool,
+    keep: Sequence[int] = (),
+  ) -> tuple[jax.Array, States]:
+    """Computes the encoder outputs, [B, L, D], and the states of the layers to keep."""
     config = self.config
     masks = Bias(segment_ids_BL, segment_ids_BL)
     bias: jax.Array | Bias = masks
     if config.shared_relpos_bias:
       bias = masks.with_table(self.relpos_bias()).whole_if_small(config.num_heads)
     x_BLD = self.dropout(embedded_BLD, deterministic)
-    x_BLD = _through_layers(
+    x_BLD, kept = _through_layers(
       self.layers,
       x_BLD,
       bias,
       count=config.num_encoder_layers,
       config=config,
       deterministic=deterministic,
+      keep=keep,
     )
-    return self.dropout(self.encoder_norm(x_BLD), deterministic)
+    return self.dropout(self.encoder_norm(x_BLD), deterministic), kept
 
 
 class DecoderLayer(nn.Module):
@@ -182,15 +222,16 @@ class Decoder(nn.Module):
     encoder_segment_ids_BL: jax.Array,
     *,
     deterministic: bool,
-  ) -> jax.Array:
-    """Computes the hidden states before the logits, [B, M, D]."""
+    keep: Sequence[int] = (),
+  ) -> tuple[jax.Array, States]:
+    """Computes the states before the logits, [B, M, D], and those of the layers to keep."""
     config = self.config
     masks = Bias(segment_ids_BM, segment_ids_BM, causal=True)
     self_bias: jax.Array | Bias = masks
     if config.shared_relpos_bias:
       self_bias = masks.with_table(self.relpos_bias()).whole_if_small(config.num_heads)
     cross_bias = Bias(segment_ids_BM, encoder_segment_ids_BL).whole_if_small(config.num_heads)
-    y_BMD = _through_layers(
+    y_BMD, kept = _through_layers(
       self.layers,
       self.dropout(embedded_BMD, deterministic),
       encoded_BLD,
@@ -199,8 +240,9 @@ class Decoder(nn.Module):
       count=config.num_decoder_layers,
       config=config,
       deterministic=deterministic,
+      keep=keep,
     )
-    return self.dropout(self.decoder_norm(y_BMD), deterministic)
+    return self.dropout(self.decoder_norm(y_BMD), deterministic), kept
 
 
 class Transformer(nn.Module):
@@ -217,7 +259,8 @@ class Transformer(nn.Module):
     self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, *, deterministic: bool = True
   ) -> jax.Array:
     """Computes the encoder outputs, [B, L, D]."""
-    return self.encoder(self.token_embedder(tokens_BL), segment_ids_BL, deterministic=deterministic)
+    embedded_BLD = self.token_embedder(tokens_BL)
+    return self.encoder(embedded_BLD, segment_ids_BL, deterministic=deterministic)[0]
 
   def hidden(
     self,
@@ -229,17 +272,41 @@ class Transformer(nn.Module):
     deterministic: bool = True,
   ) -> jax.Array:
     """Computes the decoder states before the logits, [B, M, D], scaled as the config says."""
-    encoded_BLD = self.encode(
-      encoder_input_tokens_BL, encoder_segment_ids_BL, deterministic=deterministic
+    return self.outputs(
+      encoder_input_tokens_BL,
+      encoder_segment_ids_BL,
+      decoder_input_tokens_BM,
+      decoder_segment_ids_BM,
+      deterministic=deterministic,
+    ).hidden_BMD
+
+  def outputs(
+    self,
+    encoder_input_tokens_BL: jax.Array,
+    encoder_segment_ids_BL: jax.Array,
+    decoder_input_tokens_BM: jax.Array,
+    decoder_segment_ids_BM: jax.Array,
+    *,
+    deterministic: bool = True,
+    keep_encoder: Sequence[int] = (),
+    keep_decoder: Sequence[int] = (),
+  ) -> Outputs:
+    """Computes the decoder states before the logits, and the states of the layers to keep."""
+    encoded_BLD, encoder = self.encoder(
+      self.token_embedder(encoder_input_tokens_BL),
+      encoder_segment_ids_BL,
+      deterministic=deterministic,
+      keep=keep_encoder,
     )
-    hidden_BMD = self.decoder(
+    hidden_BMD, decoder = self.decoder(
       self.token_embedder(decoder_input_tokens_BM),
       decoder_segment_ids_BM,
       encoded_BLD,
       encoder_segment_ids_BL,
       deterministic=deterministic,
+      keep=keep_decoder,
     )
-    return self._scaled(hidden_BMD)
+    return Outputs(self._scaled(hidden_BMD), encoder, decoder)
 
   def __call__(
     self,
