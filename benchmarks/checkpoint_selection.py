@@ -29,7 +29,7 @@ from dss_jax.data.pipeline import prepare, tokenise_source
 from dss_jax.data.sources import source_from_rows
 from dss_jax.data.task_files import load_task
 from dss_jax.data.task_rows import load_rows
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.student.model_dir import with_vocab_size

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dss_jax.cli import options
+from dss_jax.cli import kinds, options
 from dss_jax.cli.distributed import in_processes, process_options
 from dss_jax.cli.options import option
 from dss_jax.config.mesh_presets import mesh_choice
@@ -60,6 +60,7 @@ _ALPHA = option("--alpha", field="LossConfig.alpha", macro="ALPHA",
 @click.command()
 @_TRAINING
 @_ALPHA
+@kinds.OPTIONS
 @options.teacher("Add missing labels and rationales by this teacher before training, as "
                  "dss annotate does; its answers are kept in --model-dir.",
                  default_text="none")  # fmt: skip
@@ -67,7 +68,7 @@ _ALPHA = option("--alpha", field="LossConfig.alpha", macro="ALPHA",
 @process_options
 def distill(**flags: Any) -> None:
   """Train a student on labels and rationales, step by step."""
-  _train(["runs/distill.gin"], flags)
+  _train("runs/distill.gin", flags)
 
 
 @click.command(short_help="Train a student on labels alone.")
@@ -76,7 +77,7 @@ def distill(**flags: Any) -> None:
 @process_options
 def tune(**flags: Any) -> None:
   """Train a student on labels alone (plain supervised tuning)."""
-  _train(["runs/tune.gin"], flags)
+  _train("runs/tune.gin", flags)
 
 
 @click.command(
@@ -111,18 +112,21 @@ def train(
 @click.argument("file", metavar="SWEEP.gin")
 @_TRAINING
 @_ALPHA
+@kinds.OPTIONS
 def sweep(file: str, **flags: Any) -> None:
   """Train every point of a grid, each in its own folder under --model-dir; resumable."""
   from dss_jax.config.gin_loader import Binding, load_config
   from dss_jax.config.schema import RunConfig
-
-  files, bindings = _files_and_bindings(["runs/distill.gin"], flags)
   from dss_jax.pipelines import sweep as sweeping
 
   def config_of(point, model_dir):
-    values = [Binding(name, value, file) for name, value in point.items() if name != "STUDENT"]
+    # A kind and a student are gin files, not values.
+    values = [
+      Binding(name, value, file) for name, value in point.items() if name not in ("KIND", "STUDENT")
+    ]
     values.append(Binding("MODEL_DIR", model_dir, "--model-dir"))
-    # A student is a gin file, not a value.
+    chosen = {**flags, "kind": point.get("KIND", flags["kind"])}
+    files, bindings = _files_and_bindings("runs/distill.gin", chosen)
     student = [student_file(point["STUDENT"], file)] if "STUDENT" in point else []
     return load_config(RunConfig, [*files, *student], bindings + values)
 
@@ -133,15 +137,20 @@ def sweep(file: str, **flags: Any) -> None:
   sweeping.print_table(results)
 
 
-def _train(files: list[str], flags: dict[str, Any]) -> None:
+def _train(base: str, flags: dict[str, Any]) -> None:
   with in_processes(flags):
-    _run(*_files_and_bindings(files, flags))
+    _run(*_files_and_bindings(base, flags))
 
 
-def _files_and_bindings(files: list[str], flags: dict[str, Any]) -> tuple[list[str], list[Any]]:
-  """Returns the gin files and bindings of a command line, as `dss train` takes them."""
+def _files_and_bindings(base: str, flags: dict[str, Any]) -> tuple[list[str], list[Any]]:
+  """Returns the gin files and bindings of a command line, as `dss train` takes them.
+
+  Args:
+    base: the gin file of a run without --kind.
+  """
   from dss_jax.config.gin_loader import Binding, parse_binding, value_in
 
+  files, of_kinds = kinds.compose(base, flags.get("kind"), flags.get("kind_weights", ()))
   student = flags["student"]
   architecture: list[Binding] = []
   if student is None and flags["initial_checkpoint"] is not None and not flags["gin_files"]:
@@ -158,7 +167,7 @@ def _files_and_bindings(files: list[str], flags: dict[str, Any]) -> tuple[list[s
       f"--student {student}: has no effect, since a --gin-file chooses {named!r}; leave out one "
       "of the two"
     )
-  bindings = architecture + options.gin_bindings(flags)
+  bindings = architecture + of_kinds + options.gin_bindings(flags)
   lengths = [(found, value) for found, value in options.given_options(flags) if found.key]
   if lengths:
     # One flag leaves the other length as the gin files have it.

@@ -175,14 +175,47 @@ class DecodingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ResponseConfig:
+  """How the student's next-token distribution is compared with another (losses/response.py)."""
+
+  divergence: Literal[
+    "forward", "reverse", "skewed-forward", "skewed-reverse", "jensen-shannon"
+  ] = "forward"
+  # Both logits are divided by it.
+  temperature: Annotated[float, Bounds(0.01, 100)] = 1.0
+  # The share of the first distribution in what a skewed divergence compares it with.
+  skew: Share = 0.1
+  # The share of the teacher in the mixture of Jensen-Shannon.
+  mixture: Share = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
   """alpha * label + (1 - alpha) * rationale; alpha 1.0 is plain supervised tuning."""
 
   alpha: Share = 0.5
-  # Further terms by name, with their weights: {"entropy": -0.01} rewards unsure predictions.
+  # Of the cross-entropies of labels and rationales together; 0 trains on the other terms alone.
+  cross_entropy_weight: NonNegative = 1.0
+  # Further terms by name, with their weights: the kinds of losses/kinds.py, and losses of the
+  # student alone, such as {"entropy": -0.01}, which rewards unsure predictions.
   extra_terms: Mapping[str, TermWeight] = dataclasses.field(default_factory=dict)
   label_smoothing: Annotated[float, Bounds(0, 0.99)] = 0.0
   z_loss: NonNegative = 0.0
+  response: ResponseConfig = ResponseConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SignalConfig:
+  """The teacher whose next tokens or hidden states the student is trained on."""
+
+  # A T5-family model: a student's folder or name, or a T5X or Hugging Face checkpoint.
+  model: str | None = None
+  # Of a checkpoint that has none beside it; None takes the run's own.
+  vocabulary: str | None = None
+  # How its matrices are kept in memory.
+  weights: WeightType = "float32"
+  # A folder of next tokens that `dss annotate --signal logits` wrote.
+  logits: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,6 +277,7 @@ class RunConfig:
   data: DataConfig
   teacher: TeacherConfig = TeacherConfig()
   loss: LossConfig = LossConfig()
+  signals: SignalConfig = SignalConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   mesh: MeshConfig = MeshConfig()
@@ -313,6 +347,9 @@ MUTABLE_ON_RESUME = (
   "MeshConfig.weights_over_data",
   "MeshConfig.platform",
   "T5Config.remat",
+  "SignalConfig.model",
+  "SignalConfig.logits",
+  "SignalConfig.vocabulary",
   "TeacherConfig.name",
   "TeacherConfig.prompt",
   "TeacherConfig.url",

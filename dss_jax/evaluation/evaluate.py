@@ -22,7 +22,7 @@ from dss_jax.errors import UserError
 from dss_jax.evaluation.figures import comparison, label_quality, rationale_quality
 from dss_jax.evaluation.likelihood import answer_probabilities
 from dss_jax.evaluation.metrics import row_scores
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.parallel.mesh import make_mesh

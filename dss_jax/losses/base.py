@@ -1,14 +1,17 @@
-"""LossSum, a loss as a sum with its weight, and Term, one named part of an objective."""
+"""LossSum, a loss as a sum with its weight, and the named terms of an objective."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-# (logits_RmV float32, targets_Rm int32) -> the loss of each target position, float32 [R, m].
-TokenLoss = Callable[[jax.Array, jax.Array], jax.Array]
+from dss_jax.losses.signals import NetworkOutputs
+
+# (logits_RmV float32, targets_Rm int32, signal) -> the loss of each target position, float32
+# [R, m]. The signal (losses/signals.py) is None for a loss of the student's logits alone.
+TokenLoss = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 
 class LossSum(NamedTuple):
@@ -37,12 +40,15 @@ class Term:
     weight: the factor of its mean in the total loss; a negative one makes it a bonus.
     kinds: the target kinds (LABEL, RATIONALE) whose tokens it is a mean over.
     token_loss: a function of the student's logits; None is the cross-entropy of the targets.
+    source: who gives the next tokens that the token loss compares them with (losses/signals.py);
+      None for a loss of the student alone. Such terms are trained on, but not evaluated.
   """
 
   name: str
   weight: float
   kinds: tuple[int, ...]
   token_loss: TokenLoss | None = None
+  source: str | None = None
 
   def token_weights(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the weight of each target token in the term's mean, float32 [R, M]."""
@@ -63,3 +69,47 @@ class Term:
     for kind in self.kinds[1:]:
       mask_RM |= kinds_RM == kind
     return mask_RM
+
+
+class StateLoss(Protocol):
+  """A loss of a batch's hidden states, as a sum over what it compares.
+
+  Attributes:
+    student_layers, teacher_layers: the states that it reads: the layers' numbers by stack,
+      "encoder" and "decoder".
+    needs_whole_batch: whether it compares examples with each other, so that a batch cannot be
+      computed in microbatches.
+  """
+
+  student_layers: Mapping[str, tuple[int, ...]]
+  teacher_layers: Mapping[str, tuple[int, ...]]
+  needs_whole_batch: bool
+
+  def total(
+    self, student: NetworkOutputs, teacher: NetworkOutputs | None, batch: Mapping[str, jax.Array]
+  ) -> jax.Array:
+    """Computes the sum, a float32 scalar; the gradient flows to the student."""
+
+  def denominator(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns what the sum of the whole batch is divided by, from the batch alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StateTerm:
+  """One term of an objective: weight times the mean of a loss of hidden states.
+
+  Attributes:
+    name: its name in metrics.
+    weight: the factor of its mean in the total loss.
+    loss: the loss.
+    source: who gives the states that it compares the student's with; None for a loss of the
+      student alone.
+  """
+
+  name: str
+  weight: float
+  loss: StateLoss
+  source: str | None = None
+
+  def denominator(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    return self.loss.denominator(batch)

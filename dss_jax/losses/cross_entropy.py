@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dss_jax.losses.base import TokenLoss
+from dss_jax.losses.signals import NextTokens
 
 # A chunk's float32 logits stay below this on one device, unless one position exceeds it.
 CHUNK_BYTES = 128 * 2**20
@@ -36,7 +37,7 @@ def cross_entropy(
   targets_RM: jax.Array,
   token_weights_RM: jax.Array,
   *,
-  extra: Sequence[tuple[TokenLoss, jax.Array]] = (),
+  extra: Sequence[tuple[TokenLoss, jax.Array, NextTokens | None]] = (),
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
   shards: int = 1,
@@ -56,19 +57,22 @@ def cross_entropy(
     kernel_DV: float32.
     targets_RM: int32.
     token_weights_RM: float32, the weight of each position; 0 for padding.
-    extra: other losses of the logits, each with the float32 [R, M] weights of its positions.
+    extra: other losses of the logits, each with the float32 [R, M] weights of its positions and
+      the teacher's next tokens, which get no gradient, or None.
     shards: the number of devices that a chunk's logits are sharded over; more lets chunks be
       larger.
   """
   length = hidden_RMD.shape[1]
   bytes_a_position = 4 * hidden_RMD.shape[0] * kernel_DV.shape[1] / shards
   chunks = math.ceil(length * bytes_a_position / CHUNK_BYTES)
+  signals = [None if signal is None else signal.split() for _, _, signal in extra]
   total, *losses = _fused(
     hidden_RMD,
     kernel_DV,
     targets_RM,
-    (token_weights_RM, *(weights_RM for _, weights_RM in extra)),
-    tuple(token_loss for token_loss, _ in extra),
+    (token_weights_RM, *(weights_RM for _, weights_RM, _ in extra)),
+    jax.lax.stop_gradient(signals),
+    tuple(token_loss for token_loss, _, _ in extra),
     label_smoothing,
     z_loss,
     min(max(chunks, 1), length),
@@ -76,21 +80,31 @@ def cross_entropy(
   return total, TokenLosses(*jax.lax.stop_gradient(tuple(losses)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _fused(hidden, kernel, targets, token_weights, extra, label_smoothing, z_loss, chunks):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _fused(hidden, kernel, targets, token_weights, signals, extra, label_smoothing, z_loss, chunks):
+  by_position, shared = _split(signals)
+
   def visit(carry, chunk):
-    hidden_RmD, targets_Rm = chunk
+    hidden_RmD, targets_Rm, signals = chunk
     logits = _logits(hidden_RmD, kernel)
     loss, correct, *_ = _token_losses(logits, targets_Rm, label_smoothing, z_loss)
-    return carry, (loss, correct, tuple(token_loss(logits, targets_Rm) for token_loss in extra))
+    extra_losses = [
+      token_loss(logits, targets_Rm, signal)
+      for token_loss, signal in zip(extra, _joined(signals, shared), strict=True)
+    ]
+    return carry, (loss, correct, tuple(extra_losses))
 
-  _, losses = _scan(visit, None, (hidden, targets), chunks)
+  _, losses = _scan(visit, None, (hidden, targets, by_position), chunks)
   return _total(losses, token_weights), *losses
 
 
-def _fused_forward(hidden, kernel, targets, token_weights, extra, label_smoothing, z_loss, chunks):
+def _fused_forward(
+  hidden, kernel, targets, token_weights, signals, extra, label_smoothing, z_loss, chunks
+):
+  by_position, shared = _split(signals)
+
   def visit(kernel_gradient, chunk):
-    hidden_RmD, targets_Rm, (token_weights_Rm, *extra_weights) = chunk
+    hidden_RmD, targets_Rm, (token_weights_Rm, *extra_weights), signals = chunk
     logits = _logits(hidden_RmD, kernel)
     loss, correct, log_z, probability = _token_losses(logits, targets_Rm, label_smoothing, z_loss)
     confidence, low = _soft_target(label_smoothing, logits.shape[-1])
@@ -98,8 +112,13 @@ def _fused_forward(hidden, kernel, targets, token_weights, extra, label_smoothin
     gradient = probability * (1.0 + 2.0 * z_loss * log_z)[..., None] - soft
     gradient = gradient * token_weights_Rm[..., None]
     extra_losses = []
-    for token_loss, weights_Rm in zip(extra, extra_weights, strict=True):
-      extra_loss, extra_gradient = _loss_and_gradient(token_loss, logits, targets_Rm, weights_Rm)
+    for token_loss, weights_Rm, signal in zip(
+      extra, extra_weights, _joined(signals, shared), strict=True
+    ):
+      extra_loss, pull_back = jax.vjp(
+        lambda x, token_loss=token_loss, signal=signal: token_loss(x, targets_Rm, signal), logits
+      )
+      extra_gradient = pull_back(weights_Rm)[0]
       gradient += extra_gradient
       extra_losses.append(extra_loss)
     gradient = gradient.astype(hidden.dtype)
@@ -110,7 +129,7 @@ def _fused_forward(hidden, kernel, targets, token_weights, extra, label_smoothin
     return kernel_gradient, (loss, correct, tuple(extra_losses), hidden_gradient)
 
   kernel_gradient, (*losses, hidden_gradient) = _scan(
-    visit, jnp.zeros_like(kernel), (hidden, targets, token_weights), chunks
+    visit, jnp.zeros_like(kernel), (hidden, targets, token_weights, by_position), chunks
   )
   residuals = (hidden_gradient, kernel_gradient, targets.shape)
   return (_total(losses, token_weights), *losses), residuals
@@ -124,16 +143,24 @@ def _fused_backward(extra, label_smoothing, z_loss, chunks, residuals, cotangent
     kernel_gradient * scale,
     jnp.zeros(shape, jax.dtypes.float0),
     (jnp.zeros(shape, jnp.float32),) * (1 + len(extra)),
+    None,
   )
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _loss_and_gradient(token_loss, logits, targets_Rm, weights_Rm):
-  """A token loss, and the gradient of its weighted sum with respect to the logits."""
-  loss, pull_back = jax.vjp(lambda x: token_loss(x, targets_Rm), logits)
-  return loss, pull_back(weights_Rm)[0]
+def _split(signals):
+  """The signals' arrays by position, and what all chunks of each share."""
+  parts = [(None, None) if signal is None else signal for signal in signals]
+  return [by_position for by_position, _ in parts], [shared for _, shared in parts]
+
+
+def _joined(signals, shared):
+  return [
+    None if signal is None else signal.joined(common)
+    for signal, common in zip(signals, shared, strict=True)
+  ]
 
 
 def _total(losses, token_weights):

@@ -1,39 +1,38 @@
-"""The objective: named terms with weights, computed in one pass over the logits.
+"""The objective: named terms with weights; those of tokens share one pass over the logits.
 
 Step, loop, evaluation and metrics see its sums as `dict[str, LossSum]` and know no term by name.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dss_jax.config.schema import TARGET_KINDS, LossConfig
-from dss_jax.errors import UserError
-from dss_jax.losses.base import LossSum, Term, TokenLoss
+from dss_jax.config.schema import TARGET_KINDS
+from dss_jax.losses.base import LossSum, StateTerm, Term
 from dss_jax.losses.cross_entropy import TokenLosses, cross_entropy
-from dss_jax.losses.entropy import entropy
-from dss_jax.losses.step_by_step import step_by_step_terms
-
-# The token losses that LossConfig.extra_terms may name. A task file of one's own may add to them.
-TOKEN_LOSSES: dict[str, TokenLoss] = {"entropy": entropy}
+from dss_jax.losses.signals import NetworkOutputs
 
 Sums = dict[str, LossSum]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """The total loss: sum over the terms of weight * mean over the term's tokens.
+  """The total loss: sum over the terms of weight * mean over what the term compares.
 
   Its sums are `<term>/loss` for each term, and `<kind>/accuracy` for "label" and "rationale",
   the correct next tokens, where a term has tokens of the kind.
 
   Attributes:
+    terms: the terms of target tokens.
+    state_terms: those of hidden states.
     label_smoothing, z_loss: of the cross-entropy, in training alone (see cross_entropy).
   """
 
   terms: tuple[Term, ...]
+  state_terms: tuple[StateTerm, ...] = ()
   label_smoothing: float = 0.0
   z_loss: float = 0.0
 
@@ -47,40 +46,68 @@ class Objective:
     """The name of the kind that checkpoints are ranked by: the label where it is trained."""
     return TARGET_KINDS[self.kinds[0]]
 
+  @property
+  def sources(self) -> frozenset[str]:
+    """Who gives the signals that the terms need."""
+    return frozenset(term.source for term in self.every_term if term.source is not None)
+
+  @property
+  def every_term(self) -> tuple[Term | StateTerm, ...]:
+    return (*self.terms, *self.state_terms)
+
+  def of_student_alone(self) -> "Objective":
+    """Returns the terms that need neither signals nor states, as evaluation has them."""
+    terms = tuple(term for term in self.terms if term.source is None)
+    return dataclasses.replace(self, terms=terms, state_terms=())
+
+  def kept_layers(self, source: str | None) -> dict[str, tuple[int, ...]]:
+    """Returns the states that the terms read, by stack: a source's, or (None) the student's."""
+    layers: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
+    for term in self.state_terms:
+      read = term.loss.student_layers if source is None else {}
+      if source is not None and term.source == source:
+        read = term.loss.teacher_layers
+      for stack, numbers in read.items():
+        layers[stack].update(numbers)
+    return {stack: tuple(sorted(numbers)) for stack, numbers in layers.items()}
+
   def denominators(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the denominator of each term, by its name, for the *whole* batch."""
-    return {term.name: term.denominator(batch) for term in self.terms}
+    return {term.name: term.denominator(batch) for term in self.every_term}
 
   def loss(
     self,
-    hidden_RMD: jax.Array,
-    kernel_DV: jax.Array,
+    student: NetworkOutputs,
     batch: Mapping[str, jax.Array],
     denominators: Mapping[str, jax.Array],
+    signals: Mapping[str, Any] | None = None,
     *,
     training: bool,
     shards: int = 1,
   ) -> tuple[jax.Array, TokenLosses]:
-    """Computes the rows' part of the total loss, a float32 scalar, and each position's figures.
+    """Computes the token terms' part of the total loss, and each position's figures.
 
     The parts of microbatches and hosts add up to the loss of the whole batch, and so do the sums
     of the figures (see sums). All terms share one pass over the logits, which exist for a chunk
     of positions at a time.
 
     Args:
-      hidden_RMD: the decoder's outputs.
-      kernel_DV: the projection onto the vocabulary, float32.
       batch: `decoder_target_tokens`, `decoder_loss_weights` and `decoder_target_kinds`, [R, M].
       denominators: those of the whole batch.
+      signals: the NextTokens or NetworkOutputs of each source.
       shards: the number of devices that the logits are sharded over.
     """
     return cross_entropy(
-      hidden_RMD,
-      kernel_DV,
+      student.hidden_RMD,
+      student.kernel_DV,
       batch["decoder_target_tokens"],
       self.cross_entropy_weights(batch, denominators),
       extra=[
-        (term.token_loss, term.token_weights(batch) * _factor(term, denominators))
+        (
+          term.token_loss,
+          term.token_weights(batch) * _factor(term, denominators),
+          None if term.source is None else _next_tokens((signals or {})[term.source]),
+        )
         for term in self.terms
         if term.token_loss is not None
       ],
@@ -88,6 +115,24 @@ class Objective:
       z_loss=self.z_loss if training else 0.0,
       shards=shards,
     )
+
+  def state_loss(
+    self,
+    student: NetworkOutputs,
+    batch: Mapping[str, jax.Array],
+    denominators: Mapping[str, jax.Array],
+    signals: Mapping[str, Any],
+  ) -> tuple[jax.Array, Sums]:
+    """Computes the state terms' part of the total loss, a float32 scalar, and their sums."""
+    loss = jnp.zeros((), jnp.float32)
+    sums = {}
+    for term in self.state_terms:
+      teacher = None if term.source is None else jax.lax.stop_gradient(signals[term.source])
+      with jax.named_scope(term.name):
+        total = term.loss.total(student, teacher, batch)
+      loss += total * _factor(term, denominators)
+      sums[f"{term.name}/loss"] = LossSum(total, term.denominator(batch))
+    return loss, sums
 
   def cross_entropy_weights(
     self, batch: Mapping[str, jax.Array], denominators: Mapping[str, jax.Array]
@@ -118,27 +163,9 @@ class Objective:
   def total(self, sums: Mapping[str, LossSum]) -> jax.Array:
     """Returns the total loss of summed batches, a float32 scalar."""
     total: jax.Array | float = 0.0
-    for term in self.terms:
+    for term in self.every_term:
       total += term.weight * sums[f"{term.name}/loss"].mean()
     return jnp.asarray(total)
-
-
-def make_objective(config: LossConfig) -> Objective:
-  """Returns the objective of a run: the step-by-step terms and the extra ones.
-
-  Raises:
-    UserError: an extra term is unknown.
-  """
-  terms = step_by_step_terms(config.alpha)
-  kinds = tuple(kind for term in terms for kind in term.kinds)
-  for name, weight in config.extra_terms.items():
-    if name not in TOKEN_LOSSES:
-      raise UserError(
-        f"LossConfig.extra_terms: there is no term {name!r}; choose from "
-        f"{', '.join(sorted(TOKEN_LOSSES))}"
-      )
-    terms += (Term(name, weight, kinds, TOKEN_LOSSES[name]),)
-  return Objective(terms, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
 
 
 def add_sums(one: Sums, other: Sums) -> Sums:
@@ -146,7 +173,11 @@ def add_sums(one: Sums, other: Sums) -> Sums:
   return {name: one[name] + other[name] for name in one}
 
 
-def _factor(term: Term, denominators: Mapping[str, jax.Array]) -> jax.Array:
+def _next_tokens(signal: Any) -> Any:
+  return signal.next_tokens() if isinstance(signal, NetworkOutputs) else signal
+
+
+def _factor(term: Term | StateTerm, denominators: Mapping[str, jax.Array]) -> jax.Array:
   return term.weight / jnp.maximum(denominators[term.name], 1.0)
 
 

@@ -15,7 +15,7 @@ from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import PreparedData, prepare
 from dss_jax.errors import UserError
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import check_signals, make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel import processes
 from dss_jax.parallel.mesh import make_mesh
@@ -25,6 +25,7 @@ from dss_jax.student import model_dir as students
 from dss_jax.student.initialise import InitialCheckpoint, resumed
 from dss_jax.student.registration import register_student
 from dss_jax.student.registry import Registry
+from dss_jax.student.teacher_model import TeacherModel
 from dss_jax.train.loop import Loop, Outcome
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer, parameter_count
@@ -52,12 +53,16 @@ def run(config: RunConfig) -> dict[str, Any]:
   mesh = make_mesh(config.mesh, config.batch_size)
   students.check_directory(config)
   kinds = make_objective(config.loss).kinds
+  check_signals(config)
   # Only process 0 asks the teacher, so that each request is sent once.
   annotated, annotation = processes.broadcast("annotated", lambda: annotate_training_rows(config))
   data = processes.first_process_first("tokens", lambda: prepare(config.data, kinds, annotated))
   _agree_on_data(config, data)
   if annotation is not None:
     data.report["annotation"] = annotation
+  teacher = None
+  if config.signals.model is not None:
+    teacher = TeacherModel(config.signals, data.vocabulary, config.registry)
   initial = None
   if config.initial_checkpoint is not None:
     if processes.broadcast("begun", lambda: students.has_begun_training(config)):
@@ -69,7 +74,9 @@ def run(config: RunConfig) -> dict[str, Any]:
         say(note)
   config = students.with_vocab_size(config, data.vocabulary)
   students.check_directory(config)
-  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  network = None if teacher is None else teacher.network(mesh)
+  optimizer = make_optimizer(config.optimizer, config.train_steps)
+  trainer = Trainer(config, optimizer, mesh, network)
   initial_states = [] if initial is None else [initial.state(trainer)]
   row_multiple = mesh.shape["data"] * config.accumulation_steps
   costs = forward_flops(config.model).of_rows
@@ -92,11 +99,14 @@ def run(config: RunConfig) -> dict[str, Any]:
       row_multiple=row_multiple,
       length_multiple=aligned_tokens(config.model.dtype),
     )
+  digest = None if teacher is None else teacher.digest
   with _model_dir(config) as directory:
-    card = processes.broadcast("card", lambda: students.begin(config, data))
+    card = processes.broadcast("card", lambda: students.begin(config, data, digest))
     if processes.broadcast("finished", lambda: students.is_finished(config, card)):
       say(f"{config.model_dir} is finished: {_end(card)}; nothing is left to do")
       return _registered(config, card)
+    if teacher is not None and network is not None:
+      teacher.load(network)
 
     def on_start(step: int) -> None:
       # Written only now, so that a run whose checkpoint cannot be read is left unchanged.
@@ -229,6 +239,12 @@ def _announce(
     f"x multiplier {optimizer.learning_rate_multiplier:g}, {optimizer.schedule}",
     f"mesh {mesh}; rows of {shape.input_tokens} input and {shape.target_tokens} target tokens",
   ]
+  if config.loss.extra_terms:
+    weights = (f"{term.name} {term.weight:g}" for term in trainer.objective.every_term)
+    lines.append(f"the loss is the sum of {', '.join(weights)}")
+  if trainer.teacher is not None:
+    size = parameter_count(trainer.teacher.config)
+    lines.append(f"the teacher is {config.signals.model} ({size:,} weights)")
   if data.evaluation is None:
     lines.append("no evaluation data: no early stopping, and the last checkpoint is handed on")
   for line in lines:

@@ -54,7 +54,7 @@ _ARCHITECTURE = (
 )
 _EMBEDDING = "token_embedder.embedding"
 # Public checkpoints round the number of rows up to a multiple of 128, some of 1,024.
-_MOST_PADDING_ROWS = 1024
+MOST_PADDING_ROWS = 1024
 _KINDS = (
   "a student's --model-dir, a T5X checkpoint_<step> (native or Orbax) or the folder of a Hugging "
   "Face T5 with safetensors"
@@ -191,7 +191,7 @@ class InitialCheckpoint:
 
   def _check_rows(self, theirs: T5Config, vocabulary: Vocabulary) -> None:
     rows = theirs.vocab_size or 0
-    if not 0 <= rows - vocabulary.size < _MOST_PADDING_ROWS:
+    if not 0 <= rows - vocabulary.size < MOST_PADDING_ROWS:
       raise UserError(
         f"--initial-checkpoint {self._path}: its weight {_EMBEDDING} is ({rows}, "
         f"{theirs.emb_dim}), but the vocabulary {vocabulary.spec} has {vocabulary.size} ids and "

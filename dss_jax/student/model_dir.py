@@ -151,13 +151,18 @@ def check_nonce(path: pathlib.Path, nonce: str) -> None:
     time.sleep(0.1)
 
 
-def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
+def begin(
+  config: RunConfig, data: PreparedData, teacher_digest: str | None = None
+) -> dict[str, Any]:
   """Returns the run's card.
 
   For a new run, writes config.gin, the vocabulary's copy, the profile of the inputs and the card.
 
-  For a run that was started before, nothing is written, and its data must be the same, else
-  UserError is raised.
+  For a run that was started before, nothing is written, and its data and its teacher model must
+  be the same, else UserError is raised.
+
+  Args:
+    teacher_digest: of the network or the file whose outputs the run trains on.
   """
   path = pathlib.Path(config.model_dir)
   fingerprints = {
@@ -171,6 +176,11 @@ def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
       raise UserError(
         f"--model-dir {path}: the {changed[0]} data are not those that this run began with; "
         "give a new folder, or the old data to resume"
+      )
+    if (card.get("teacher_model") or {}).get("digest") != teacher_digest:
+      raise UserError(
+        f"--model-dir {path}: this run began with another teacher than {config.signals.model}; "
+        "give a new folder, or the old teacher to resume"
       )
     return card
   # Written first, since a folder without it is not recognised as a run.
@@ -188,6 +198,9 @@ def begin(config: RunConfig, data: PreparedData) -> dict[str, Any]:
     "prefixes": {"label": PREDICT_PREFIX, "rationale": EXPLAIN_PREFIX},
     "longest_target_tokens": data.train.longest_target_tokens,
     "data": {**fingerprints, "truncated": data.train.truncated, "report": data.report},
+    "teacher_model": None
+    if teacher_digest is None
+    else {"model": config.signals.model, "digest": teacher_digest},
     "finished": False,
     "steps": 0,
     "best_step": None,

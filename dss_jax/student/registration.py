@@ -30,7 +30,7 @@ def register_student(directory: PathLike, name: str, registry: PathLike | None =
   student = Student.open(pathlib.Path(directory).absolute())
   step, arrays = best_weights(student)
   registered = Registry(registry)
-  source = _digest(student)
+  source = digest_of(student)
   known = registered.versions(name) if name in registered.names() else []
   for version in known:
     if version.record.get("source_digest") == source:
@@ -76,7 +76,7 @@ def _files_of(student: Student) -> set[str | None]:
   return {CONFIG, CARD, INPUTS, student.card["vocabulary"]["file"]}
 
 
-def _digest(student: Student) -> str:
+def digest_of(student: Student) -> str:
   """Returns a digest of the run's configuration and results, the same when it is resumed."""
   digest = hashlib.sha256()
   for name in (CONFIG, CARD):
@@ -95,6 +95,7 @@ def _lineage(student: Student) -> dict[str, Any]:
     "data_digest": data["train"],
     "evaluation_data_digest": data["evaluation"],
     "teacher": config.teacher.name,
+    "teacher_model": student.card.get("teacher_model"),
     "prompt": config.teacher.prompt,
     "prompt_digest": annotation.get("prompt"),
     "config": CONFIG,

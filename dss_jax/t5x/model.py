@@ -11,7 +11,8 @@ from t5x import losses, models, trainer
 from dss_jax.config.schema import TARGET_KINDS, LossConfig
 from dss_jax.errors import UserError
 from dss_jax.losses.base import LossSum
-from dss_jax.losses.objective import Objective, Sums, make_objective
+from dss_jax.losses.kinds import make_objective
+from dss_jax.losses.objective import Objective, Sums
 from dss_jax.t5x.feature_converter import StepByStepFeatureConverter
 from dss_jax.t5x.metrics import named_metrics
 

@@ -21,7 +21,6 @@ import jax
 from dss_jax.config.schema import RunConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.errors import Preempted, TrainingDiverged, UserError
-from dss_jax.losses.objective import make_objective
 from dss_jax.parallel import processes
 from dss_jax.parallel.preemption import StopSignal, StopVote
 from dss_jax.progress import ProgressLine, note_of, progress_line
@@ -74,7 +73,7 @@ class Loop:
     self._trainer = trainer
     self._train_batches = train_batches
     self._eval_batches = eval_batches
-    self._objective = make_objective(config.loss)
+    self._objective = trainer.objective
     self._directory = pathlib.Path(config.model_dir)
     self._progress = Progress()
 
@@ -213,7 +212,7 @@ class Loop:
     assert self._eval_batches is not None
     evaluation = evaluate(self._trainer, state.params, self._eval_batches)
     sums = evaluation.sums
-    named = named_metrics(self._objective, sums, "eval")
+    named = named_metrics(self._objective.of_student_alone(), sums, "eval")
     self._check_finite(step, named)
     self._writer.write(step, named)
     kind = self._objective.ranking_kind

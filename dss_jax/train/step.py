@@ -20,10 +20,13 @@ from dss_jax.config.schema import RunConfig, T5Config
 from dss_jax.data.batches import empty_batch
 from dss_jax.data.packing import RowShape
 from dss_jax.losses.cross_entropy import TokenLosses
-from dss_jax.losses.objective import Sums, make_objective
-from dss_jax.model.t5 import Transformer, init_params, output_kernel
+from dss_jax.losses.kinds import training_objective
+from dss_jax.losses.objective import Objective, Sums
+from dss_jax.losses.signals import Signals
+from dss_jax.model.t5 import init_params
 from dss_jax.parallel.sharding import logical_rules, param_shardings, rows_sharding, shardings_like
 from dss_jax.train.compile_ahead import CompiledAhead
+from dss_jax.train.teacher_network import TeacherNetwork, network_outputs
 
 Arrays = dict[str, jax.Array]
 
@@ -40,9 +43,23 @@ class TrainState:
 class Trainer:
   """The compiled functions of a run on a mesh: initialise, train one step, evaluate a batch."""
 
-  def __init__(self, config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh):
+  def __init__(
+    self,
+    config: RunConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    teacher: TeacherNetwork | None = None,
+  ):
+    """Makes the functions.
+
+    Args:
+      teacher: the network whose outputs the terms of the objective need; its weights may be
+        loaded later.
+    """
     self.config = config
     self.mesh = mesh
+    self.teacher = teacher
+    self.objective = training_objective(config, None if teacher is None else teacher.config)
     self.rules = logical_rules(config.model, mesh, split_length=True)
     self._optimizer = optimizer
     boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
@@ -61,9 +78,12 @@ class Trainer:
       self.state_shardings,
     )
     batch_sharding = rows_sharding(mesh)
+    teacher_shape = None if teacher is None else teacher.params_shape
+    teacher_shardings = jax.tree.map(lambda leaf: leaf.sharding, teacher_shape)
+    self._teacher_shape = teacher_shape
     self._train = jax.jit(
       self._train_step,
-      in_shardings=(self.state_shardings, batch_sharding, replicated),
+      in_shardings=(self.state_shardings, batch_sharding, replicated, teacher_shardings),
       out_shardings=(self.state_shardings, replicated),
       donate_argnums=0,
     )
@@ -102,7 +122,8 @@ class Trainer:
   def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
     """Takes one step; returns the new state, and the step's `sums` (Sums) and `gradient_norm`."""
     train = self._ahead.get(("train", _shape_of(batch))) or self._train
-    return self._on_mesh(train, state, batch, self._seed)
+    teacher = None if self.teacher is None else self.teacher.params
+    return self._on_mesh(train, state, batch, self._seed, teacher)
 
   def compile_ahead(self, train: Iterable[RowShape], evaluate: Iterable[RowShape]) -> None:
     """Starts compiling the steps for batches of these shapes, in this order, in other threads."""
@@ -122,7 +143,10 @@ class Trainer:
 
     The mesh may consist of devices that are not attached, such as a TPU topology to plan for.
     """
-    return self._on_mesh(self._train.lower, self.state_shape, self._batch_shape(shape), self._seed)
+    batch_shape = self._batch_shape(shape)
+    return self._on_mesh(
+      self._train.lower, self.state_shape, batch_shape, self._seed, self._teacher_shape
+    )
 
   def lower_eval(self, shape: RowShape) -> jax.stages.Lowered:
     """Lowers the evaluation step for batches of the shape."""
@@ -178,16 +202,17 @@ class Trainer:
     )
 
   def _train_step(
-    self, state: TrainState, batch: Arrays, seed: jax.Array
+    self, state: TrainState, batch: Arrays, seed: jax.Array, teacher: Any
   ) -> tuple[TrainState, Arrays]:
-    config = self.config
     # The initial weights use fold_in 1.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), state.step)
     gradient, sums = accumulated_gradient(
       state.params,
       batch,
       key,
-      config=config,
+      config=self.config,
+      objective=self.objective,
+      signals_of=functools.partial(self._signals, teacher),
       # A chunk's logits are sharded over the whole mesh: rows over data, vocabulary over model.
       shards=self.mesh.size,
     )
@@ -197,15 +222,21 @@ class Trainer:
       params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+  def _signals(self, teacher: Any, batch: Arrays) -> Signals:
+    """Returns what the terms need beside the student's outputs, by source."""
+    signals = {}
+    if "teacher" in self.objective.sources:
+      assert self.teacher is not None
+      layers = self.objective.kept_layers("teacher")
+      with jax.named_scope("teacher"):
+        signals["teacher"] = self.teacher.outputs(teacher, batch, layers)
+    return signals
+
   def _eval_step(self, params: Any, batch: Arrays) -> tuple[Sums, TokenLosses]:
-    objective = make_objective(self.config.loss)
-    _, losses = _token_losses(
-      params,
-      batch,
-      objective.denominators(batch),
-      None,
-      config=self.config,
-      shards=self.mesh.size,
+    objective = self.objective.of_student_alone()
+    student = network_outputs(params, self.config.model, batch, objective.kept_layers(None))
+    _, losses = objective.loss(
+      student, batch, objective.denominators(batch), training=False, shards=self.mesh.size
     )
     return objective.sums(losses, batch), losses._replace(extra=())
 
@@ -222,6 +253,8 @@ def batch_loss(
   key: jax.Array | None,
   *,
   config: RunConfig,
+  objective: Objective | None = None,
+  signals_of: Callable[[Arrays], Signals] = lambda batch: {},
   shards: int = 1,
 ) -> tuple[jax.Array, Sums]:
   """Computes the part of the total loss that these rows contribute, and their sums.
@@ -229,52 +262,44 @@ def batch_loss(
   Args:
     denominators: the denominator of each term of the objective, for the *whole* batch.
     key: for dropout; None disables it.
+    objective: by default the run's, which then needs no signals.
+    signals_of: returns the signals of a batch by their sources.
   """
-  total, losses = _token_losses(params, batch, denominators, key, config=config, shards=shards)
-  return total, make_objective(config.loss).sums(losses, batch)
-
-
-def _token_losses(
-  params: Any,
-  batch: Any,
-  denominators: Mapping[str, jax.Array],
-  key: jax.Array | None,
-  *,
-  config: RunConfig,
-  shards: int,
-) -> tuple[jax.Array, TokenLosses]:
-  """Computes the rows' part of the total loss, and the figures of each of their positions."""
-  hidden_RMD: Any = Transformer(config.model).apply(
-    {"params": params},
-    batch["encoder_input_tokens"],
-    batch["encoder_segment_ids"],
-    batch["decoder_input_tokens"],
-    batch["decoder_segment_ids"],
-    deterministic=key is None,
-    rngs=None if key is None else {"dropout": key},
-    method=Transformer.hidden,
+  objective = objective or training_objective(config)
+  signals = signals_of(batch)
+  student = network_outputs(params, config.model, batch, objective.kept_layers(None), key)
+  loss, losses = objective.loss(
+    student, batch, denominators, signals, training=key is not None, shards=shards
   )
-  return make_objective(config.loss).loss(
-    hidden_RMD,
-    output_kernel(params, config.model),
-    batch,
-    denominators,
-    training=key is not None,
-    shards=shards,
-  )
+  sums = objective.sums(losses, batch)
+  if objective.state_terms:
+    state_loss, state_sums = objective.state_loss(student, batch, denominators, signals)
+    loss, sums = loss + state_loss, sums | state_sums
+  return loss, sums
 
 
 def accumulated_gradient(
-  params: Any, batch: Arrays, key: jax.Array | None, *, config: RunConfig, shards: int = 1
+  params: Any,
+  batch: Arrays,
+  key: jax.Array | None,
+  *,
+  config: RunConfig,
+  objective: Objective | None = None,
+  signals_of: Callable[[Arrays], Signals] = lambda batch: {},
+  shards: int = 1,
 ) -> tuple[Any, Sums]:
   """Computes the gradient and the sums of the batch in config.accumulation_steps microbatches.
 
   Each microbatch's loss is divided by the denominators of the whole batch, so the gradients add
   up to that of the whole batch, however the tokens are distributed.
   """
-  denominators = make_objective(config.loss).denominators(batch)
+  objective = objective or training_objective(config)
+  denominators = objective.denominators(batch)
   differentiate = jax.grad(
-    functools.partial(batch_loss, config=config, shards=shards), has_aux=True
+    functools.partial(
+      batch_loss, config=config, objective=objective, signals_of=signals_of, shards=shards
+    ),
+    has_aux=True,
   )
   microbatches = config.accumulation_steps
   if microbatches == 1:

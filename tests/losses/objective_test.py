@@ -7,10 +7,12 @@ import pytest
 
 from dss_jax.config.schema import LABEL, RATIONALE, LossConfig
 from dss_jax.errors import UserError
-from dss_jax.losses import objective as subject
+from dss_jax.losses import kinds as subject
 from dss_jax.losses.base import LossSum
 from dss_jax.losses.cross_entropy import TokenLosses
-from dss_jax.losses.objective import add_sums, make_objective
+from dss_jax.losses.kinds import make_objective
+from dss_jax.losses.objective import add_sums
+from dss_jax.losses.signals import NetworkOutputs
 
 # Two rows of four positions: two label tokens, four rationale tokens, two of padding.
 LOSSES = np.array([[1.0, 3.0, 10.0, 77.0], [20.0, 30.0, 40.0, 99.0]], np.float32)
@@ -105,11 +107,11 @@ def test_add_sums_adds_each():
 
 
 def test_an_unknown_term_is_an_error_that_names_the_known_ones():
-  with pytest.raises(UserError, match=r"no term 'entropi'; choose from entropy"):
+  with pytest.raises(UserError, match=r"no term 'entropi'; choose from entropy, response"):
     make_objective(LossConfig(extra_terms={"entropi": 1.0}))
 
 
-def squared_logits(logits_RmV, targets_Rm):
+def squared_logits(logits_RmV, targets_Rm, signal):
   """A new term: the mean square of the logits, in one function."""
   return jnp.mean(jnp.square(logits_RmV), axis=-1)
 
@@ -138,9 +140,8 @@ def test_a_new_term_is_one_function_and_one_line_of_config(
   hidden, kernel, batch = decoder_outputs
 
   def fused(hidden, kernel):
-    total, losses = objective.loss(
-      hidden, kernel, batch, objective.denominators(batch), training=True
-    )
+    student = NetworkOutputs(hidden, kernel)
+    total, losses = objective.loss(student, batch, objective.denominators(batch), training=True)
     return total, objective.sums(losses, batch)
 
   def plain(hidden, kernel):
@@ -151,7 +152,7 @@ def test_a_new_term_is_one_function_and_one_line_of_config(
     weights, kinds = batch["decoder_loss_weights"], batch["decoder_target_kinds"]
     label, rationale = weights * (kinds == LABEL), weights * (kinds == RATIONALE)
     cross_entropy = 0.3 * jnp.sum(losses * label) / 3 + 0.7 * jnp.sum(losses * rationale) / 5
-    return cross_entropy + 0.25 * jnp.sum(squared_logits(logits, None) * weights) / 8
+    return cross_entropy + 0.25 * jnp.sum(squared_logits(logits, None, None) * weights) / 8
 
   (total, sums), gradient = jax.value_and_grad(fused, argnums=(0, 1), has_aux=True)(hidden, kernel)
   wanted, wanted_gradient = jax.value_and_grad(plain, argnums=(0, 1))(hidden, kernel)

@@ -11,7 +11,7 @@ from dss_jax.data.batches import TrainBatches
 from dss_jax.data.sources import training_source_from_file
 from dss_jax.data.token_store import open_token_store
 from dss_jax.data.vocabularies import load_vocabulary
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.train.metrics import named_metrics
 from dss_jax.train.step import batch_loss
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from dss_jax.config.schema import T5Config
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.model.t5 import EncoderLayer, Transformer, init_params
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer

@@ -7,7 +7,7 @@ import pytest
 
 from dss_jax.config.schema import LossConfig
 from dss_jax.data.batches import TrainBatches
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.train.metrics import named_metrics
 from dss_jax.train.step import Trainer
 

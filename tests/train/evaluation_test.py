@@ -7,7 +7,7 @@ import pytest
 from dss_jax.config.schema import TARGET_KINDS, LossConfig
 from dss_jax.data.batches import EvalBatches
 from dss_jax.losses.cross_entropy import TokenLosses
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.train.evaluation import evaluate
 from dss_jax.train.step import Trainer
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dss_jax.config.schema import LossConfig
 from dss_jax.errors import UserError
 from dss_jax.losses.base import LossSum
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.train.metrics import MetricsWriter, named_metrics
 
 

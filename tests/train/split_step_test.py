@@ -10,7 +10,7 @@ import pytest
 from dss_jax.config.schema import MeshConfig
 from dss_jax.data.batches import PackedBatches
 from dss_jax.data.packing import RowShape
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 

@@ -13,7 +13,7 @@ from dss_jax.data.batches import PackedBatches
 from dss_jax.data.packing import Packing, RowShape
 from dss_jax.losses import cross_entropy
 from dss_jax.losses.base import LossSum
-from dss_jax.losses.objective import make_objective
+from dss_jax.losses.kinds import make_objective
 from dss_jax.model.t5 import Transformer
 from dss_jax.train import step
 from dss_jax.train.step import Trainer, parameter_count
@@ -375,7 +375,7 @@ def test_evaluation_has_no_dropout(real, fresh, on_mesh, trainers):
 def test_the_parts_of_a_batch_have_dropout_of_their_own(make_config, monkeypatch):
   """Each part's forward pass gets a key of its own, derived from the step's."""
 
-  def draw(params, batch, weights, key, *, config, shards):
+  def draw(params, batch, weights, key, **settings):
     drawn = jax.random.uniform(key)
     return params * drawn, {"label/loss": LossSum(drawn, drawn)}
 

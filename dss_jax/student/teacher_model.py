@@ -1,0 +1,89 @@
+"""The teacher whose outputs a run trains on: a T5-family model on disk, opened and checked."""
+
+import dataclasses
+import hashlib
+
+from jax.sharding import Mesh
+
+from dss_jax.checkpoints.arrays import lay_out, shapes_of
+from dss_jax.config.schema import SignalConfig, T5Config
+from dss_jax.data.vocabularies import Vocabulary, load_vocabulary
+from dss_jax.errors import UserError
+from dss_jax.parallel.sharding import params_shape
+from dss_jax.student.initialise import MOST_PADDING_ROWS, Weights, open_checkpoint
+from dss_jax.student.registration import digest_of
+from dss_jax.student.registry import student_folder
+from dss_jax.student.student import Student
+from dss_jax.train.teacher_network import TeacherNetwork
+
+
+class TeacherModel:
+  """A student of ours, or a T5X or Hugging Face checkpoint, that is opened but not read.
+
+  Attributes:
+    config: its architecture, without dropout.
+    digest: of what it is, so that a resumed run notices another one.
+  """
+
+  def __init__(self, signals: SignalConfig, vocabulary: Vocabulary, registry: str | None = None):
+    """Opens the teacher.
+
+    Args:
+      vocabulary: the run's.
+
+    Raises UserError if it is no T5-family model, or has another vocabulary than the run.
+    """
+    assert signals.model is not None
+    self._path = signals.model
+    self._weights = signals.weights
+    path = str(student_folder(signals.model, registry))
+    try:
+      self._source = open_checkpoint(path)
+    except UserError as error:
+      message = str(error).removeprefix("--initial-checkpoint ")
+      raise UserError(f"--teacher-model {message}") from error
+    self._check_vocabulary(signals, vocabulary)
+    source = self._source
+    model = source.config.model if isinstance(source, Student) else source.model
+    self.config: T5Config = dataclasses.replace(model, dropout_rate=0.0)
+    self.digest = digest_of(source) if isinstance(source, Student) else _digest_of_shapes(source)
+
+  def network(self, mesh: Mesh) -> TeacherNetwork:
+    """Returns the network without its weights."""
+    return TeacherNetwork(self.config, mesh, self._weights)
+
+  def load(self, network: TeacherNetwork) -> None:
+    """Reads the weights onto the network's mesh, each shard separately."""
+    if isinstance(self._source, Student):
+      network.load(self._source.params(network.mesh))
+    else:
+      network.load(lay_out(self._source.arrays, params_shape(self.config, network.mesh)))
+
+  def _check_vocabulary(self, signals: SignalConfig, vocabulary: Vocabulary) -> None:
+    mend = (
+      "train the student with the teacher's --vocabulary, or write its next tokens by "
+      "`dss annotate --signal logits` and add --kind universal"
+    )
+    if isinstance(self._source, Student):
+      theirs = self._source.vocabulary
+    elif signals.vocabulary is not None:
+      theirs = load_vocabulary(signals.vocabulary)
+    else:
+      rows = self._source.model.vocab_size or 0
+      if not 0 <= rows - vocabulary.size < MOST_PADDING_ROWS:
+        raise UserError(
+          f"--teacher-model {self._path}: has {rows:,} embedding rows, which the vocabulary "
+          f"{vocabulary.spec} with its {vocabulary.size:,} ids cannot have; {mend}"
+        )
+      return
+    if theirs.digest != vocabulary.digest:
+      raise UserError(
+        f"--teacher-model {self._path}: its vocabulary is {theirs.spec} (digest "
+        f"{theirs.digest[:8]}), and the student's is {vocabulary.spec} "
+        f"({vocabulary.digest[:8]}), so their token ids mean other texts; {mend}"
+      )
+
+
+def _digest_of_shapes(weights: Weights) -> str:
+  shapes = sorted(shapes_of(weights.arrays).items())
+  return hashlib.sha256(repr((weights.format, shapes)).encode()).hexdigest()
