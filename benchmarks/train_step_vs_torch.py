@@ -1,12 +1,15 @@
 """Our training step against PyTorch's: the same students, examples, optimizer and dropout.
 
 python benchmarks/train_step_vs_torch.py --data-dir CQA --vocabulary FILE.model
-    [--task cqa] [--student small] [--batch-size 24] [--repeats 5] [--dtype float32]
+    [--task cqa] [--student small] [--teacher SIZE] [--batch-size 24] [--repeats 5]
+    [--dtype float32]
 
 The peer is Hugging Face's T5 as the paper's code trains it: one pass over the labels and one over
 the rationales, each padded to its longest sequence. Both train on the same examples in the same
 order, with AdamW, clipping by norm and dropout 0.1, on the same device, in two processes that
-alternate, so that a slower machine slows down both. Prints one line of JSON:
+alternate, so that a slower machine slows down both. With --teacher, both add KL(teacher || student)
+of every target token's distribution over the vocabulary, the teacher being a T5 of that size that
+is computed without gradient in the same step. Prints one line of JSON:
 
 ours_examples_per_s, peer_examples_per_s, ratio: medians over the repeats, one step of each.
 padding_share, peer_padding_share: of all computed input and target positions.
@@ -19,6 +22,7 @@ Needs PyTorch and transformers: pip install -c constraints.txt -e '.[torch]'.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import multiprocessing
@@ -45,6 +49,8 @@ class Job(NamedTuple):
   # For each step, the (input, target) pairs of the labels and those of the rationales.
   steps: list[tuple[list[tuple[list[int], list[int]]], ...]]
   example_numbers: list[np.ndarray]
+  # The T5Config of a teacher; None trains on the targets alone.
+  teacher: Any = None
 
 
 def main() -> None:
@@ -62,6 +68,7 @@ def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
   parser.add_argument("--vocabulary", required=True)
   parser.add_argument("--task", default="cqa")
   parser.add_argument("--student", default="small")
+  parser.add_argument("--teacher", help="a size of gin_configs/models")
   parser.add_argument("--batch-size", type=int, default=24)
   parser.add_argument("--repeats", type=int, default=repeats)
   parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -94,8 +101,8 @@ def compared(job: Job, run_peer: Callable[..., None], *more: Any) -> dict[str, A
   return summary(job, seconds, ends)
 
 
-def run_config(arguments: argparse.Namespace) -> Any:
-  """Returns the configuration of the run."""
+def run_config(arguments: argparse.Namespace, size: str | None = None) -> Any:
+  """Returns the configuration of a run, by default of the student's size."""
   from dss_jax.config.gin_loader import Binding, load_config
   from dss_jax.config.schema import RunConfig
 
@@ -112,7 +119,9 @@ def run_config(arguments: argparse.Namespace) -> Any:
     "T5Config.dtype": arguments.dtype,
     "MeshConfig.data": 1,
   }
-  files = ["runs/distill.gin", f"models/{arguments.student}.gin"]
+  if arguments.teacher:
+    values["LossConfig.extra_terms"] = {"response": 1.0}
+  files = ["runs/distill.gin", f"models/{size or arguments.student}.gin"]
   return load_config(RunConfig, files, [Binding(*item, "") for item in values.items()])
 
 
@@ -140,19 +149,27 @@ def make_job(arguments: argparse.Namespace) -> Job:
     ]
 
   steps = [tuple(pairs(examples, task) for task in (LABEL, RATIONALE)) for examples in numbers]
-  return Job(with_vocab_size(config, data.vocabulary), steps, numbers)
+  teacher = None
+  if arguments.teacher:
+    teacher = with_vocab_size(run_config(arguments, arguments.teacher), data.vocabulary).model
+  return Job(with_vocab_size(config, data.vocabulary), steps, numbers, teacher)
 
 
 def our_trainer(job: Job) -> tuple[Any, Any]:
   """Returns the Trainer and the TrainBatches of the job, as in `dss distill`."""
+  import jax
+  from flax import linen as nn
+
   from dss_jax.config.schema import LABEL, RATIONALE
   from dss_jax.data.batches import TrainBatches
   from dss_jax.data.packing import aligned_tokens
   from dss_jax.data.pipeline import prepare
   from dss_jax.model.flops import forward_flops
+  from dss_jax.model.t5 import init_params
   from dss_jax.parallel.mesh import make_mesh
   from dss_jax.train.optimizer import make_optimizer
   from dss_jax.train.step import Trainer
+  from dss_jax.train.teacher_network import TeacherNetwork
 
   config = job.config
   batches = TrainBatches(
@@ -164,7 +181,13 @@ def our_trainer(job: Job) -> tuple[Any, Any]:
     length_multiple=aligned_tokens(config.model.dtype),
   )
   mesh = make_mesh(config.mesh, config.batch_size)
-  return Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh), batches
+  network = None
+  if job.teacher is not None:
+    network = TeacherNetwork(dataclasses.replace(job.teacher, dropout_rate=0.0), mesh)
+    init = jax.jit(lambda: nn.meta.unbox(init_params(job.teacher, jax.random.key(0))))
+    network.load(init())
+  optimizer = make_optimizer(config.optimizer, config.train_steps)
+  return Trainer(config, optimizer, mesh, network), batches
 
 
 def run_ours(job: Job, connection: Connection) -> None:
@@ -207,6 +230,9 @@ def run_ours(job: Job, connection: Connection) -> None:
   costs = forward_flops(job.config.model)
   sequences = [pair for step in job.steps for pairs in step for pair in pairs]
   flops = 3 * sum(costs.of_rows(1, *map(len, pair)) for pair in sequences)
+  if job.teacher is not None:
+    of_teacher = forward_flops(job.teacher)
+    flops += sum(of_teacher.of_rows(1, *map(len, pair)) for pair in sequences)
   connection.send(
     {
       "positions": positions,
@@ -225,31 +251,45 @@ def run_peer(job: Job, connection: Connection) -> None:
   import torch
   import transformers
 
-  ours = job.config.model
-  config = transformers.T5Config(
-    vocab_size=ours.vocab_size,
-    d_model=ours.emb_dim,
-    d_kv=ours.head_dim,
-    d_ff=ours.mlp_dim,
-    num_layers=ours.num_encoder_layers,
-    num_decoder_layers=ours.num_decoder_layers,
-    num_heads=ours.num_heads,
-    dropout_rate=ours.dropout_rate,
-    feed_forward_proj="gated-gelu",
-    tie_word_embeddings=False,
-    decoder_start_token_id=0,
-  )
+  def network(config):
+    return transformers.T5ForConditionalGeneration(
+      transformers.T5Config(
+        vocab_size=config.vocab_size,
+        d_model=config.emb_dim,
+        d_kv=config.head_dim,
+        d_ff=config.mlp_dim,
+        num_layers=config.num_encoder_layers,
+        num_decoder_layers=config.num_decoder_layers,
+        num_heads=config.num_heads,
+        dropout_rate=config.dropout_rate,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+      )
+    ).to(device, getattr(torch, config.dtype))
+
   device = "cuda" if torch.cuda.is_available() else "cpu"
   if device == "cpu":
     torch.set_num_threads(os.cpu_count() or 1)
   torch.manual_seed(0)
-  model = transformers.T5ForConditionalGeneration(config)
-  model = model.to(device, getattr(torch, ours.dtype)).train()
+  model = network(job.config.model).train()
+  teacher = None if job.teacher is None else network(job.teacher).eval().requires_grad_(False)
   optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
 
   def padded(rows, value):
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows], device=device)
+
+  def loss_of(batch):
+    output = model(**batch)
+    if teacher is None:
+      return output.loss
+    with torch.no_grad():
+      wanted = teacher(**batch).logits
+    apart = torch.nn.functional.kl_div(
+      output.logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none"
+    )
+    return output.loss + apart.sum(-1)[batch["labels"] != -100].mean()
 
   def run_step(number):
     passes = []
@@ -260,7 +300,7 @@ def run_peer(job: Job, connection: Connection) -> None:
         {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded(targets, -100)}
       )
     started = time.perf_counter()
-    losses = [model(**each).loss for each in passes]
+    losses = [loss_of(each) for each in passes]
     (0.5 * losses[0] + 0.5 * losses[1]).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
     optimizer.step()

@@ -31,6 +31,16 @@ from dss_jax.terminal import echo
   metavar="N",
   help="Target tokens per row: one example, label and rationale.",
 )
+@option(
+  "--teacher-size",
+  metavar="SIZE",
+  default_text="none",
+  help="A teacher model, as a file of gin_configs/models, whose next tokens the run trains "
+  "on (--kind response).",
+)
+@option(
+  "--teacher-weights", field="SignalConfig.weights", help="How the teacher model is kept in memory."
+)
 @options.TRAIN_STEPS
 @options.vocabulary("T5's published one")
 @option(
@@ -62,6 +72,15 @@ def plan(**flags: Any) -> None:
   ]
   student = [] if flags["student"] is None else [student_file(flags["student"], "--student")]
   config = load_config(RunConfig, ["runs/distill.gin", *student, *choice.files], bindings)
+  teacher = None
+  if flags["teacher_size"] is not None:
+    from dss_jax.student.teacher_model import as_teacher
+
+    of_teacher = [*student, student_file(flags["teacher_size"], "--teacher-size"), *choice.files]
+    bindings.append(Binding("LossConfig.extra_terms", {"response": 1.0}, "--teacher-size"))
+    config = load_config(RunConfig, ["runs/distill.gin", *student, *choice.files], bindings)
+    model = load_config(RunConfig, ["runs/distill.gin", *of_teacher], bindings).model
+    teacher = as_teacher(model, config.model)
   prepare_compiler()
   from dss_jax.plan import command, report
   from dss_jax.plan.child_process import run_in_child_process
@@ -73,6 +92,7 @@ def plan(**flags: Any) -> None:
     input_tokens=flags["input_tokens"],
     target_tokens=flags["output_tokens"],
     candidates=flags["candidates"],
+    teacher=teacher,
   )
   echo(
     json.dumps(report.to_json(planned), indent=2) if flags["as_json"] else report.to_text(planned)

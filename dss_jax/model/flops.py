@@ -55,7 +55,8 @@ class StepFlops(NamedTuple):
   """Floating-point operations of a training step, all devices together.
 
   Attributes:
-    model: forward and backward pass, three times a forward pass; MFU is computed from it.
+    model: forward and backward pass, three times a forward pass, and a teacher's forward pass; MFU
+      is computed from it.
     recomputed: by rematerialisation.
   """
 
@@ -67,7 +68,13 @@ class StepFlops(NamedTuple):
     return self.model + self.recomputed
 
 
-def step_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> StepFlops:
+def step_flops(
+  config: T5Config,
+  rows: int,
+  input_tokens: int,
+  target_tokens: int,
+  teacher: T5Config | None = None,
+) -> StepFlops:
   """Returns the FLOPs of a step over packed rows.
 
   With remat "full" the backward pass computes each layer again, but not the logits; with
@@ -83,4 +90,7 @@ def step_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: in
     "minimal": pairs_alone.of_rows(rows, input_tokens, target_tokens),
     "full": layers_alone.of_rows(rows, input_tokens, target_tokens),
   }[config.remat]
-  return StepFlops(model=3.0 * forward, recomputed=again)
+  of_teacher = 0.0
+  if teacher is not None:
+    of_teacher = forward_flops(teacher).of_rows(rows, input_tokens, target_tokens)
+  return StepFlops(model=3.0 * forward + of_teacher, recomputed=again)

@@ -62,7 +62,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     data.report["annotation"] = annotation
   teacher = None
   if config.signals.model is not None:
-    teacher = TeacherModel(config.signals, data.vocabulary, config.registry)
+    teacher = TeacherModel(config, data.vocabulary)
   initial = None
   if config.initial_checkpoint is not None:
     if processes.broadcast("begun", lambda: students.has_begun_training(config)):

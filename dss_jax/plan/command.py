@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 from dss_jax.config.mesh_presets import Slice
-from dss_jax.config.schema import MeshConfig, RunConfig
+from dss_jax.config.schema import MeshConfig, RunConfig, T5Config
 from dss_jax.data.packing import RowShape
 from dss_jax.data.vocabularies import (
   MT5_VOCABULARY,
@@ -44,6 +44,8 @@ class Plan(NamedTuple):
   """A run on a TPU slice.
 
   Attributes:
+    weights: the number of weights of the student.
+    teacher_weights: of the teacher whose outputs the run trains on; 0 without one.
     planned: the step on the mesh that the run asks for.
     others: the step on other meshes of the slice's devices.
   """
@@ -52,6 +54,7 @@ class Plan(NamedTuple):
   slice: Slice
   shape: RowShape
   weights: int
+  teacher_weights: int
   flops: StepFlops
   planned: Planned
   others: list[Planned]
@@ -64,9 +67,18 @@ class Plan(NamedTuple):
 
 
 def plan(
-  config: RunConfig, tpu_slice: Slice, *, input_tokens: int, target_tokens: int, candidates: bool
+  config: RunConfig,
+  tpu_slice: Slice,
+  *,
+  input_tokens: int,
+  target_tokens: int,
+  candidates: bool,
+  teacher: T5Config | None = None,
 ) -> Plan:
   """Compiles the run's step for the slice; with `candidates` for its other meshes, too.
+
+  Args:
+    teacher: the network whose outputs the run trains on.
 
   Raises UserError if libtpu is missing, or if the mesh does not fit the slice or the batch size.
   """
@@ -74,7 +86,10 @@ def plan(
   config = dataclasses.replace(
     config, model=dataclasses.replace(config.model, vocab_size=vocabulary_rows(config))
   )
+  if teacher is not None:
+    teacher = dataclasses.replace(teacher, vocab_size=config.model.vocab_size)
   weights = parameter_count(config.model)
+  teacher_weights = 0 if teacher is None else parameter_count(teacher)
   meshes = [config.mesh]
   if candidates:
     meshes += [mesh for mesh in candidate_meshes(config, tpu_slice.devices) if mesh != config.mesh]
@@ -86,19 +101,24 @@ def plan(
       f"{progress}; this takes a minute or more"
     )
     run = dataclasses.replace(config, mesh=mesh)
-    compiled = compile_step(run, devices, packed_shape(run, input_tokens, target_tokens))
-    flops = _flops(run, input_tokens, target_tokens)
+    run_shape = packed_shape(run, input_tokens, target_tokens)
+    compiled = compile_step(run, devices, run_shape, teacher)
+    flops = step_flops(run.model, *run_shape, teacher=teacher)
     hardware = HARDWARE[tpu_slice.generation]
     floor = (
-      step_roofline(compiled, flops, config.model, weights, hardware) if compiled.fits else None
+      step_roofline(compiled, flops, config.model, weights, hardware, teacher_weights)
+      if compiled.fits
+      else None
     )
     results.append(Planned(compiled, floor))
+  shape = packed_shape(config, input_tokens, target_tokens)
   return Plan(
     config=config,
     slice=tpu_slice,
-    shape=packed_shape(config, input_tokens, target_tokens),
+    shape=shape,
     weights=weights,
-    flops=_flops(config, input_tokens, target_tokens),
+    teacher_weights=teacher_weights,
+    flops=step_flops(config.model, *shape, teacher=teacher),
     planned=results[0],
     others=results[1:],
   )
@@ -129,7 +149,3 @@ def vocabulary_rows(config: RunConfig) -> int:
   name = config.data.vocabulary
   size = _PUBLISHED_SIZES[name] if name in _PUBLISHED_SIZES else load_vocabulary(str(name)).size
   return math.ceil(size / 128) * 128
-
-
-def _flops(config: RunConfig, input_tokens: int, target_tokens: int) -> StepFlops:
-  return step_flops(config.model, *packed_shape(config, input_tokens, target_tokens))

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 
-from dss_jax.config.schema import RunConfig
+from dss_jax.config.schema import RunConfig, T5Config
 from dss_jax.data.packing import RowShape
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.plan.collectives import Total, totals
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
+from dss_jax.train.teacher_network import TeacherNetwork
 
 GIB = 2**30
 
@@ -44,13 +45,24 @@ class Compiled:
     return bool(self.memory)
 
 
-def compile_step(config: RunConfig, devices: Sequence[Any], shape: RowShape) -> Compiled:
+def compile_step(
+  config: RunConfig,
+  devices: Sequence[Any],
+  shape: RowShape,
+  teacher: T5Config | None = None,
+) -> Compiled:
   """Compiles the training step of a run for batches of the shape.
+
+  Args:
+    teacher: the network whose outputs the run trains on.
 
   Raises UserError if the mesh does not fit the devices or the batch size.
   """
   mesh = make_mesh(config.mesh, config.batch_size, devices)
-  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)
+  network = None
+  if teacher is not None:
+    network = TeacherNetwork(teacher, mesh, config.signals.weights)
+  trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh, network)
   over_data = any(
     "data" in jax.tree.leaves(tuple(sharding.spec))
     for sharding in jax.tree.leaves(trainer.state_shardings.params)

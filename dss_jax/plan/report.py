@@ -14,6 +14,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
   return {
     "student": config.student,
     "weights": plan.weights,
+    "teacher_weights": plan.teacher_weights,
     "slice": plan.slice._asdict(),
     "batch_size": config.batch_size,
     **plan.shape._asdict(),
@@ -61,6 +62,14 @@ def to_text(plan: Plan) -> str:
   lines = [
     f"{config.student} ({plan.weights:,} weights) on {plan.slice.name}: {plan.slice.devices} "
     f"devices on {plan.slice.chips} chips, {_mesh_name(plan.planned)}, weights sharded {axes}",
+    *(
+      [
+        f"trained on the outputs of a teacher of {plan.teacher_weights:,} weights, "
+        f"{config.signals.weights}"
+      ]
+      if plan.teacher_weights
+      else []
+    ),
     f"batch {config.batch_size}: {plan.shape.rows} rows of {plan.shape.input_tokens:,} input and "
     f"{plan.shape.target_tokens:,} target tokens, one row per example",
     f"{model.dtype}, remat {model.remat}, layers {'scanned' if model.scan_layers else 'unrolled'}; "

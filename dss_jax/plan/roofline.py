@@ -33,16 +33,22 @@ class Roofline(NamedTuple):
 
 
 def step_roofline(
-  compiled: Compiled, flops: StepFlops, config: T5Config, weights: int, hardware: Hardware
+  compiled: Compiled,
+  flops: StepFlops,
+  config: T5Config,
+  weights: int,
+  hardware: Hardware,
+  teacher_weights: int = 0,
 ) -> Roofline:
   """Computes the floor of a compiled step.
 
   Args:
     weights: number of weights of the student; a pass reads 1/model of them on each device.
+    teacher_weights: those of a teacher, which one pass reads.
   """
   passes = 4 if config.remat == "full" else 3
   weight_bytes = 2 if config.dtype == "bfloat16" else 4
-  read_bytes = passes * weight_bytes * weights / compiled.model
+  read_bytes = weight_bytes * (passes * weights + teacher_weights) / compiled.model
   state_bytes = (compiled.memory["arguments"] + compiled.memory["outputs"]) * GIB
   sent_bytes = sum(total.sent_bytes for total in compiled.collectives.values())
   return Roofline(

@@ -6,7 +6,7 @@ import hashlib
 from jax.sharding import Mesh
 
 from dss_jax.checkpoints.arrays import lay_out, shapes_of
-from dss_jax.config.schema import SignalConfig, T5Config
+from dss_jax.config.schema import RunConfig, SignalConfig, T5Config
 from dss_jax.data.vocabularies import Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.parallel.sharding import params_shape
@@ -21,11 +21,11 @@ class TeacherModel:
   """A student of ours, or a T5X or Hugging Face checkpoint, that is opened but not read.
 
   Attributes:
-    config: its architecture, without dropout.
+    config: its architecture (see as_teacher).
     digest: of what it is, so that a resumed run notices another one.
   """
 
-  def __init__(self, signals: SignalConfig, vocabulary: Vocabulary, registry: str | None = None):
+  def __init__(self, run: RunConfig, vocabulary: Vocabulary):
     """Opens the teacher.
 
     Args:
@@ -33,10 +33,11 @@ class TeacherModel:
 
     Raises UserError if it is no T5-family model, or has another vocabulary than the run.
     """
+    signals = run.signals
     assert signals.model is not None
     self._path = signals.model
     self._weights = signals.weights
-    path = str(student_folder(signals.model, registry))
+    path = str(student_folder(signals.model, run.registry))
     try:
       self._source = open_checkpoint(path)
     except UserError as error:
@@ -45,7 +46,7 @@ class TeacherModel:
     self._check_vocabulary(signals, vocabulary)
     source = self._source
     model = source.config.model if isinstance(source, Student) else source.model
-    self.config: T5Config = dataclasses.replace(model, dropout_rate=0.0)
+    self.config: T5Config = as_teacher(model, run.model)
     self.digest = digest_of(source) if isinstance(source, Student) else _digest_of_shapes(source)
 
   def network(self, mesh: Mesh) -> TeacherNetwork:
@@ -82,6 +83,14 @@ class TeacherModel:
         f"{theirs.digest[:8]}), and the student's is {vocabulary.spec} "
         f"({vocabulary.digest[:8]}), so their token ids mean other texts; {mend}"
       )
+
+
+def as_teacher(teacher: T5Config, student: T5Config) -> T5Config:
+  """Returns a teacher's architecture as it is run beside a student.
+
+  Without dropout and gradient there is nothing to recompute; activations have the student's dtype.
+  """
+  return dataclasses.replace(teacher, dropout_rate=0.0, remat="none", dtype=student.dtype)
 
 
 def _digest_of_shapes(weights: Weights) -> str:
