@@ -1,5 +1,6 @@
 """Beam search against T5X's, and against a search of every sequence."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -9,21 +10,12 @@ import pytest
 
 from dss_jax.checkpoints.arrays import architecture, shapes_of
 from dss_jax.checkpoints.t5x_read import read_t5x
-from dss_jax.config.schema import T5Config
 from dss_jax.decoding.beam import beam_search, length_penalty
 from dss_jax.model.t5 import Transformer
+from tests.fixtures.networks import TINY
 
 EOS_ID, PAD_ID = 1, 0
-CONFIG = T5Config(
-  emb_dim=16,
-  num_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  num_encoder_layers=1,
-  num_decoder_layers=2,
-  vocab_size=6,
-)
-EOS_ID = 1
+CONFIG = dataclasses.replace(TINY, vocab_size=6)
 INPUTS = np.array([[5, 4, 3, 1], [2, 3, 1, 0], [0, 0, 0, 0]], np.int32)
 TOKENS = 4
 

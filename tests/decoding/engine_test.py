@@ -7,23 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from dss_jax.config.schema import DecodingConfig, MeshConfig, T5Config
+from dss_jax.config.schema import DecodingConfig, MeshConfig
 from dss_jax.decoding import engine as engines
 from dss_jax.decoding.beam import beam_search
 from dss_jax.decoding.engine import Engine, Request
 from dss_jax.decoding.greedy import greedy
 from dss_jax.model.t5 import Transformer
 from dss_jax.parallel.mesh import make_mesh
+from tests.fixtures.networks import TINY
 
-CONFIG = T5Config(
-  emb_dim=16,
-  num_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  num_encoder_layers=1,
-  num_decoder_layers=2,
-  vocab_size=24,
-)
 EOS_ID, PAD_ID = 1, 0
 LONGEST = 40
 SAMPLED = DecodingConfig(temperature=1.0, num_candidates=2, seed=7, log_probabilities=True)
@@ -31,7 +23,7 @@ SAMPLED = DecodingConfig(temperature=1.0, num_candidates=2, seed=7, log_probabil
 
 @pytest.fixture(scope="module")
 def params(random_params):
-  return random_params(CONFIG, seed=18, gain=2.0)
+  return random_params(TINY, seed=18, gain=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +35,7 @@ def requests():
   ]
 
 
-def engine_of(params, decoding=DecodingConfig(), *, slots=4, config=CONFIG, mesh=None):  # noqa: B008
+def engine_of(params, decoding=DecodingConfig(), *, slots=4, config=TINY, mesh=None):  # noqa: B008
   mesh = mesh or make_mesh(MeshConfig(data=1), slots)
   return Engine(params, config, decoding, mesh, slots=slots, eos_id=EOS_ID, pad_id=PAD_ID)
 
@@ -73,7 +65,7 @@ def expected(params, requests):
   for row, request in enumerate(requests):
     tokens[row, : len(request.ids)] = request.ids
   decode = functools.partial(
-    greedy, config=CONFIG, max_decode_tokens=LONGEST, eos_id=EOS_ID, pad_id=PAD_ID
+    greedy, config=TINY, max_decode_tokens=LONGEST, eos_id=EOS_ID, pad_id=PAD_ID
   )
   written = np.asarray(jax.jit(decode)(params, encoder_input_tokens_BL=tokens))
   answers = []
@@ -149,7 +141,7 @@ def test_log_probabilities_are_those_of_a_teacher_forced_pass(params, requests, 
   for (number, _), (ids, logs) in answers_of(engine_of(params, decoding), requests[:6]).items():
     source = np.array([requests[number].ids])
     shifted = np.array([[PAD_ID, *ids[:-1]]])
-    logits = Transformer(CONFIG).apply(
+    logits = Transformer(TINY).apply(
       {"params": params}, source, np.ones_like(source), shifted, np.ones_like(shifted)
     )
     want = np.asarray(jax.nn.log_softmax(logits))[0, np.arange(len(ids)), ids]
@@ -180,7 +172,7 @@ def test_beams_are_those_of_the_search(params, requests):
   for number, request in enumerate(some):
     ids, scores = beam_search(
       params,
-      CONFIG,
+      TINY,
       np.array([request.ids]),
       max_decode_tokens=8,
       beams=3,

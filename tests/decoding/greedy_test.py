@@ -7,23 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from dss_jax.config.schema import T5Config
 from dss_jax.decoding.greedy import greedy
 from dss_jax.model.t5 import Transformer
+from tests.fixtures.networks import TINY
 
 EOS_ID, PAD_ID = 1, 0
-CONFIG = T5Config(
-  emb_dim=16,
-  num_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  num_encoder_layers=1,
-  num_decoder_layers=1,
-  vocab_size=24,
-)
+CONFIG = dataclasses.replace(TINY, num_decoder_layers=1)
 TOKENS = 20
 SEED = 18
-EOS_ID = 1
 INPUTS = np.array([[5, 6, 7, 8, 1, 0, 0], [9, 3, 1, 0, 0, 0, 0], [0] * 7, [4, 8, 2, 9, 9, 3, 1]])
 
 

@@ -7,34 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dss_jax.config.schema import T5Config
 from dss_jax.decoding.greedy import most_likely
 from dss_jax.decoding.slots import advance, empty_slots, gathered, lengthened
 from dss_jax.decoding.weights import decoding_weights
+from tests.fixtures.networks import TINY
 
-CONFIG = T5Config(
-  emb_dim=16,
-  num_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  num_encoder_layers=1,
-  num_decoder_layers=2,
-  vocab_size=24,
-)
 ROWS, CACHE, SOURCE = 3, 11, 13
 
 
 def test_steps_copy_no_cache(random_params):
   """They are updated in place: no operation of a cache's size but those that write one token."""
-  weights = decoding_weights(random_params(CONFIG), CONFIG)
-  slots = empty_slots(CONFIG, ROWS, CACHE, SOURCE)
-  program = functools.partial(advance, model=CONFIG, eos_id=1, steps=4)
+  weights = decoding_weights(random_params(TINY), TINY)
+  slots = empty_slots(TINY, ROWS, CACHE, SOURCE)
+  program = functools.partial(advance, model=TINY, eos_id=1, steps=4)
   compiled = jax.jit(program, donate_argnums=1).lower(
     weights, slots, np.ones(ROWS, bool), np.int32(4), np.int32(9)
   )
   text = compiled.compile().as_text()
   for length in (CACHE, SOURCE):
-    shape = f"f32[{ROWS},{CONFIG.num_heads},{length},{CONFIG.head_dim}]"
+    shape = f"f32[{ROWS},{TINY.num_heads},{length},{TINY.head_dim}]"
     assert shape in text
     lines = [line for line in text.splitlines() if f"= {shape}" in line]
     for operation in ("copy", "transpose", "select", "concatenate"):
@@ -43,10 +34,10 @@ def test_steps_copy_no_cache(random_params):
 
 def marked(step):
   """Slots whose caches hold, in each place, the number of the step that was written there."""
-  slots = empty_slots(CONFIG, ROWS, 8, SOURCE)
+  slots = empty_slots(TINY, ROWS, 8, SOURCE)
   written = np.array([max(s for s in range(-8, step) if s % 8 == place) for place in range(8)])
   cache = jnp.broadcast_to(written[:, None].astype(np.float32), slots.caches[0][0].shape)
-  caches = [(cache, cache)] * CONFIG.num_decoder_layers
+  caches = [(cache, cache)] * TINY.num_decoder_layers
   return slots.replace(step=jnp.array(step), caches=caches)
 
 
@@ -60,7 +51,7 @@ def test_a_longer_ring_has_each_step_in_its_place(step):
 
 
 def test_rows_move_with_all_that_is_theirs():
-  slots = empty_slots(CONFIG, ROWS, CACHE, SOURCE).replace(
+  slots = empty_slots(TINY, ROWS, CACHE, SOURCE).replace(
     live_B=jnp.array([True, False, True]), tokens_B=jnp.array([4, 5, 6])
   )
   moved = gathered(slots, np.array([2, 0]), np.array([True, False]))

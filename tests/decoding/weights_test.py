@@ -1,22 +1,16 @@
 """Matrices in their stored types, and their memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dss_jax.config.schema import T5Config
 from dss_jax.decoding.weights import Matrix, decoding_weights, encoder_params, stored_bytes
+from tests.fixtures.networks import TINY
 
-CONFIG = T5Config(
-  emb_dim=16,
-  num_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  num_encoder_layers=1,
-  num_decoder_layers=2,
-  vocab_size=64,
-)
+CONFIG = dataclasses.replace(TINY, vocab_size=64)
 
 
 def test_int8_rounds_to_127_steps_of_each_outputs_largest_weight():

@@ -10,24 +10,17 @@ import pytest
 from flax import linen as nn
 
 from dss_jax.checkpoints.arrays import in_memory, lay_out, model_shapes
-from dss_jax.config.schema import MeshConfig, T5Config
+from dss_jax.config.schema import MeshConfig
 from dss_jax.decoding.beam import beam_search
 from dss_jax.decoding.greedy import greedy
 from dss_jax.model.layer_stacks import stacked_params, to_layout_of, unrolled, unrolled_config
 from dss_jax.model.t5 import Transformer, init_params
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.parallel.sharding import params_shape
+from tests.fixtures.networks import TINY
 
 # More decoder than encoder layers, so that a stack taken for the other is found out.
-UNROLLED = T5Config(
-  emb_dim=16,
-  num_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  num_encoder_layers=1,
-  num_decoder_layers=2,
-  vocab_size=24,
-)
+UNROLLED = TINY
 SCANNED = dataclasses.replace(UNROLLED, scan_layers=True)
 
 

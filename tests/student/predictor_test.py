@@ -1,5 +1,6 @@
 """A student's answers: candidates, stop texts, streams, and the rows that `dss predict` writes."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -7,22 +8,15 @@ import types
 import numpy as np
 import pytest
 
-from dss_jax.config.schema import DataConfig, DecodingConfig, LossConfig, MeshConfig, T5Config
+from dss_jax.config.schema import DataConfig, DecodingConfig, LossConfig, MeshConfig
 from dss_jax.data.records import write_rows
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.student.predictor import Predictor, predict_file
 from dss_jax.student.questions import Question
+from tests.fixtures.networks import TINY
 
-MODEL = T5Config(
-  emb_dim=16,
-  num_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  num_encoder_layers=1,
-  num_decoder_layers=1,
-  vocab_size=24,
-)
+MODEL = dataclasses.replace(TINY, num_decoder_layers=1)
 QUESTIONS = [
   Question(text, kind) for text in ("a", "Is it so? " * 3, "why") for kind in ("label", "rationale")
 ]
@@ -183,15 +177,7 @@ def test_rows_list_their_candidates(student, tmp_path):
 @pytest.mark.parametrize("eos_id", [3, 20])
 def test_inputs_and_answers_end_with_the_vocabularys_end_mark(random_params, train_pieces, eos_id):
   vocabulary = load_vocabulary(train_pieces(unk_id=1, eos_id=eos_id))
-  config = T5Config(
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=32,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    vocab_size=vocabulary.size,
-  )
+  config = dataclasses.replace(MODEL, vocab_size=vocabulary.size)
   drawn = random_params(config, seed=5, gain=1.0)
 
   def predictor(sign):
