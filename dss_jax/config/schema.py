@@ -169,6 +169,8 @@ class DecodingConfig:
   num_candidates: Annotated[int, Bounds(1, 64)] = 1
   seed: Seed = 0
   log_probabilities: bool = False
+  # So many likely tokens are listed at each position of an answer, beside the chosen one.
+  top_log_probabilities: Annotated[int, Bounds(0, 20)] = 0
   # An answer ends before the first of these texts.
   stop: tuple[str, ...] = ()
   weights: WeightType = "float32"

@@ -5,7 +5,6 @@ Padding is id 0 in all of them. `encode` adds no end mark; `decode` stops at the
 
 import abc
 import hashlib
-import itertools
 import os
 import pathlib
 import struct
@@ -29,6 +28,7 @@ _FIRST_SENTINEL = b"<extra_id_0>"
 
 _COPY_NAME = "sentencepiece.model"
 _FETCH_SECONDS = 60.0
+_CONTEXT_IDS = 16
 _PUBLIC_BUCKET = "gs://t5-data/"
 _FIX = "pass a file of your own (`--vocabulary FILE`) or `--vocabulary bytes`"
 
@@ -75,10 +75,16 @@ class Vocabulary(abc.ABC):
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text up to the first end mark; ignores padding; accepts unknown ids."""
 
-  def token_texts(self, ids: Sequence[int]) -> list[str]:
-    """Returns what each id adds to the text: a space at the start of it is left out."""
-    texts = [self.decode(ids[:end]) for end in range(len(ids) + 1)]
-    return [text[len(before) :] for before, text in itertools.pairwise(texts)]
+  def texts_after(self, before: Sequence[int], ids: Sequence[int]) -> list[str]:
+    """Returns what each of the ids would add to the text of those before it.
+
+    At the start of the text, without a space. The end mark adds its name, `</s>`.
+    """
+    # More ids change nothing but the time.
+    last = list(before[-_CONTEXT_IDS:])
+    length = len(self.decode(last))
+    _, end, _ = self.special_pieces
+    return [end if one == self.eos_id else self.decode([*last, one])[length:] for one in ids]
 
   @abc.abstractmethod
   def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -32,6 +32,8 @@ from dss_jax.parallel.sharding import logical_rules
 CACHE_LENGTHS = tuple(64 * 4**n for n in range(6))
 # The most tokens that are decoded before the host looks at them.
 STEPS = 16
+# How many of the most likely tokens a program lists; rows take the first of them, as many as asked.
+_TOP_COUNTS = (0, 5, 20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Piece:
     candidate: the number of the answer among those to the request.
     ids: new tokens; the end token is the last one if the model has written it.
     log_probabilities: of these tokens, if they were asked for.
+    alternatives: at each of these tokens, the ids and log-probabilities of the most likely ones,
+      if they were asked for.
     is_last: whether the answer ends here.
     score: of a beam.
   """
@@ -66,6 +70,7 @@ class Piece:
   log_probabilities: list[float]
   is_last: bool
   score: float | None = None
+  alternatives: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -129,7 +134,7 @@ class Engine:
     self._advance = jax.jit(
       functools.partial(device.advance, model=self._model, eos_id=eos_id, steps=STEPS),
       donate_argnums=1,
-      static_argnames="is_plain",
+      static_argnames=("is_plain", "top_count"),
     )
     self._search = jax.jit(
       functools.partial(
@@ -337,6 +342,8 @@ class _Run:
     waits = bool(self._waiting or self._encoded)
     # Rows that wait enter a few at a time, since each visit of the host takes time, too.
     most_ends = self._admitted_at_a_time if waits else len(self._rows) + 1
+    most_listed = max(row.decoding.top_log_probabilities for row in live)
+    top_count = next(count for count in _TOP_COUNTS if count >= most_listed)
     self._slots, decoded = self._engine._advance(
       self._engine.weights,
       self._slots,
@@ -344,6 +351,7 @@ class _Run:
       np.int32(min(room, STEPS)),
       np.int32(most_ends),
       is_plain=not any(row.decoding.temperature or row.decoding.log_probabilities for row in live),
+      top_count=min(top_count, self._engine._model.vocab_size or top_count),
     )
     return jax.device_get(decoded)
 
@@ -364,7 +372,12 @@ class _Run:
       logs: list[float] = []
       if row.decoding.log_probabilities:
         logs = decoded.log_probabilities_SB[:count, slot].tolist()
-      yield Piece(row.number, row.candidate, ids, logs, is_last)
+      alternatives = []
+      if most := row.decoding.top_log_probabilities:
+        listed = (decoded.top_tokens_SBJ, decoded.top_log_probabilities_SBJ)
+        ids_and_logs = (values[:count, slot, :most].tolist() for values in listed)
+        alternatives = [list(zip(*step, strict=True)) for step in zip(*ids_and_logs, strict=True)]
+      yield Piece(row.number, row.candidate, ids, logs, is_last, alternatives=alternatives)
 
 
 def _cache_length(limits: Sequence[int], position: int) -> int:

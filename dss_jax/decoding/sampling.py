@@ -113,6 +113,15 @@ def log_probabilities(logits_VB: jax.Array, tokens_B: jax.Array) -> jax.Array:
   return chosen_B - jax.nn.logsumexp(logits_VB, axis=0)
 
 
+def top_log_probabilities(logits_VB: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """Returns each row's most likely tokens, int32 [B, J], and log_probabilities of them.
+
+  The most likely one is first, the smaller of equally likely ids.
+  """
+  logits_BJ, tokens_BJ = jax.lax.top_k(logits_VB.T, count)
+  return tokens_BJ, logits_BJ - jax.nn.logsumexp(logits_VB, axis=0)[:, None]
+
+
 def wanted_log_probabilities(
   logits_VB: jax.Array, tokens_B: jax.Array, sampling: Sampling
 ) -> jax.Array:

@@ -17,7 +17,12 @@ from dss_jax.decoding.decoder import (
   heads_first,
 )
 from dss_jax.decoding.greedy import most_likely
-from dss_jax.decoding.sampling import Sampling, next_tokens, wanted_log_probabilities
+from dss_jax.decoding.sampling import (
+  Sampling,
+  next_tokens,
+  top_log_probabilities,
+  wanted_log_probabilities,
+)
 from dss_jax.decoding.weights import DecodingWeights
 
 
@@ -82,12 +87,16 @@ class Decoded:
   Attributes:
     tokens_SB: each slot's tokens, from the first step on; the rest is undefined.
     log_probabilities_SB: of these tokens; zeros unless asked for.
+    top_tokens_SBJ: the most likely tokens at each step, the most likely one first.
+    top_log_probabilities_SBJ: of these.
     counts_B: the number of each slot's new tokens.
     live_B: whether the slot's row goes on.
   """
 
   tokens_SB: jax.Array
   log_probabilities_SB: jax.Array
+  top_tokens_SBJ: jax.Array
+  top_log_probabilities_SBJ: jax.Array
   counts_B: jax.Array
   live_B: jax.Array
 
@@ -184,6 +193,7 @@ def advance(
   eos_id: int,
   steps: int,
   is_plain: bool = False,
+  top_count: int = 0,
 ) -> tuple[Slots, Decoded]:
   """Decodes a token of each live row, until none is left or enough have ended.
 
@@ -193,6 +203,7 @@ def advance(
     most_ends: the number of ended rows after which it returns.
     is_plain: whether all rows take the most likely tokens and want no log-probabilities, which
       takes a tenth less time.
+    top_count: how many of the most likely tokens are returned.
   """
   rows = len(slots.live_B)
   slots = dataclasses.replace(slots, live_B=slots.live_B & keep_B)
@@ -203,16 +214,15 @@ def advance(
     temperatures_B=jnp.where(slots.live_B, slots.sampling.temperatures_B, 0.0),
     wants_logs_B=slots.live_B & slots.sampling.wants_logs_B,
   )
-  # An empty slot stays at position 0 and attends to itself alone.
-  tokens_SB = jnp.zeros((steps, rows), jnp.int32)
 
   def goes_on(state) -> jax.Array:
-    number, slots, _, _ = state
+    number, slots, _ = state
     ends = jnp.sum(before.live_B & ~slots.live_B)
     return (number < most_steps) & jnp.any(slots.live_B) & (ends < most_ends)
 
   def one_step(state):
-    number, slots, tokens_SB, logs_SB = state
+    number, slots, written = state
+    # An empty slot stays at position 0 and attends to itself alone.
     logits_VB, caches = decode_step(
       weights,
       model,
@@ -227,10 +237,15 @@ def advance(
       tokens_B = most_likely(logits_VB)
     else:
       tokens_B = next_tokens(logits_VB, sampling, slots.identities_B2, slots.positions_B)
-    tokens_SB = jax.lax.dynamic_update_index_in_dim(tokens_SB, tokens_B, number, axis=0)
+    new = {"tokens": tokens_B}
     if not is_plain:
-      logs_B = wanted_log_probabilities(logits_VB, tokens_B, sampling)
-      logs_SB = jax.lax.dynamic_update_index_in_dim(logs_SB, logs_B, number, axis=0)
+      new["logs"] = wanted_log_probabilities(logits_VB, tokens_B, sampling)
+    if top_count:
+      new["top_tokens"], new["top_logs"] = top_log_probabilities(logits_VB, top_count)
+    changed = {
+      name: jax.lax.dynamic_update_index_in_dim(written[name], values, number, axis=0)
+      for name, values in new.items()
+    }
     positions_B = slots.positions_B + slots.live_B
     slots = dataclasses.replace(
       slots,
@@ -240,15 +255,25 @@ def advance(
       positions_B=positions_B,
       caches=caches,
     )
-    return number + 1, slots, tokens_SB, logs_SB
+    return number + 1, slots, {**written, **changed}
 
   number = jnp.zeros((), jnp.int32)
-  logs_SB = jnp.zeros((steps, rows), jnp.float32)
-  _, slots, tokens_SB, logs_SB = jax.lax.while_loop(
-    goes_on, one_step, (number, slots, tokens_SB, logs_SB)
+  written = {
+    "tokens": jnp.zeros((steps, rows), jnp.int32),
+    "logs": jnp.zeros((steps, rows), jnp.float32),
+    "top_tokens": jnp.zeros((steps, rows, top_count), jnp.int32),
+    "top_logs": jnp.zeros((steps, rows, top_count), jnp.float32),
+  }
+  _, slots, written = jax.lax.while_loop(goes_on, one_step, (number, slots, written))
+  decoded = Decoded(
+    tokens_SB=written["tokens"],
+    log_probabilities_SB=written["logs"],
+    top_tokens_SBJ=written["top_tokens"],
+    top_log_probabilities_SBJ=written["top_logs"],
+    counts_B=slots.positions_B - before.positions_B,
+    live_B=slots.live_B,
   )
-  counts_B = slots.positions_B - before.positions_B
-  return _placed(slots), Decoded(tokens_SB, logs_SB, counts_B, slots.live_B)
+  return _placed(slots), decoded
 
 
 def _placed(slots: Slots) -> Slots:

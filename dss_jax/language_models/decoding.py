@@ -116,6 +116,7 @@ def _question(prompt: str, parameters: Parameters) -> "Question":
     num_candidates=parameters.candidate_count or 1,
     seed=secrets.randbits(32) if parameters.seed is None else parameters.seed,
     log_probabilities=parameters.logprobs is not None,
+    top_log_probabilities=parameters.logprobs or 0,
   )
   return Question(prompt, "label", parameters.max_output_tokens, decoding)
 
@@ -123,8 +124,10 @@ def _question(prompt: str, parameters: Parameters) -> "Question":
 def _prediction(predictor: "Predictor", answer: "Answer") -> dict[str, Any]:
   prediction: dict[str, Any] = {"content": answer.text, "safetyAttributes": {}}
   if answer.log_probabilities:
-    prediction["logprobs"] = {
-      "tokens": predictor.student.vocabulary.token_texts(answer.ids),
-      "tokenLogProbs": answer.log_probabilities,
-    }
+    from dss_jax.student.chosen_tokens import ChosenTokens, service_form
+
+    tokens = ChosenTokens(predictor.student.vocabulary.texts_after)
+    prediction["logprobs"] = service_form(
+      tokens.add(answer.ids, answer.log_probabilities, answer.alternatives)
+    )
   return prediction

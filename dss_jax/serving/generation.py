@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dss_jax.config.schema import DecodingConfig
 from dss_jax.serving.batcher import Batcher
 from dss_jax.serving.errors import BadRequest
-from dss_jax.student.questions import Question
+from dss_jax.student.questions import Alternatives, Question
 
 MAX_PROMPTS = 128
 MAX_CANDIDATES = 8
@@ -26,6 +26,7 @@ class Generation:
     seed: None draws one.
     candidates: answers to each prompt.
     log_probabilities: whether the answers have those of their tokens.
+    top_log_probabilities: how many likely tokens are listed at each position.
   """
 
   prompts: tuple[str, ...]
@@ -38,6 +39,7 @@ class Generation:
   seed: int | None = None
   candidates: int = 1
   log_probabilities: bool = False
+  top_log_probabilities: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Part:
   text: str
   ids: list[int]
   log_probabilities: list[float]
+  alternatives: list[Alternatives]
   finish: str | None
 
 
@@ -68,6 +71,7 @@ class Answer:
   finish: str = "stop"
   ids: list[int] = dataclasses.field(default_factory=list)
   log_probabilities: list[float] = dataclasses.field(default_factory=list)
+  alternatives: list[Alternatives] = dataclasses.field(default_factory=list)
   output_tokens: int = 0
 
   @property
@@ -91,6 +95,7 @@ def questions_of(generation: Generation, max_output_tokens: int) -> list[Questio
     seed=seed,
     num_candidates=generation.candidates,
     log_probabilities=generation.log_probabilities,
+    top_log_probabilities=generation.top_log_probabilities,
   )
   kinds = ("rationale", "label") if generation.explain else ("label",)
   return [Question(prompt, kind, most, decoding) for prompt in generation.prompts for kind in kinds]
@@ -119,6 +124,7 @@ class Writing:
         text=part.text,
         ids=part.ids,
         log_probabilities=part.log_probabilities,
+        alternatives=part.alternatives,
         finish=part.finish,
       )
 
@@ -170,6 +176,7 @@ def add_part(answer: Answer, part: Part) -> None:
     answer.label += part.text
     answer.ids += part.ids
     answer.log_probabilities += part.log_probabilities
+    answer.alternatives += part.alternatives
   if part.finish == "length":
     answer.finish = "length"
 

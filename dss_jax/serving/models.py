@@ -35,8 +35,8 @@ class Student(Protocol):
     """Returns the number of tokens of an input."""
     ...
 
-  def token_texts(self, ids: Sequence[int]) -> list[str]:
-    """Returns the text of each token."""
+  def texts_after(self, before: Sequence[int], ids: Sequence[int]) -> list[str]:
+    """Returns the text of each of these tokens, if it came after the tokens `before`."""
     ...
 
   def drift_of(self, text: str) -> list[str]:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
@@ -20,6 +20,7 @@ from dss_jax.serving.generation import Answer, Generation, Part
 from dss_jax.serving.models import ServedModel
 from dss_jax.serving.openai_schemas import ChatRequest, CompletionRequest, parse
 from dss_jax.serving.service import Call, Service
+from dss_jax.student.chosen_tokens import ChosenToken, ChosenTokens
 
 
 class OpenAIApi:
@@ -82,6 +83,7 @@ class _Form:
     self._id = f"{'chatcmpl' if 'chat' in self.kind else 'cmpl'}-{uuid.uuid4().hex}"
     self._is_stream = is_stream
     self._created = int(time.time())
+    self._written: dict[int, ChosenTokens] = {}
 
   def head(self) -> dict[str, Any]:
     kind = self.stream_kind if self._is_stream else self.kind
@@ -97,31 +99,36 @@ class _Form:
   def delta(self, index: int, part: Part, call: Call) -> dict[str, Any]:
     raise NotImplementedError
 
+  def logs(self, index: int, written: Answer | Part, call: Call) -> dict[str, Any] | None:
+    """Returns the log-probabilities of an answer's next label tokens, if they were asked for."""
+    if not call.generation.log_probabilities:
+      return None
+    tokens = self._written.setdefault(index, ChosenTokens(call.model.student.texts_after))
+    return self.logs_of(tokens.add(written.ids, written.log_probabilities, written.alternatives))
+
+  def logs_of(self, tokens: list[ChosenToken]) -> dict[str, Any]:
+    raise NotImplementedError
+
 
 class _Completion(_Form):
   kind = stream_kind = "text_completion"
 
   def choice(self, index: int, answer: Answer, call: Call) -> dict[str, Any]:
-    logs = self._logs(answer.ids, answer.log_probabilities, call)
-    choice = {"index": index, "text": answer.text, "logprobs": logs}
+    choice = {"index": index, "text": answer.text, "logprobs": self.logs(index, answer, call)}
     return {**choice, "finish_reason": answer.finish, **_rationale(answer)}
 
   def delta(self, index: int, part: Part, call: Call) -> dict[str, Any]:
-    is_label = part.kind == "label"
-    logs = self._logs(part.ids, part.log_probabilities, call) if is_label else None
+    logs = self.logs(index, part, call) if part.kind == "label" else None
     return {"index": index, "text": part.text, "logprobs": logs, "finish_reason": part.finish}
 
-  def _logs(self, ids: Sequence[int], logs: Sequence[float], call: Call) -> dict[str, Any] | None:
-    if not call.generation.log_probabilities:
-      return None
-    tokens = call.model.student.token_texts(ids)
-    offsets = [sum(map(len, tokens[:number])) for number in range(len(tokens))]
-    top = [{token: value} for token, value in zip(tokens, logs, strict=True)]
+  def logs_of(self, tokens: list[ChosenToken]) -> dict[str, Any]:
+    # The chosen token is always listed, as one more if need be.
+    top = [{**token.likeliest(), token.text: token.log_probability} for token in tokens]
     return {
-      "tokens": tokens,
-      "token_logprobs": list(logs),
+      "tokens": [token.text for token in tokens],
+      "token_logprobs": [token.log_probability for token in tokens],
       "top_logprobs": top,
-      "text_offset": offsets,
+      "text_offset": [token.offset for token in tokens],
     }
 
 
@@ -130,7 +137,7 @@ class _Chat(_Form):
 
   def choice(self, index: int, answer: Answer, call: Call) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer.text, "refusal": None, **_rationale(answer)}
-    logs = self._logs(answer.ids, answer.log_probabilities, call)
+    logs = self.logs(index, answer, call)
     return {"index": index, "message": message, "logprobs": logs, "finish_reason": answer.finish}
 
   def first_delta(self, index: int) -> dict[str, Any] | None:
@@ -138,17 +145,20 @@ class _Chat(_Form):
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
   def delta(self, index: int, part: Part, call: Call) -> dict[str, Any]:
-    is_label = part.kind == "label"
-    logs = self._logs(part.ids, part.log_probabilities, call) if is_label else None
+    logs = self.logs(index, part, call) if part.kind == "label" else None
     delta = {"content": part.text}
     return {"index": index, "delta": delta, "logprobs": logs, "finish_reason": part.finish}
 
-  def _logs(self, ids: Sequence[int], logs: Sequence[float], call: Call) -> dict[str, Any] | None:
-    if not call.generation.log_probabilities:
-      return None
+  def logs_of(self, tokens: list[ChosenToken]) -> dict[str, Any]:
+    def listed(text: str, log_probability: float) -> dict[str, Any]:
+      return {"token": text, "logprob": log_probability, "bytes": list(text.encode())}
+
     content = [
-      {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
-      for token, value in zip(call.model.student.token_texts(ids), logs, strict=True)
+      {
+        **listed(token.text, token.log_probability),
+        "top_logprobs": [listed(*one) for one in token.alternatives],
+      }
+      for token in tokens
     ]
     return {"content": content, "refusal": None}
 

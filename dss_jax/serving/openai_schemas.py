@@ -60,8 +60,12 @@ class _Common(pydantic.BaseModel):
   # Not OpenAI's: the student's rationale, too.
   explain: bool = False
 
-  def generation(self, prompts: tuple[str, ...], wants_logs: bool) -> Generation:
-    """Returns the request in the form of both APIs."""
+  def generation(self, prompts: tuple[str, ...], top_logs: int | None) -> Generation:
+    """Returns the request in the form of both APIs.
+
+    Args:
+      top_logs: how many likely tokens are listed; None for no log-probabilities at all.
+    """
     stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
     return Generation(
       prompts=prompts,
@@ -74,7 +78,8 @@ class _Common(pydantic.BaseModel):
       stop=tuple(filter(None, stop)),
       seed=None if self.seed is None else self.seed % 2**32,
       candidates=self.n or 1,
-      log_probabilities=wants_logs,
+      log_probabilities=top_logs is not None,
+      top_log_probabilities=top_logs or 0,
     )
 
   @property
@@ -93,7 +98,7 @@ class CompletionRequest(_Common):
     if self.best_of not in (None, self.n or 1):
       raise BadRequest("best_of: a student gives all of its n answers", "best_of")
     prompts = (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
-    return self.generation(prompts, self.logprobs is not None)
+    return self.generation(prompts, self.logprobs)
 
 
 class _TextPart(pydantic.BaseModel):
@@ -126,7 +131,10 @@ class ChatRequest(_Common):
       raise BadRequest("the last message must have the role user", "messages")
     if self.max_completion_tokens is not None:
       self.max_tokens = self.max_completion_tokens
-    return self.generation((self.messages[-1].text,), bool(self.logprobs))
+    if self.top_logprobs and not self.logprobs:
+      raise BadRequest("top_logprobs: needs logprobs to be true", "top_logprobs")
+    top_logs = (self.top_logprobs or 0) if self.logprobs else None
+    return self.generation((self.messages[-1].text,), top_logs)
 
 
 def parse(kind: type[Request], body: Any) -> Request:

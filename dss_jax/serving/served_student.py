@@ -47,8 +47,8 @@ class ServedStudent:
   def count_tokens(self, text: str) -> int:
     return len(self._vocabulary.encode(text))
 
-  def token_texts(self, ids: Sequence[int]) -> list[str]:
-    return self._vocabulary.token_texts(ids)
+  def texts_after(self, before: Sequence[int], ids: Sequence[int]) -> list[str]:
+    return self._vocabulary.texts_after(before, ids)
 
   def drift_of(self, text: str) -> list[str]:
     return [] if self._drift is None else self._drift.drift_of(text)

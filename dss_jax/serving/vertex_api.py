@@ -17,6 +17,7 @@ from dss_jax.serving.errors import Refused, google_error, refusal_of
 from dss_jax.serving.generation import Answer, Part
 from dss_jax.serving.service import Call, Service
 from dss_jax.serving.vertex_schemas import parse_count, parse_predict, parse_streaming, tensor_of
+from dss_jax.student.chosen_tokens import ChosenTokens, service_form
 
 _INSTANCE_SCHEMA = "gs://google-cloud-aiplatform/schema/predict/instance/text_generation_1.0.0.yaml"
 # A student judges nothing; clients read these keys.
@@ -114,10 +115,10 @@ def _prediction(answer: Answer, call: Call) -> dict[str, Any]:
   if answer.rationale is not None:
     prediction["rationale"] = answer.rationale
   if call.generation.log_probabilities:
-    prediction["logprobs"] = {
-      "tokens": call.model.student.token_texts(answer.ids),
-      "tokenLogProbs": answer.log_probabilities,
-    }
+    tokens = ChosenTokens(call.model.student.texts_after)
+    prediction["logprobs"] = service_form(
+      tokens.add(answer.ids, answer.log_probabilities, answer.alternatives)
+    )
   return prediction
 
 

@@ -102,6 +102,7 @@ def _generation(instances: list[_Instance], parameters: Mapping[str, Any]) -> Ge
     seed=None if values.seed is None else values.seed % 2**32,
     candidates=values.candidateCount,
     log_probabilities=values.logprobs is not None,
+    top_log_probabilities=values.logprobs or 0,
   )
 
 

@@ -16,7 +16,7 @@ from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.progress import ProgressLine, progress_line, say
 from dss_jax.storage.files import PathLike
 from dss_jax.student.drift import DriftCounter, DriftDetector
-from dss_jax.student.questions import Increment, Question
+from dss_jax.student.questions import Alternatives, Increment, Question
 from dss_jax.student.student import Student
 
 # This many rows are in memory at a time.
@@ -31,12 +31,14 @@ class Answer:
     text: without the stop text, if it ended there.
     ids: its tokens, up to the end token or the one that completes the stop text.
     log_probabilities: of the tokens, if they were asked for.
+    alternatives: at each of the tokens, the most likely ones, if they were asked for.
     score: of a beam.
   """
 
   text: str = ""
   ids: list[int] = dataclasses.field(default_factory=list)
   log_probabilities: list[float] = dataclasses.field(default_factory=list)
+  alternatives: list[Alternatives] = dataclasses.field(default_factory=list)
   score: float | None = None
 
   def details(self) -> dict[str, Any]:
@@ -135,6 +137,7 @@ class Predictor:
       answer = answers[number][piece.candidate]
       answer.ids += piece.ids
       answer.log_probabilities += piece.log_probabilities
+      answer.alternatives += piece.alternatives
       answer.score = piece.score
       if piece.is_last:
         self._complete(answer, self._decoding_of(requests[number]).stop)
@@ -179,6 +182,7 @@ class Predictor:
       shown, known = len(answer.text), len(answer.ids)
       answer.ids += piece.ids
       answer.log_probabilities += piece.log_probabilities
+      answer.alternatives += piece.alternatives
       finish = None
       if piece.is_last:
         finish = self._finish(answer, request)
@@ -190,7 +194,12 @@ class Predictor:
       else:
         answer.text = self._certain_text(answer, self._decoding_of(request).stop)
       yield Increment(
-        *key, answer.text[shown:], answer.ids[known:], answer.log_probabilities[known:], finish
+        *key,
+        answer.text[shown:],
+        answer.ids[known:],
+        answer.log_probabilities[known:],
+        finish,
+        answer.alternatives[known:],
       )
 
   def _request(self, question: Question, max_output_tokens: int | None = None) -> Request:
@@ -258,6 +267,7 @@ class Predictor:
       while self._stop_in(answer.ids[:-1], stop) is not None:
         answer.ids.pop()
       answer.log_probabilities = answer.log_probabilities[: len(answer.ids)]
+      answer.alternatives = answer.alternatives[: len(answer.ids)]
     answer.text = self._text(answer.ids)[:place]
 
   def _certain_text(self, answer: Answer, stop: Sequence[str]) -> str:

@@ -4,6 +4,9 @@ import dataclasses
 
 from dss_jax.config.schema import DecodingConfig
 
+# The most likely tokens of one position and their log-probabilities, the most likely one first.
+Alternatives = list[tuple[int, float]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -27,6 +30,8 @@ class Increment:
   Attributes:
     ids: the tokens that were decoded since the last increment.
     log_probabilities: of these tokens, by the model itself, if they were asked for.
+    alternatives: at each of these tokens, the ids and log-probabilities of the most likely ones,
+      if they were asked for.
     finish: with the last text: "stop" if the answer has come to its end, "length" if it was cut.
   """
 
@@ -36,6 +41,7 @@ class Increment:
   ids: list[int] = dataclasses.field(default_factory=list)
   log_probabilities: list[float] = dataclasses.field(default_factory=list)
   finish: str | None = None
+  alternatives: list[Alternatives] = dataclasses.field(default_factory=list)
 
   @property
   def is_last(self) -> bool:

@@ -135,17 +135,80 @@ def test_candidates_and_seeds_differ(params, requests):
   assert ids_of(other) != ids_of(answers)
 
 
+def teacher_forced(params, request, ids):
+  """The log-probabilities of all tokens at each position of an answer, [T, V]."""
+  source = np.array([request.ids])
+  shifted = np.array([[PAD_ID, *ids[:-1]]])
+  logits = Transformer(TINY).apply(
+    {"params": params}, source, np.ones_like(source), shifted, np.ones_like(shifted)
+  )
+  return np.asarray(jax.nn.log_softmax(logits))[0]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_log_probabilities_are_those_of_a_teacher_forced_pass(params, requests, temperature):
   decoding = DecodingConfig(temperature=temperature, log_probabilities=True)
   for (number, _), (ids, logs) in answers_of(engine_of(params, decoding), requests[:6]).items():
-    source = np.array([requests[number].ids])
-    shifted = np.array([[PAD_ID, *ids[:-1]]])
-    logits = Transformer(TINY).apply(
-      {"params": params}, source, np.ones_like(source), shifted, np.ones_like(shifted)
-    )
-    want = np.asarray(jax.nn.log_softmax(logits))[0, np.arange(len(ids)), ids]
+    want = teacher_forced(params, requests[number], ids)[np.arange(len(ids)), ids]
     np.testing.assert_allclose(logs, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("axes", [{"data": 1}, {"data": 2, "model": 4}])
+def test_alternatives_are_the_likeliest_of_a_teacher_forced_pass(params, requests, axes):
+  """Rows that ask for different numbers of them, or for none, are decoded side by side."""
+  numbers = [0, 3, 20, 5, 1, 0]
+  asked = [
+    dataclasses.replace(
+      request,
+      decoding=DecodingConfig(
+        temperature=number % 2, log_probabilities=number > 1, top_log_probabilities=number
+      ),
+    )
+    for request, number in zip(requests, numbers, strict=False)
+  ]
+  pieces = list(engine_of(params, mesh=make_mesh(MeshConfig(**axes), 4)).decode(asked))
+  for number, (request, count) in enumerate(zip(asked, numbers, strict=True)):
+    own = [piece for piece in pieces if piece.request == number]
+    ids = [one for piece in own for one in piece.ids]
+    alternatives = [one for piece in own for one in piece.alternatives]
+    if not count:
+      assert not alternatives
+      continue
+    want = teacher_forced(params, request, ids)
+    order = np.argsort(-want, axis=1)[:, :count]
+    assert [[token for token, _ in step] for step in alternatives] == order.tolist()
+    logs = [[log for _, log in step] for step in alternatives]
+    np.testing.assert_allclose(logs, np.take_along_axis(want, order, axis=1), atol=1e-4)
+
+
+def test_no_more_alternatives_than_tokens(params):
+  config = dataclasses.replace(TINY, vocab_size=7)
+  small = {
+    **params,
+    "token_embedder": {"embedding": params["token_embedder"]["embedding"][:7]},
+    "decoder": {
+      **params["decoder"],
+      "logits_dense": {"kernel": params["decoder"]["logits_dense"]["kernel"][:, :7]},
+    },
+  }
+  decoding = DecodingConfig(top_log_probabilities=20)
+  (piece, *_) = engine_of(small, decoding, config=config).decode([Request([3, 4, EOS_ID], 4)])
+  assert [len(step) for step in piece.alternatives] == [7] * len(piece.ids)
+
+
+def test_programs_of_two_sizes_list_alternatives(params):
+  """However many numbers of them rows ask for; none lists what nobody asks for."""
+  engine = engine_of(params, slots=1)
+  advance, counts = engine._advance, []
+
+  def noting(*arguments, top_count, **options):
+    counts.append(top_count)
+    return advance(*arguments, top_count=top_count, **options)
+
+  engine._advance = noting
+  for number in (0, 1, 5, 6, 20):
+    list(engine.decode([Request([3, EOS_ID], 2, DecodingConfig(top_log_probabilities=number))]))
+  assert sorted(set(counts)) == [0, 5, 20]
 
 
 def test_an_answer_ends_when_it_is_complete(params, requests, expected):

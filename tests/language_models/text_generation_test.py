@@ -210,8 +210,18 @@ def test_sampled_candidates(workplace):
   assert [one.text for one in again.candidates] == [one.text for one in response.candidates]
   for prediction in response.raw_prediction_response.predictions:
     logs = prediction["logprobs"]
+    assert "topLogProbs" not in logs
     assert len(logs["tokens"]) == len(logs["tokenLogProbs"])
     assert all(number <= 0 for number in logs["tokenLogProbs"])
+
+
+def test_likely_tokens(workplace):
+  model = TextGenerationModel.get_tuned_model("adder")
+  response = model.predict("Add 1 and 2.", logprobs=3)
+  logs = response.raw_prediction_response.predictions[0]["logprobs"]
+  for log, top in zip(logs["tokenLogProbs"], logs["topLogProbs"], strict=True):
+    assert 1 <= len(top) <= 3
+    assert max(top.values()) == log
 
 
 def test_unknown_parameters(workplace):

@@ -22,15 +22,22 @@ found = {}
 client = openai.OpenAI(base_url=f"{ADDRESS}/v1", api_key="none", max_retries=0)
 messages = [{"role": "user", "content": TEXT}]
 found["models"] = [model.id for model in client.models.list()]
-chat = client.chat.completions.create(model=NAME, messages=messages, logprobs=True)
+chat = client.chat.completions.create(model=NAME, messages=messages, logprobs=True, top_logprobs=2)
 found["chat"] = chat.choices[0].message.content
-found["logprobs"] = len(chat.choices[0].logprobs.content)
+found["logprobs"] = [len(one.top_logprobs) for one in chat.choices[0].logprobs.content]
 events = client.chat.completions.create(model=NAME, messages=messages, stream=True)
 found["chat_stream"] = "".join(event.choices[0].delta.content or "" for event in events)
 completion = client.completions.create(
-  model=NAME, prompt=[TEXT, TEXT], n=2, temperature=1.0, seed=3, extra_body={"explain": True}
+  model=NAME,
+  prompt=[TEXT, TEXT],
+  n=2,
+  temperature=1.0,
+  seed=3,
+  logprobs=1,
+  extra_body={"explain": True},
 )
 found["completions"] = [choice.text for choice in completion.choices]
+found["top_logprobs"] = [len(one) for one in completion.choices[0].logprobs.top_logprobs]
 events = client.completions.create(model=NAME, prompt=TEXT, stream=True)
 found["completion_stream"] = "".join(event.choices[0].text for event in events)
 for error, change in (("NotFoundError", {"model": "none"}), ("BadRequestError", {"n": 99})):

@@ -50,7 +50,8 @@ def test_clients(address):
   assert json.loads(result.stdout) == {
     "models": ["mine", "mine:explain"],
     "chat": label,
-    "logprobs": 4,
+    "logprobs": [2] * 4,
+    "top_logprobs": [2] * 4,
     "chat_stream": label,
     "completions": [f"{rationale}\nAnswer: {label}"] * 4,
     "completion_stream": label,

@@ -59,12 +59,16 @@ class EchoStudent:
         running[key] = (question, words, position + 1)
         if finish:
           del running[key]
-        yield Increment(*key, text, [position + 7], [-0.5], finish)
+        top = question.decoding.top_log_probabilities if question.decoding else 0
+        # The token after the chosen one is more likely.
+        listed = [(position + 8 - rank, -0.25 * (rank + 1)) for rank in range(top)]
+        alternatives = [listed] if top else []
+        yield Increment(*key, text, [position + 7], [-0.5], finish, alternatives)
 
   def count_tokens(self, text):
     return len(text.split())
 
-  def token_texts(self, ids):
+  def texts_after(self, before, ids):
     return [f"<{number}>" for number in ids]
 
   def drift_of(self, text):

@@ -49,6 +49,44 @@ def test_a_chat(serve):
   }  # fmt: skip
 
 
+def test_a_completion_lists_likely_tokens(serve):
+  """The chosen one is among them, as one more if need be."""
+  body = {"model": "mine", "prompt": "one", "logprobs": 1}
+  client = serve()
+  logs = client.post(URL, json=body).json()["choices"][0]["logprobs"]
+  assert logs["top_logprobs"] == [
+    {"<8>": -0.25, "<7>": -0.5}, {"<9>": -0.25, "<8>": -0.5}, {"<10>": -0.25, "<9>": -0.5}
+  ]  # fmt: skip
+  assert logs["text_offset"] == [0, 3, 6]
+  logs = client.post(URL, json={**body, "logprobs": 2}).json()["choices"][0]["logprobs"]
+  assert logs["top_logprobs"][0] == {"<8>": -0.25, "<7>": -0.5}
+  logs = client.post(URL, json={**body, "logprobs": 0}).json()["choices"][0]["logprobs"]
+  assert logs["top_logprobs"][0] == {"<7>": -0.5}
+
+
+def test_a_chat_lists_likely_tokens(serve):
+  body = {**CHAT, "logprobs": True, "top_logprobs": 3}
+  (first, *_) = serve().post(CHAT_URL, json=body).json()["choices"][0]["logprobs"]["content"]
+  assert (first["token"], first["logprob"]) == ("<7>", -0.5)
+  assert first["top_logprobs"] == [
+    {"token": token, "logprob": log, "bytes": list(token.encode())}
+    for token, log in (("<8>", -0.25), ("<7>", -0.5), ("<6>", -0.75))
+  ]
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_log_probabilities_of_a_stream_are_those_of_the_answer(explain, serve):
+  client = serve()
+  body = {"model": "mine", "prompt": "one", "logprobs": 1, "explain": explain}
+  whole = client.post(URL, json=body).json()["choices"][0]["logprobs"]
+  streamed = {name: [] for name in whole}
+  for event in _events(client.post(URL, json={**body, "stream": True})):
+    for name, values in (event["choices"][0]["logprobs"] or {}).items():
+      streamed[name] += values
+  assert streamed == whole
+  assert len(whole["tokens"]) == 3
+
+
 def test_only_the_last_message_is_the_input(serve, student):
   messages = [
     {"role": "system", "content": "Be short."},
@@ -142,6 +180,8 @@ def test_a_seed_is_drawn_unless_given(serve, student):
     ({"presence_penalty": 1.5}, 400, "presence_penalty: a student does not"),
     ({"model": "other"}, 404, "the model 'other' is not served"),
     ({"model": None}, 400, "model: input should be a valid string"),
+    ({"top_logprobs": 2}, 400, "top_logprobs: needs logprobs to be true"),
+    ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs: input should be less than"),
     ({"seed": 1.5}, 400, "seed: input should be a valid integer"),
     ({"stop": ["x"] * 17}, 400, "stop"),
   ],

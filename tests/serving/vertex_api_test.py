@@ -47,6 +47,14 @@ def test_parameters_in_the_clients_forms(serve, student):
   )
 
 
+def test_likely_tokens(serve):
+  body = {"instances": [{"content": "one"}], "parameters": {"logprobs": 2}}
+  (prediction,) = serve().post(f"{ENDPOINT}:predict", json=body).json()["predictions"]
+  logs = prediction["logprobs"]
+  assert logs["topLogProbs"][0] == {"<8>": -0.25, "<7>": -0.5}
+  assert len(logs["topLogProbs"]) == len(logs["tokens"]) == 3
+
+
 def test_a_stream_is_an_array_of_tensors(serve):
   body = {
     "inputs": [{"structVal": {"content": {"stringVal": ["one"]}}}],

@@ -106,14 +106,14 @@ def test_candidates_have_log_probabilities(student):
 def test_an_answer_ends_before_the_first_stop_text(student, greedy):
   longest = max(greedy, key=len)
   stops = longest[7:9], longest[4:6]
-  asked = predictor(student, stop=stops, log_probabilities=True)
+  asked = predictor(student, stop=stops, log_probabilities=True, top_log_probabilities=2)
   for text, (answer,) in zip(greedy, asked.candidates(QUESTIONS), strict=True):
     places = [text.find(stop) for stop in stops if stop in text]
     assert answer.text == text[: min(places, default=len(text))]
     if places:
       # The tokens go on to the one that completes the stop text.
       assert len(answer.ids) == min(text.find(stop) + 2 for stop in stops if stop in text)
-    assert len(answer.log_probabilities) == len(answer.ids)
+    assert len(answer.log_probabilities) == len(answer.alternatives) == len(answer.ids)
   assert any(stop in longest for stop in stops)
 
 
@@ -130,6 +130,20 @@ def test_a_stream_adds_up_to_the_answers(student, greedy, monkeypatch):
   for increment in predictor(student, stop=(stop,)).stream(QUESTIONS):
     texts[increment.number] += increment.text
   assert texts == [text.split(stop)[0] for text in greedy]
+
+
+def test_a_streams_tokens_have_their_alternatives(student, monkeypatch):
+  monkeypatch.setattr("dss_jax.decoding.engine.STEPS", 5)
+  asked = predictor(student, log_probabilities=True, top_log_probabilities=3)
+  whole = asked.candidates(QUESTIONS)
+  streamed = [[] for _ in QUESTIONS]
+  for increment in asked.stream(QUESTIONS):
+    assert len(increment.alternatives) == len(increment.ids)
+    streamed[increment.number] += increment.alternatives
+  for (answer,), alternatives in zip(whole, streamed, strict=True):
+    np.testing.assert_allclose(alternatives, answer.alternatives, atol=1e-4)
+    likeliest = [step[0] for step in answer.alternatives]
+    assert likeliest == list(zip(answer.ids, answer.log_probabilities, strict=True))
 
 
 def test_a_stream_shows_whole_characters_only(student, monkeypatch):
