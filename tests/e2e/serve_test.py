@@ -1,20 +1,17 @@
 """`dss serve` as a user runs it: the documented requests, a moved alias, SIGTERM, wrong options."""
 
-import contextlib
 import json
 import os
 import pathlib
-import re
 import shlex
 import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
 import urllib.request
 
 import pytest
+
+from tests.fixtures.server_process import post, served
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 
@@ -25,38 +22,6 @@ def documented_requests():
   words = [shlex.split(line) for line in text.splitlines() if line.startswith("curl ")]
   assert len(words) == 3
   return [(one[1].partition(":8000")[2], json.loads(one[one.index("-d") + 1])) for one in words]
-
-
-def post(url, body, timeout=60):
-  """The status and the body of the response."""
-  request = urllib.request.Request(
-    url, json.dumps(body).encode(), {"content-type": "application/json"}
-  )
-  try:
-    with urllib.request.urlopen(request, timeout=timeout) as response:
-      return response.status, json.load(response)
-  except urllib.error.HTTPError as error:
-    return error.code, json.load(error)
-
-
-@contextlib.contextmanager
-def served(folder, *options):
-  """A server of its own process, and its address."""
-  command = [sys.executable, "-m", "dss_jax.cli.main", "serve", "--port", "0", "--mesh", "data=1"]
-  command += ["--slots", "4", "--registry", "registry", *options]
-  with (folder / "serve.log").open("w") as log:
-    server = subprocess.Popen(command, cwd=folder, stderr=log)
-  try:
-    url = None
-    while url is None:
-      assert server.poll() is None, (folder / "serve.log").read_text()
-      time.sleep(0.1)
-      found = re.search(r"ready: .* at (\S+)/v1", (folder / "serve.log").read_text())
-      url = found and found[1]
-    yield server, url
-  finally:
-    server.kill()
-    server.wait()
 
 
 @pytest.fixture
