@@ -106,25 +106,39 @@ def _write_hparams(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
 
 
 def print_table(results: Sequence[Mapping[str, Any]]) -> None:
-  """Prints a line a run, with the best label accuracy in bold."""
+  """Prints a line a run, with the best one in bold."""
   names = list(results[0]["values"])
   metrics = {
     "eval_total_loss": "loss",
     "label/eval_loss": "label loss",
     "label/eval_accuracy": "label accuracy",
+    "label/eval_sequence_accuracy": "labels right",
   }
   table = Table(*names, "steps", "best step", *metrics.values())
-  accuracies = [result["metrics"].get("label/eval_accuracy", -1.0) for result in results]
-  for result, accuracy in zip(results, accuracies, strict=True):
+  best = best_run(results)
+  for number, result in enumerate(results):
     failed = "failed" in result
     cells = [printable(str(result["values"][name])) for name in names]
     cells += ["diverged" if failed else str(result["steps"]), str(result["best_step"] or "-")]
     cells += [
       f"{result['metrics'][name]:.4f}" if name in result["metrics"] else "-" for name in metrics
     ]
-    best = accuracy >= 0 and accuracy == max(accuracies)
-    table.add_row(*cells, style="bold" if best else None)
+    table.add_row(*cells, style="bold" if number == best else None)
   Console().print(table)
+
+
+def best_run(results: Sequence[Mapping[str, Any]]) -> int | None:
+  """Returns the number of the run with the most labels wholly right, then the lowest label loss.
+
+  Of equal ones the first; None if no run has been evaluated. Checkpoints are selected in this order
+  of scores, too (train/selection.py), but there what lies within the noise counts as equal.
+  """
+  scores = {
+    number: (metrics["label/eval_sequence_accuracy"], -metrics["label/eval_loss"])
+    for number, result in enumerate(results)
+    if "label/eval_sequence_accuracy" in (metrics := result["metrics"])
+  }
+  return max(scores, key=scores.__getitem__, default=None)
 
 
 def run_names(points: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -80,7 +80,8 @@ def check_table(text, results):
   for result in results:
     shown = f"{result['metrics']['eval_total_loss']:.4f}"
     (line,) = [line for line in lines if shown in line]
-    assert f"{result['metrics']['label/eval_accuracy']:.4f}" in line
+    for name in ("label/eval_accuracy", "label/eval_sequence_accuracy"):
+      assert f"{result['metrics'][name]:.4f}" in line
 
 
 def test_a_point_that_diverges_is_recorded_and_the_sweep_continues(with_student):

@@ -1,10 +1,10 @@
-"""The folders of a sweep's points: readable, and never two points in one."""
+"""The folders of a sweep's points, never two points in one, and its best run."""
 
 import unicodedata
 
 import pytest
 
-from dss_jax.pipelines.sweep import run_names
+from dss_jax.pipelines.sweep import best_run, run_names
 
 
 def test_a_name_has_the_values():
@@ -34,3 +34,23 @@ def test_points_that_would_share_a_folder_do_not(first, second):
   same = {unicodedata.normalize("NFKC", name).casefold() for name in (one, other)}
   assert len(same) == 2
   assert max(len(name.encode()) for name in (one, other)) <= 255
+
+
+def result(right=None, loss=1.0, accuracy=0.5):
+  names = ("label/eval_sequence_accuracy", "label/eval_loss", "label/eval_accuracy")
+  values = () if right is None else (right, loss, accuracy)
+  return {"metrics": dict(zip(names, values, strict=False))}
+
+
+@pytest.mark.parametrize(
+  ("results", "best"),
+  [
+    ([result(0.4, accuracy=0.9), result(0.5, accuracy=0.1)], 1),
+    ([result(0.5, loss=2.0), result(0.5, loss=1.0), result(0.5, loss=1.5)], 1),
+    ([result(), result(0.0, loss=9.0)], 1),
+    ([result(0.5), result(0.5)], 0),
+    ([result(), result()], None),
+  ],
+)
+def test_the_best_run(results, best):
+  assert best_run(results) == best
