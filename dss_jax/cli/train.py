@@ -26,6 +26,10 @@ _TRAINING = options.options(
   option("--initial-checkpoint", field="RunConfig.initial_checkpoint",
          macro="INITIAL_CHECKPOINT_PATH", metavar="PATH", default_text="random weights",
          help="Weights to start from: a trained student, or a T5X or Hugging Face T5 checkpoint."),
+  option("--initial-layers", field="RunConfig.initial_layers", metavar="uniform|first|last|0,2,5",
+         default_text="all, which the student must have, too",
+         help="Which of its layers a student with fewer starts from; for each stack by "
+         "encoder=...;decoder=..."),
   option("--initial-optimizer-state/--no-initial-optimizer-state",
          field="RunConfig.initial_optimizer_state",
          help="Start Adafactor from the moments in a T5X checkpoint."),

@@ -291,6 +291,8 @@ class RunConfig:
   # None: EvaluationConfig.interval_steps.
   checkpoint_interval_steps: Count | None = None
   initial_checkpoint: str | None = None
+  # Which of its layers a student with fewer starts from (student/layer_choice.py); None for all.
+  initial_layers: str | None = None
   # Whether Adafactor starts from the moments in a T5X checkpoint.
   initial_optimizer_state: bool = False
   seed: Seed = 0

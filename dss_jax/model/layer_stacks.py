@@ -7,7 +7,7 @@ axes are the same in both.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -68,6 +68,27 @@ def unstacked(
       continue
     for number, layer in enumerate(split(weight)):
       result[f"{stack}.{LAYERS}_{number}.{rest}"] = layer
+  return result
+
+
+def chosen_layers(
+  weights: Mapping[str, Weight], choice: Mapping[str, Sequence[int]]
+) -> dict[str, Weight]:
+  """Returns an unrolled network's weights, by name, with the chosen layers of each stack alone.
+
+  Args:
+    choice: the numbers of the layers of each stack, in the order that they get.
+  """
+  result: dict[str, Weight] = {}
+  for name, weight in weights.items():
+    found = _LAYER.fullmatch(name)
+    if found is None:
+      result[name] = weight
+      continue
+    stack, number, rest = found.groups()
+    for position, layer in enumerate(choice[stack]):
+      if layer == int(number):
+        result[f"{stack}.{LAYERS}_{position}.{rest}"] = weight
   return result
 
 

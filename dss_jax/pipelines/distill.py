@@ -14,7 +14,6 @@ from dss_jax.config.schema import RunConfig, flatten
 from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import PreparedData, prepare
-from dss_jax.errors import UserError
 from dss_jax.losses.kinds import check_signals, make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel import processes
@@ -22,7 +21,7 @@ from dss_jax.parallel.mesh import make_mesh
 from dss_jax.pipelines.annotate_stage import annotate_training_rows
 from dss_jax.progress import say
 from dss_jax.student import model_dir as students
-from dss_jax.student.initialise import InitialCheckpoint, resumed
+from dss_jax.student.initialise import InitialCheckpoint, check_initial_settings, resumed
 from dss_jax.student.registration import register_student
 from dss_jax.student.registry import Registry
 from dss_jax.student.teacher_model import TeacherModel
@@ -43,11 +42,7 @@ def run(config: RunConfig) -> dict[str, Any]:
   User errors are raised before anything is written to MODEL_DIR.
   """
   _agree_on_config(config)
-  if config.initial_optimizer_state and config.initial_checkpoint is None:
-    raise UserError(
-      "--initial-optimizer-state: there is no checkpoint to take it from; give "
-      "--initial-checkpoint, too"
-    )
+  check_initial_settings(config)
   if config.display_name is not None:
     processes.broadcast("display name", lambda: _check_name(config))
   mesh = make_mesh(config.mesh, config.batch_size)
@@ -77,6 +72,7 @@ def run(config: RunConfig) -> dict[str, Any]:
   network = None if teacher is None else teacher.network(mesh)
   optimizer = make_optimizer(config.optimizer, config.train_steps)
   trainer = Trainer(config, optimizer, mesh, network)
+  layers = None if initial is None else initial.layers
   initial_states = [] if initial is None else [initial.state(trainer)]
   row_multiple = mesh.shape["data"] * config.accumulation_steps
   costs = forward_flops(config.model).of_rows
@@ -101,7 +97,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     )
   digest = None if teacher is None else teacher.digest
   with _model_dir(config) as directory:
-    card = processes.broadcast("card", lambda: students.begin(config, data, digest))
+    card = processes.broadcast("card", lambda: students.begin(config, data, digest, layers))
     if processes.broadcast("finished", lambda: students.is_finished(config, card)):
       say(f"{config.model_dir} is finished: {_end(card)}; nothing is left to do")
       return _registered(config, card)

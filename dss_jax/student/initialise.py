@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,29 +11,22 @@ import jax
 from dss_jax.checkpoints.adafactor_moments import StoredMoments
 from dss_jax.checkpoints.adafactor_state import check_moments, with_moments
 from dss_jax.checkpoints.arrays import (
-  StoredArrays,
-  architecture,
   first_difference,
   lay_out,
   model_shapes,
   shapes_of,
 )
-from dss_jax.checkpoints.folder import CheckpointFolder
 from dss_jax.checkpoints.hf_read import CONFIG as HF_CONFIG
-from dss_jax.checkpoints.hf_read import PICKLES, WEIGHTS, WEIGHTS_INDEX, read_eos_ids, read_hf
-from dss_jax.checkpoints.orbax import (
-  STATE,
-  is_array_folder,
-  read_t5x_orbax,
-  read_t5x_orbax_moments,
-)
-from dss_jax.checkpoints.t5x_read import INDEX, newest_step, read_t5x, read_t5x_moments
 from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import RunConfig, T5Config, student_names
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
+from dss_jax.model.layer_stacks import chosen_layers
 from dss_jax.parallel.sharding import params_shape
+from dss_jax.student.export import best_weights
+from dss_jax.student.layer_choice import LayerChoice, choose_layers, depths, parse_layers
 from dss_jax.student.model_dir import CONFIG
+from dss_jax.student.open_checkpoint import Weights, open_checkpoint
 from dss_jax.student.student import Student
 from dss_jax.train.step import Trainer, TrainState
 
@@ -55,32 +46,6 @@ _ARCHITECTURE = (
 _EMBEDDING = "token_embedder.embedding"
 # Public checkpoints round the number of rows up to a multiple of 128, some of 1,024.
 MOST_PADDING_ROWS = 1024
-_KINDS = (
-  "a student's --model-dir, a T5X checkpoint_<step> (native or Orbax) or the folder of a Hugging "
-  "Face T5 with safetensors"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-  """A checkpoint of another program, opened but not read.
-
-  Attributes:
-    format: in words, such as "T5X native".
-    model: the architecture, from the arrays' shapes and, of a Hugging Face folder, config.json.
-    names_activations: whether `model.mlp_activations` is known, and not only T5's usual one.
-    eos_ids: the ids that end a text, if the checkpoint says.
-    arrays: the weights by our names.
-    moments: opens the optimizer's moments; None for a format without them.
-  """
-
-  format: str
-  path: str
-  model: T5Config
-  arrays: StoredArrays
-  moments: Callable[[], StoredMoments] | None = None
-  names_activations: bool = False
-  eos_ids: tuple[int, ...] = ()
 
 
 class InitialCheckpoint:
@@ -89,6 +54,7 @@ class InitialCheckpoint:
   Attributes:
     config: the run's configuration, with the checkpoint's number of embedding rows, unless given,
       and its kind of relative position bias.
+    layers: the checkpoint's layers that are taken, for each stack; None for all of them.
     notes: sentences for the user.
   """
 
@@ -103,6 +69,7 @@ class InitialCheckpoint:
     self.notes: list[str] = []
     with _named():
       opened = open_checkpoint(self._path)
+      self._arrays = best_weights(opened)[1] if isinstance(opened, Student) else opened.arrays
     self._source = opened
     theirs = opened.config.model if isinstance(opened, Student) else opened.model
     if isinstance(opened, Student):
@@ -112,8 +79,12 @@ class InitialCheckpoint:
       self._check_rows(theirs, vocabulary)
       self._check_end_mark(opened.eos_ids, vocabulary)
     self.config = self._settled(config, theirs, vocabulary)
-    shapes = model_shapes(theirs) if isinstance(opened, Student) else shapes_of(opened.arrays)
-    difference = first_difference(shapes, model_shapes(self.config.model))
+    self.layers: LayerChoice | None = None
+    if config.initial_layers is not None:
+      self.layers = choose_layers(config.initial_layers, theirs, self.config.model)
+      self._arrays = chosen_layers(self._arrays, self.layers)
+      self.notes.append(_taken_layers(self.layers, theirs))
+    difference = first_difference(shapes_of(self._arrays), model_shapes(self.config.model))
     if difference:
       raise UserError(self._mismatch(difference, theirs))
     names_activations = isinstance(opened, Student) or opened.names_activations
@@ -150,10 +121,8 @@ class InitialCheckpoint:
     Raises UserError if a part cannot be read.
     """
     with _named():
-      if isinstance(self._source, Student):
-        return self._source.params(mesh, scan_layers=self.config.model.scan_layers)
       shape = params_shape(self.config.model, mesh, self.config.mesh.weights_over_data)
-      return lay_out(self._source.arrays, shape)
+      return lay_out(self._arrays, shape)
 
   def _opened_moments(self) -> StoredMoments:
     """Opens the moments; raises UserError if there are none, or if the run has no Adafactor."""
@@ -225,10 +194,56 @@ class InitialCheckpoint:
     mend = "leave out --student to have the student built as the checkpoint is"
     if size is not None and size != self.config.student:
       mend = f"it has the sizes of --student {size}"
+    if self._has_layers_to_choose(theirs):
+      mend = (
+        f"to start from some of its {theirs.num_encoder_layers} encoder and "
+        f"{theirs.num_decoder_layers} decoder layers, give --initial-layers uniform, first, last "
+        f"or their numbers; or {mend}"
+      )
     return (
       f"--initial-checkpoint {self._path}: its weight {name} is {shape}, but --student "
       f"{self.config.student} needs {needed}; {mend}"
     )
+
+  def _has_layers_to_choose(self, theirs: T5Config) -> bool:
+    """Returns whether the student differs from the checkpoint in having fewer layers alone."""
+    if self.layers is not None:
+      return False
+    try:
+      layers = choose_layers("uniform", theirs, self.config.model)
+    except UserError:
+      return False
+    shapes = shapes_of(chosen_layers(self._arrays, layers))
+    return first_difference(shapes, model_shapes(self.config.model)) is None
+
+
+def check_initial_settings(config: RunConfig) -> None:
+  """Raises UserError if a setting of the initial checkpoint has none, or contradicts another."""
+  layers = config.initial_layers
+  if layers is not None:
+    parse_layers(layers)
+  if config.initial_checkpoint is None:
+    for flag, given in (
+      ("--initial-optimizer-state", config.initial_optimizer_state),
+      ("--initial-layers", layers is not None),
+    ):
+      if given:
+        raise UserError(
+          f"{flag}: there is no checkpoint to take it from; give --initial-checkpoint, too"
+        )
+  if layers is not None and config.initial_optimizer_state:
+    raise UserError(
+      f"--initial-optimizer-state: the moments are those of the whole checkpoint, and "
+      f"--initial-layers {layers} takes some of its layers; leave out one of the two"
+    )
+
+
+def _taken_layers(layers: LayerChoice, theirs: T5Config) -> str:
+  parts = (
+    f"{', '.join(map(str, numbers))} of the {stack}'s {depths(theirs)[stack]}"
+    for stack, numbers in layers.items()
+  )
+  return f"taking its layers {' and '.join(parts)}, counted from 0"
 
 
 @contextlib.contextmanager
@@ -250,71 +265,6 @@ def resumed(config: RunConfig, stored: RunConfig) -> RunConfig:
     shared_relpos_bias=stored.model.shared_relpos_bias,
   )
   return dataclasses.replace(config, model=model)
-
-
-def open_checkpoint(path: str) -> Student | Weights:
-  """Opens the checkpoint at the path, in any format, without reading the weights.
-
-  Raises UserError if there is none, or if it is damaged, a pickle, or not a T5.
-  """
-  folder = CheckpointFolder(path)
-  if folder.local is not None:
-    local = folder.local
-    if local.is_file():
-      return _open_file(local, path)
-    if not local.is_dir():
-      raise UserError(f"--initial-checkpoint {path}: no such file or folder; give {_KINDS}")
-    # T5X's MODEL_DIR also has a file of that name.
-    if (local / CONFIG).is_file() and newest_step(local) is None:
-      return Student.open(path)
-  if folder.has(INDEX):
-    return _t5x("T5X native", path)
-  if is_array_folder(folder) or is_array_folder(folder / STATE):
-    opener = functools.partial(read_t5x_orbax_moments, path)
-    return _weights("T5X Orbax", path, read_t5x_orbax(path), opener)
-  if folder.local is not None:
-    return _open_folder(folder.local, path)
-  if folder.has(HF_CONFIG):
-    read_hf(path)  # Raises the error that these are read from local disks only.
-  return _t5x("T5X single file", path)
-
-
-def _open_file(local: pathlib.Path, path: str) -> Weights:
-  if local.suffix == ".safetensors" or local.name == HF_CONFIG:
-    raise UserError(
-      f"--initial-checkpoint {path}: is one file of a Hugging Face folder; give the folder, with "
-      "its config.json"
-    )
-  if local.suffix in PICKLES:
-    raise UserError(
-      f"--initial-checkpoint {path}: is a pickle, which can run any program when it is read; "
-      "convert it to safetensors, and give the folder of those"
-    )
-  return _t5x("T5X native" if local.name == INDEX else "T5X single file", path)
-
-
-def _open_folder(local: pathlib.Path, path: str) -> Student | Weights:
-  names = {entry.name for entry in local.iterdir()}
-  pickles = any(name.endswith(PICKLES) for name in names)
-  if names & {HF_CONFIG, WEIGHTS, WEIGHTS_INDEX} or pickles:
-    model, arrays = read_hf(path)
-    return Weights(
-      "Hugging Face", path, model, arrays, names_activations=True, eos_ids=read_eos_ids(path)
-    )
-  newest = newest_step(local)
-  if newest is not None:
-    return open_checkpoint(os.fspath(newest))
-  raise UserError(f"--initial-checkpoint {path}: is no checkpoint; give {_KINDS}")
-
-
-def _t5x(kind: str, path: str) -> Weights:
-  return _weights(kind, path, read_t5x(path), functools.partial(read_t5x_moments, path))
-
-
-def _weights(
-  kind: str, path: str, arrays: StoredArrays, moments: Callable[[], StoredMoments]
-) -> Weights:
-  return Weights(kind, path, architecture(shapes_of(arrays), path), arrays, moments)
 
 
 def student_of(path: str, model_dir: str | None = None) -> tuple[str, list[Binding]]:

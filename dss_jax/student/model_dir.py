@@ -25,6 +25,7 @@ from dss_jax.errors import UserError
 from dss_jax.storage.atomic import write_text
 from dss_jax.storage.files import is_url, reason
 from dss_jax.student.input_profile import profile_inputs, write_profile
+from dss_jax.student.layer_choice import LayerChoice
 from dss_jax.train.checkpointing import check_name, has_checkpoint
 
 CONFIG, CARD, CHECKPOINTS, LOCK = "config.gin", "model.json", "checkpoints", ".lock"
@@ -152,7 +153,10 @@ def check_nonce(path: pathlib.Path, nonce: str) -> None:
 
 
 def begin(
-  config: RunConfig, data: PreparedData, teacher_digest: str | None = None
+  config: RunConfig,
+  data: PreparedData,
+  teacher_digest: str | None = None,
+  initial_layers: LayerChoice | None = None,
 ) -> dict[str, Any]:
   """Returns the run's card.
 
@@ -163,6 +167,7 @@ def begin(
 
   Args:
     teacher_digest: of the network or the file whose outputs the run trains on.
+    initial_layers: the layers that were taken of an initial checkpoint that has more.
   """
   path = pathlib.Path(config.model_dir)
   fingerprints = {
@@ -201,6 +206,7 @@ def begin(
     "teacher_model": None
     if teacher_digest is None
     else {"model": config.signals.model, "digest": teacher_digest},
+    "initial_layers": initial_layers,
     "finished": False,
     "steps": 0,
     "best_step": None,

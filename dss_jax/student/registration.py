@@ -91,6 +91,7 @@ def _lineage(student: Student) -> dict[str, Any]:
   return {
     "model_dir": str(student.directory),
     "initial_checkpoint": config.initial_checkpoint,
+    "initial_layers": student.card.get("initial_layers"),
     "dataset": config.data.dataset or config.data.task,
     "data_digest": data["train"],
     "evaluation_data_digest": data["evaluation"],

@@ -10,7 +10,8 @@ from dss_jax.config.schema import RunConfig, SignalConfig, T5Config
 from dss_jax.data.vocabularies import Vocabulary, load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.parallel.sharding import params_shape
-from dss_jax.student.initialise import MOST_PADDING_ROWS, Weights, open_checkpoint
+from dss_jax.student.initialise import MOST_PADDING_ROWS
+from dss_jax.student.open_checkpoint import Weights, open_checkpoint
 from dss_jax.student.registration import digest_of
 from dss_jax.student.registry import student_folder
 from dss_jax.student.student import Student

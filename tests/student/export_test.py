@@ -26,7 +26,7 @@ from dss_jax.model.t5 import init_params
 from dss_jax.student import model_dir as students
 from dss_jax.student.export import best_weights, export_student
 from dss_jax.student.hf_folder import write_tokenizer
-from dss_jax.student.initialise import open_checkpoint
+from dss_jax.student.open_checkpoint import open_checkpoint
 from dss_jax.student.student import Student
 from dss_jax.train.checkpointing import Checkpoints
 from dss_jax.train.step import TrainState

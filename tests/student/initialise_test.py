@@ -27,10 +27,10 @@ from dss_jax.student.initialise import (
   FROM_CHECKPOINT,
   InitialCheckpoint,
   matching_student,
-  open_checkpoint,
   resumed,
   student_of,
 )
+from dss_jax.student.open_checkpoint import open_checkpoint
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 

@@ -22,7 +22,8 @@ from dss_jax.model.t5 import init_params
 from dss_jax.parallel.mesh import make_mesh
 from dss_jax.student import model_dir as students
 from dss_jax.student.export import best_weights, export_student
-from dss_jax.student.initialise import InitialCheckpoint, open_checkpoint
+from dss_jax.student.initialise import InitialCheckpoint
+from dss_jax.student.open_checkpoint import open_checkpoint
 from dss_jax.student.predictor import Predictor
 from dss_jax.student.student import Student
 from dss_jax.train.checkpointing import Checkpoints

@@ -10,7 +10,7 @@ from dss_jax.checkpoints.arrays import in_memory
 from dss_jax.checkpoints.t5x_write import write_t5x, write_t5x_orbax
 from dss_jax.decoding.beam import beam_search
 from dss_jax.decoding.greedy import greedy
-from dss_jax.student.initialise import open_checkpoint
+from dss_jax.student.open_checkpoint import open_checkpoint
 
 WHY = "T5X is not installed (docs/t5x.md)"
 pytestmark = pytest.mark.t5x

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from dss_jax.student.initialise import open_checkpoint
+from dss_jax.student.open_checkpoint import open_checkpoint
 
 WHY = "T5X is not installed (docs/t5x.md)"
 pytestmark = pytest.mark.t5x
