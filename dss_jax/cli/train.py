@@ -33,6 +33,8 @@ _TRAINING = options.options(
   option("--initial-optimizer-state/--no-initial-optimizer-state",
          field="RunConfig.initial_optimizer_state",
          help="Start Adafactor from the moments in a T5X checkpoint."),
+  option("--agreement-weights/--no-agreement-weights", field="LossConfig.agreement_weights",
+         help="Weight each row by the share of the teacher's answers to it that agree."),
   options.lengths(),
   options.TRAIN_STEPS,
   options.batch_size(),

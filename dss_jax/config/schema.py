@@ -201,6 +201,8 @@ class LossConfig:
   # Further terms by name, with their weights: the kinds of losses/kinds.py, and losses of the
   # student alone, such as {"entropy": -0.01}, which rewards unsure predictions.
   extra_terms: Mapping[str, TermWeight] = dataclasses.field(default_factory=dict)
+  # Weights each row by the share of the teacher's answers to it that agree (data/agreement.py).
+  agreement_weights: bool = False
   label_smoothing: Annotated[float, Bounds(0, 0.99)] = 0.0
   z_loss: NonNegative = 0.0
   response: ResponseConfig = ResponseConfig()

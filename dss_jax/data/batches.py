@@ -64,7 +64,7 @@ class PackedBatches:
   A batch is a dict of arrays over R rows, L input and M target positions:
     encoder_input_tokens, encoder_segment_ids: int32 [R, L]
     decoder_input_tokens, decoder_target_tokens, decoder_segment_ids: int32 [R, M]
-    decoder_loss_weights: float32 [R, M], 1 on real targets
+    decoder_loss_weights: float32 [R, M], on real targets 1 or the example's weight
     decoder_target_kinds: int32 [R, M], 0 for the label and 1 for the rationale
   Segment ids count from 1 within a row; 0 is padding.
   """
@@ -78,6 +78,7 @@ class PackedBatches:
     costs: Costs,
     row_multiple: int = 1,
     length_multiple: int = 8,
+    example_weights: np.ndarray | None = None,
   ):
     """Plans the shapes.
 
@@ -87,9 +88,11 @@ class PackedBatches:
       costs: the cost of rows, by which cheap shapes are chosen.
       row_multiple: rows come in multiples of this.
       length_multiple: row lengths are multiples of this.
+      example_weights: the weight of each example of the store; None for 1.
     """
     self._store = store
     self._kinds = kinds
+    self._example_weights = example_weights
     sample = [self._lengths(self._sequences(examples)) for examples in planned_for]
     self.packer = Packer(
       sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
@@ -133,7 +136,8 @@ class PackedBatches:
         # The decoder sees the target shifted right; the pad token starts it, as T5 was trained.
         batch["decoder_input_tokens"][row, here.start + 1 : here.stop] = tokens[:-1]
         batch["decoder_segment_ids"][row, here] = segment
-        batch["decoder_loss_weights"][row, here] = 1.0
+        weights = self._example_weights
+        batch["decoder_loss_weights"][row, here] = 1.0 if weights is None else weights[example]
         batch["decoder_target_kinds"][row, here] = kind
         start_target = here.stop
     return batch
@@ -177,6 +181,7 @@ class TrainBatches:
     costs: Costs,
     row_multiple: int = 1,
     length_multiple: int = 8,
+    example_weights: np.ndarray | None = None,
   ):
     self._batch_size = batch_size
     self._seed = seed
@@ -189,6 +194,7 @@ class TrainBatches:
       costs=costs,
       row_multiple=row_multiple,
       length_multiple=length_multiple,
+      example_weights=example_weights,
     )
 
   def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dss_jax.config.schema import LABEL, RATIONALE, DataConfig
+from dss_jax.data.agreement import weighted
 from dss_jax.data.records import Row
 from dss_jax.data.report.build import report_on_rows
 from dss_jax.data.sources import (
@@ -109,17 +110,22 @@ def _task_sources(
 
 
 def prepare(
-  config: DataConfig, tasks: tuple[int, ...], annotated: str | None = None
+  config: DataConfig,
+  tasks: tuple[int, ...],
+  annotated: str | None = None,
+  *,
+  agreement_weights: bool = False,
 ) -> PreparedData:
   """Reads, checks, reports on and tokenises the rows of a run.
 
   Args:
     tasks: the target kinds to train on: LABEL, RATIONALE or both.
     annotated: as for sources.
+    agreement_weights: whether the training examples get the weights of data/agreement.py.
 
   Raises:
-    UserError: the rows, the vocabulary or the task file are invalid, or no row has a target of
-      a trained kind.
+    UserError: the rows, the vocabulary or the task file are invalid, no row has a target of a
+      trained kind, or none has an agreement to weight it by.
   """
   train, evaluation = sources(config, annotated)
   _check_rows_for(tasks, train, evaluation)
@@ -133,15 +139,20 @@ def prepare(
     max_input_tokens=config.max_input_tokens,
     max_output_tokens=config.max_output_tokens,
   )
+  store = tokenise_source(train, vocabulary, config)
+  weights = None
+  if agreement_weights:
+    store, weights = weighted(store, train)
   return PreparedData(
     vocabulary=vocabulary,
     train_rows=train.rows,
-    train=tokenise_source(train, vocabulary, config),
+    train=store,
     evaluation=None if evaluation is None else tokenise_source(evaluation, vocabulary, config),
     report={
       **report.to_json(),
       "train_source": train.report,
       "evaluation_source": None if evaluation is None else evaluation.report,
+      **({} if weights is None else {"agreement_weights": weights}),
     },
     warnings=list(report.warnings),
   )

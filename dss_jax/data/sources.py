@@ -79,7 +79,7 @@ class TrainingRows:
   """FileRows, with an additional row for each further rationale of a row.
 
   A row with several "rationales" from `dss annotate` thus trains its label once and each
-  rationale once.
+  rationale once. The additional rows have the row's provenance, whose agreement may weight them.
   """
 
   path: PathLike
@@ -94,7 +94,8 @@ class TrainingRows:
       for rationale in further:
         is_text = isinstance(rationale, str) and is_unicode(rationale) and not is_blank(rationale)
         if is_text and rationale != row["rationale"]:
-          yield {"input_text": row["input_text"], "rationale": rationale}
+          provenance = {"provenance": row["provenance"]} if "provenance" in row else {}
+          yield {"input_text": row["input_text"], "rationale": rationale, **provenance}
 
 
 def summarise(rows: Iterable[Row]) -> RowsSummary:

@@ -55,6 +55,8 @@ class TokenStore:
     truncated: {kind: {"inputs", "targets"}}, sequences that were cut to the lengths.
     longest_target_tokens: {"label", "rationale"}, the longest stored target, end token included.
     unusable_rows: rows of the source with neither label nor rationale.
+    example_weights: [num_examples] float32, the weight of each example's tokens in the loss
+      (data/agreement.py); None for 1.
   """
 
   fingerprint: str
@@ -67,6 +69,7 @@ class TokenStore:
   unusable_rows: int
   _tokens: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
   _starts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+  example_weights: np.ndarray | None = None
 
   def input_tokens(self, example: int, kind: int) -> np.ndarray:
     """Returns the input of an example for a kind, int32, a read-only view; empty if absent."""

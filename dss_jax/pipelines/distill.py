@@ -51,7 +51,10 @@ def run(config: RunConfig) -> dict[str, Any]:
   check_signals(config)
   # Only process 0 asks the teacher, so that each request is sent once.
   annotated, annotation = processes.broadcast("annotated", lambda: annotate_training_rows(config))
-  data = processes.first_process_first("tokens", lambda: prepare(config.data, kinds, annotated))
+  by_agreement = config.loss.agreement_weights
+  data = processes.first_process_first(
+    "tokens", lambda: prepare(config.data, kinds, annotated, agreement_weights=by_agreement)
+  )
   _agree_on_data(config, data)
   if annotation is not None:
     data.report["annotation"] = annotation
@@ -84,6 +87,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     costs=costs,
     row_multiple=row_multiple,
     length_multiple=aligned_tokens(config.model.dtype),
+    example_weights=data.train.example_weights,
   )
   eval_batches = None
   if data.evaluation is not None:
@@ -221,6 +225,12 @@ def _announce(
         f"teacher's answers parse ({answers['parsed_percent']:.2f} %), "
         f"{answers['agreeing_percent']:.1f} % agree with the gold label"
       )
+  weights = data.report.get("agreement_weights")
+  if weights:
+    say(
+      f"{weights['examples']:,} examples are weighted by the teacher's agreement, "
+      f"{weights['mean']:.2f} in the mean, {weights['least']:.2f} at least"
+    )
   optimizer = config.optimizer
   rate = optimizer.base_learning_rate * optimizer.learning_rate_multiplier
   mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
