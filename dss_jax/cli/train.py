@@ -123,6 +123,7 @@ def sweep(file: str, **flags: Any) -> None:
   """Train every point of a grid, each in its own folder under --model-dir; resumable."""
   from dss_jax.config.gin_loader import Binding, load_config
   from dss_jax.config.schema import RunConfig
+  from dss_jax.losses.kinds import without_unused_teacher
   from dss_jax.pipelines import sweep as sweeping
 
   def config_of(point, model_dir):
@@ -134,7 +135,9 @@ def sweep(file: str, **flags: Any) -> None:
     chosen = {**flags, "kind": point.get("KIND", flags["kind"])}
     files, bindings = _files_and_bindings("runs/distill.gin", chosen)
     student = [student_file(point["STUDENT"], file)] if "STUDENT" in point else []
-    return load_config(RunConfig, [*files, *student], bindings + values)
+    config = load_config(RunConfig, [*files, *student], bindings + values)
+    # One teacher is given for all kinds, and some need none.
+    return without_unused_teacher(config) if "KIND" in point else config
 
   from dss_jax.storage.cache import keep_compiled_programs
 

@@ -127,6 +127,20 @@ def check_signals(config: RunConfig) -> None:
       )
 
 
+def without_unused_teacher(config: RunConfig) -> RunConfig:
+  """Returns the run without a teacher model that none of its kinds uses."""
+  sources = {source for _, source, _ in chosen_kinds(config).values()}
+  signals = config.signals
+  return dataclasses.replace(
+    config,
+    signals=dataclasses.replace(
+      signals,
+      model=signals.model if "teacher" in sources else None,
+      logits=signals.logits if "file" in sources else None,
+    ),
+  )
+
+
 def _missing(name: str, kind: Kind, config: RunConfig) -> str:
   """Returns the sentence that a kind lacks its teacher."""
   given = ""

@@ -58,7 +58,7 @@ def run(directory: str, seed: int, settings: Sequence[Binding] = ()) -> dict[str
   """
   folder = pathlib.Path(directory)
   data = folder / "data"
-  training, test = _write_data(data, seed)
+  training, test = write_data(data, seed)
   targets = [row["output_text"] for row in test]
   results: dict[str, Any] = {
     "seed": seed,
@@ -111,7 +111,7 @@ def _baselines(training: list[Row], targets: list[str]) -> dict[str, float]:
   }
 
 
-def _write_data(folder: pathlib.Path, seed: int) -> tuple[list[Row], list[Row]]:
+def write_data(folder: pathlib.Path, seed: int) -> tuple[list[Row], list[Row]]:
   """Writes training, evaluation and test rows without a common input, and a vocabulary.
 
   The vocabulary is made from the training rows only. Returns the training and test rows.
