@@ -13,7 +13,7 @@ from dss_jax.errors import UserError
 # What a run trains on targets by cross-entropy: at most one of them.
 _BASES = {"step-by-step": "runs/distill.gin", "labels": "runs/tune.gin"}
 # The other kinds, each runs/NAME.gin with an underscore for a hyphen.
-KINDS = ("response",)
+KINDS = ("response", "feature")
 
 OPTIONS = options.options(
   option("--kind", metavar="KIND,...", default_text="step-by-step",

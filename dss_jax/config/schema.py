@@ -6,44 +6,24 @@ import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from dss_jax.config.bounds import (
+  Bounds,
+  Count,
+  Length,
+  NonNegative,
+  NonNegativeInt,
+  NotEmpty,
+  Seed,
+  Share,
+  TermWeight,
+)
+from dss_jax.config.kinds import FeatureConfig
 from dss_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-  """The smallest and the largest value of a number; None is unbounded."""
-
-  low: float | None = None
-  high: float | None = None
-
-  def __str__(self) -> str:
-    if self.low is None:
-      return f"at most {self.high}"
-    if self.high is None:
-      return f"at least {self.low}"
-    return f"from {self.low} to {self.high}"
-
-
-class NotEmpty:
-  """Marks a tuple that needs at least one item."""
-
-  def __str__(self) -> str:
-    return "at least one"
-
 
 # What a sequence teaches the student to write: a row's label or its rationale.
 TARGET_KINDS = ("label", "rationale")
 LABEL, RATIONALE = range(len(TARGET_KINDS))
 
-Count = Annotated[int, Bounds(1)]
-# Tokens of a sequence: one beside its end-of-sequence token.
-Length = Annotated[int, Bounds(2)]
-NonNegativeInt = Annotated[int, Bounds(0)]
-Share = Annotated[float, Bounds(0, 1)]
-NonNegative = Annotated[float, Bounds(0)]
-# Random keys keep 32 bits of a seed: a larger one would repeat a smaller one.
-TermWeight = Annotated[float, Bounds(-1000, 1000)]
-Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 # Reasons to distrust a rationale: annotation/filters.py explains each.
 Concern = Literal[
   "agreement", "gold", "length", "unmentioned", "cut-off", "echo", "several-answers"
@@ -206,6 +186,7 @@ class LossConfig:
   label_smoothing: Annotated[float, Bounds(0, 0.99)] = 0.0
   z_loss: NonNegative = 0.0
   response: ResponseConfig = ResponseConfig()
+  feature: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
 """LossSum, a loss as a sum with its weight, and the named terms of an objective."""
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from dss_jax.losses.signals import NetworkOutputs
 
@@ -77,21 +79,26 @@ class StateLoss(Protocol):
   Attributes:
     student_layers, teacher_layers: the states that it reads: the layers' numbers by stack,
       "encoder" and "decoder".
-    needs_whole_batch: whether it compares examples with each other, so that a batch cannot be
-      computed in microbatches.
   """
 
   student_layers: Mapping[str, tuple[int, ...]]
-  teacher_layers: Mapping[str, tuple[int, ...]]
-  needs_whole_batch: bool
+  teacher_layers: Mapping[str, tuple[int, ...]] = types.MappingProxyType({})
 
   def total(
-    self, student: NetworkOutputs, teacher: NetworkOutputs | None, batch: Mapping[str, jax.Array]
+    self,
+    student: NetworkOutputs,
+    teacher: NetworkOutputs | None,
+    batch: Mapping[str, jax.Array],
+    projections: Mapping[str, jax.Array],
   ) -> jax.Array:
-    """Computes the sum, a float32 scalar; the gradient flows to the student."""
+    """Computes the sum, a float32 scalar; the gradient flows to student and projections."""
 
   def denominator(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Returns what the sum of the whole batch is divided by, from the batch alone."""
+
+  def projections(self, key: jax.Array) -> dict[str, nn.LogicallyPartitioned]:
+    """Initialises the weights that are trained beside the student's, with their logical axes."""
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dss_jax.config.schema import TARGET_KINDS, LossConfig, RunConfig, T5Config
 from dss_jax.errors import UserError
 from dss_jax.losses.base import StateTerm, Term, TokenLoss
 from dss_jax.losses.entropy import entropy
+from dss_jax.losses.feature import feature_terms
 from dss_jax.losses.objective import Objective
 from dss_jax.losses.response import ResponseLoss
 from dss_jax.losses.signals import Source
@@ -19,7 +20,10 @@ TOKEN_LOSSES: dict[str, TokenLoss] = {"entropy": entropy}
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-  """The architectures that terms are made for; the teacher's is None without one."""
+  """The architectures that terms are made for.
+
+  The teacher's is None without one, as in evaluation; terms of its states are left out then.
+  """
 
   student: T5Config
   teacher: T5Config | None
@@ -54,8 +58,15 @@ def _response(name, weight, config, networks, source):
   return _by_kind(name, weight, config.alpha, ResponseLoss(config.response), source)
 
 
+def _feature(name, weight, config, networks, source):
+  if networks.teacher is None:
+    return ()
+  return feature_terms(name, weight, config.feature, networks.student, networks.teacher, source)
+
+
 KINDS: dict[str, Kind] = {
   "response": Kind("next tokens", "teacher", _response),
+  "feature": Kind("hidden states", "teacher", _feature),
 }
 
 

@@ -71,6 +71,14 @@ class Objective:
         layers[stack].update(numbers)
     return {stack: tuple(sorted(numbers)) for stack, numbers in layers.items()}
 
+  def projections(self, key: jax.Array) -> dict[str, Any]:
+    """Initialises the weights that terms train beside the student's, by term; {} for none."""
+    made = {
+      term.name: term.loss.projections(jax.random.fold_in(key, number))
+      for number, term in enumerate(self.state_terms)
+    }
+    return {name: weights for name, weights in made.items() if weights}
+
   def denominators(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the denominator of each term, by its name, for the *whole* batch."""
     return {term.name: term.denominator(batch) for term in self.every_term}
@@ -122,14 +130,19 @@ class Objective:
     batch: Mapping[str, jax.Array],
     denominators: Mapping[str, jax.Array],
     signals: Mapping[str, Any],
+    projections: Mapping[str, Any],
   ) -> tuple[jax.Array, Sums]:
-    """Computes the state terms' part of the total loss, a float32 scalar, and their sums."""
+    """Computes the state terms' part of the total loss, a float32 scalar, and their sums.
+
+    Args:
+      projections: what `projections` initialised, trained since, without its boxes.
+    """
     loss = jnp.zeros((), jnp.float32)
     sums = {}
     for term in self.state_terms:
       teacher = None if term.source is None else jax.lax.stop_gradient(signals[term.source])
       with jax.named_scope(term.name):
-        total = term.loss.total(student, teacher, batch)
+        total = term.loss.total(student, teacher, batch, projections.get(term.name, {}))
       loss += total * _factor(term, denominators)
       sums[f"{term.name}/loss"] = LossSum(total, term.denominator(batch))
     return loss, sums

@@ -61,6 +61,9 @@ class NetworkOutputs:
   def next_tokens(self) -> "DenseLogits":
     return DenseLogits(self.hidden_RMD, self.kernel_DV)
 
+  def states(self, stack: str) -> dict[int, jax.Array]:
+    return self.encoder if stack == "encoder" else self.decoder
+
 
 @struct.dataclass
 class DenseLogits:

@@ -306,7 +306,7 @@ class Transformer(nn.Module):
       deterministic=deterministic,
       keep=keep_decoder,
     )
-    return Outputs(self._scaled(hidden_BMD), encoder, decoder)
+    return Outputs(scaled_hidden(hidden_BMD, self.config), encoder, decoder)
 
   def __call__(
     self,
@@ -333,10 +333,12 @@ class Transformer(nn.Module):
       return jnp.dot(hidden_BMD.astype(jnp.float32), self.token_embedder.embedding.T)
     return self.decoder.logits_dense(hidden_BMD)
 
-  def _scaled(self, hidden_BMD: jax.Array) -> jax.Array:
-    if self.config.logits_via_embedding and self.config.scale_tied_logits:
-      return hidden_BMD / jnp.sqrt(self.config.emb_dim).astype(hidden_BMD.dtype)
-    return hidden_BMD
+
+def scaled_hidden(hidden_BMD: jax.Array, config: T5Config) -> jax.Array:
+  """Returns normed decoder states as the logits are computed from them."""
+  if config.logits_via_embedding and config.scale_tied_logits:
+    return hidden_BMD / jnp.sqrt(config.emb_dim).astype(hidden_BMD.dtype)
+  return hidden_BMD
 
 
 def output_kernel(params: Any, config: T5Config) -> jax.Array:

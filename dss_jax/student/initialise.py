@@ -107,6 +107,12 @@ class InitialCheckpoint:
     Raises UserError if a part cannot be read, or if the moments do not fit this run's Adafactor.
     """
     if self._moments is not None:
+      if trainer.state_shape.projections:
+        raise UserError(
+          f"--initial-optimizer-state: the checkpoint {self._path} has no moments of the "
+          "projections that --kind feature trains between networks of different widths; leave "
+          "it out"
+        )
       with _named():
         check_moments(trainer.state_shape.opt_state, self._moments, self._path)
     state = trainer.state_from_params(self.params(trainer.mesh))

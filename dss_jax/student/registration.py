@@ -12,9 +12,10 @@ from dss_jax.student.input_profile import INPUTS
 from dss_jax.student.model_dir import CARD, CHECKPOINTS, CONFIG
 from dss_jax.student.registry import DEFAULT, Registry, Version
 from dss_jax.student.student import Student
+from dss_jax.train.checkpointing import BESIDE
 
 # Of a checkpoint, what only resuming needs.
-_FOR_RESUMING = ("optimizer", "progress")
+_FOR_RESUMING = ("optimizer", "progress", *BESIDE)
 
 
 def register_student(directory: PathLike, name: str, registry: PathLike | None = None) -> Version:

@@ -24,6 +24,9 @@ from dss_jax.train.step import TrainState
 # Orbax logs every step of its work, and with a traceback what it also raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+# The fields of a TrainState that few runs have; each is an item of a checkpoint unless empty.
+BESIDE = ("projections",)
+
 
 def has_checkpoint(directory: pathlib.Path) -> bool:
   """Returns whether the folder has at least one complete checkpoint; others' files do not count."""
@@ -54,8 +57,9 @@ def rank_of(metrics: Mapping[str, float]) -> tuple[float, float, float]:
 class Checkpoints:
   """The checkpoints of one run, under MODEL_DIR/checkpoints.
 
-  Each has the weights (`params`), the optimizer's state (`optimizer`) and the loop's state
-  (`progress`): all that resuming needs.
+  Each has the weights (`params`), the optimizer's state (`optimizer`), the loop's state
+  (`progress`) and, where the run has them, what is beside the student's weights (BESIDE): all
+  that resuming needs.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep_best: bool, read_only: bool = False):
@@ -113,6 +117,7 @@ class Checkpoints:
           params=ocp.args.StandardSave(state.params),
           optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
           progress=ocp.args.JsonSave(dict(progress)),
+          **{name: ocp.args.StandardSave(tree) for name, tree in _beside(state).items()},
         ),
         metrics=dict(metrics) if metrics is not None else None,
         force=True,
@@ -139,11 +144,15 @@ class Checkpoints:
           params=ocp.args.StandardRestore(shape.params),
           optimizer=ocp.args.StandardRestore({"step": shape.step, "opt_state": shape.opt_state}),
           progress=ocp.args.JsonRestore(),
+          **{name: ocp.args.StandardRestore(tree) for name, tree in _beside(shape).items()},
         ),
       )
     optimizer = restored["optimizer"]
     state = TrainState(
-      step=optimizer["step"], params=restored["params"], opt_state=optimizer["opt_state"]
+      step=optimizer["step"],
+      params=restored["params"],
+      opt_state=optimizer["opt_state"],
+      **{name: restored[name] for name in _beside(shape)},
     )
     return state, restored["progress"]
 
@@ -194,6 +203,10 @@ class Checkpoints:
           f"{place}: cannot be restored ({reason(error)}); put a copy of it in its place, or "
           "remove it to go on from what is left"
         ) from error
+
+
+def _beside(state: TrainState) -> dict[str, Any]:
+  return {name: tree for name in BESIDE if (tree := getattr(state, name))}
 
 
 @contextlib.contextmanager

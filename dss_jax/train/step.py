@@ -33,11 +33,36 @@ Arrays = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-  """Weights, optimizer state and the number of steps taken (int32): what a checkpoint saves."""
+  """What a checkpoint saves.
+
+  Attributes:
+    step: the number of steps taken, int32.
+    params: the student's weights.
+    opt_state: the optimizer's state, of the tree that `trained_tree` makes.
+    projections: the weights that terms train beside the student's, by term; {} for none.
+  """
 
   step: jax.Array
   params: Any
   opt_state: Any
+  projections: Any = struct.field(default_factory=dict)
+
+
+# The branch of the trained tree beside the student's own.
+_PROJECTIONS = "projections"
+
+
+def trained_tree(params: Any, projections: Any) -> Any:
+  """Returns all that the optimizer sees as one tree: the student's own if there is no more."""
+  return {**params, _PROJECTIONS: projections} if projections else params
+
+
+def split_trained(trained: Any) -> tuple[Any, Any]:
+  """Returns the student's weights and the projections of a trained tree."""
+  if _PROJECTIONS not in trained:
+    return trained, {}
+  params = dict(trained)
+  return params, params.pop(_PROJECTIONS)
 
 
 class Trainer:
@@ -66,11 +91,21 @@ class Trainer:
     self._params_shape = nn.meta.unbox(boxed)
     weight_shardings = param_shardings(boxed, mesh, config.mesh.weights_over_data)
     replicated = NamedSharding(mesh, PartitionSpec())
-    state_shape = jax.eval_shape(self._fresh_state, self._params_shape)
+    # An argument and not a constant, so that runs with other seeds reuse the compiled functions.
+    self._seed = np.uint32(config.seed)
+    boxed = jax.eval_shape(self.objective.projections, jax.random.key(0))
+    projection_shardings = param_shardings(boxed, mesh, config.mesh.weights_over_data)
+    state_shape = jax.eval_shape(self._fresh_state, self._params_shape, self._seed)
     self.state_shardings: Any = TrainState(
       step=replicated,  # type: ignore[arg-type]
       params=weight_shardings,
-      opt_state=shardings_like(state_shape.opt_state, self._params_shape, weight_shardings, mesh),
+      opt_state=shardings_like(
+        state_shape.opt_state,
+        trained_tree(self._params_shape, nn.meta.unbox(boxed)),
+        trained_tree(weight_shardings, projection_shardings),
+        mesh,
+      ),
+      projections=projection_shardings,
     )
     self.state_shape = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -87,13 +122,13 @@ class Trainer:
       out_shardings=(self.state_shardings, replicated),
       donate_argnums=0,
     )
-    # An argument and not a constant, so that runs with other seeds reuse the compiled functions.
-    self._seed = np.uint32(config.seed)
     self._evaluate = jax.jit(
       self._eval_step, in_shardings=(weight_shardings, batch_sharding), out_shardings=replicated
     )
     self._norm = jax.jit(
-      optax.tree.norm, in_shardings=(weight_shardings,), out_shardings=replicated
+      optax.tree.norm,
+      in_shardings=(trained_tree(weight_shardings, projection_shardings),),
+      out_shardings=replicated,
     )
     self._ahead = CompiledAhead({})
 
@@ -102,7 +137,7 @@ class Trainer:
 
     def init(seed):
       key = jax.random.fold_in(jax.random.key(seed), 1)
-      return self._fresh_state(nn.meta.unbox(init_params(self.config.model, key)))
+      return self._fresh_state(nn.meta.unbox(init_params(self.config.model, key)), seed)
 
     return self._on_mesh(jax.jit(init, out_shardings=self.state_shardings), self._seed)
 
@@ -113,10 +148,11 @@ class Trainer:
     return self._on_mesh(
       jax.jit(
         self._fresh_state,
-        in_shardings=(self.state_shardings.params,),
+        in_shardings=(self.state_shardings.params, None),
         out_shardings=self.state_shardings,
       ),
       params,
+      self._seed,
     )
 
   def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
@@ -161,8 +197,8 @@ class Trainer:
     return self._on_mesh(evaluate, params, batch)
 
   def weight_norm(self, state: TrainState) -> float:
-    """Computes the Euclidean norm of all weights; non-finite if any weight is, or overflows."""
-    return float(self._on_mesh(self._norm, state.params))
+    """Computes the Euclidean norm of all that is trained; non-finite if any weight is."""
+    return float(self._on_mesh(self._norm, trained_tree(state.params, state.projections)))
 
   def to_mesh(self, rows: int, fill: Callable[[slice], dict[str, Any]]) -> Arrays:
     """Builds a global batch with `fill`, which each host calls for its own rows only."""
@@ -196,18 +232,25 @@ class Trainer:
     with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
       return function(*arguments)
 
-  def _fresh_state(self, params: Any) -> TrainState:
+  def _fresh_state(self, params: Any, seed: jax.Array) -> TrainState:
+    # The student's weights use fold_in 1, dropout 2.
+    key = jax.random.fold_in(jax.random.key(seed), 3)
+    projections = nn.meta.unbox(self.objective.projections(key))
     return TrainState(
-      step=jnp.zeros((), jnp.int32), params=params, opt_state=self._optimizer.init(params)
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=self._optimizer.init(trained_tree(params, projections)),
+      projections=projections,
     )
 
   def _train_step(
     self, state: TrainState, batch: Arrays, seed: jax.Array, teacher: Any
   ) -> tuple[TrainState, Arrays]:
-    # The initial weights use fold_in 1.
+    # fold_in 1 is for the initial weights.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), state.step)
+    trained = trained_tree(state.params, state.projections)
     gradient, sums = accumulated_gradient(
-      state.params,
+      trained,
       batch,
       key,
       config=self.config,
@@ -217,10 +260,10 @@ class Trainer:
       shards=self.mesh.size,
     )
     with jax.named_scope("optimizer"):
-      updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
+      updates, opt_state = self._optimizer.update(gradient, state.opt_state, trained)
       metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradient)}
-      params = optax.apply_updates(state.params, updates)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+      params, projections = split_trained(optax.apply_updates(trained, updates))
+    return TrainState(state.step + 1, params, opt_state, projections), metrics
 
   def _signals(self, teacher: Any, batch: Arrays) -> Signals:
     """Returns what the terms need beside the student's outputs, by source."""
@@ -247,7 +290,7 @@ def _shape_of(batch: Arrays) -> RowShape:
 
 
 def batch_loss(
-  params: Any,
+  trained: Any,
   batch: Arrays,
   denominators: Mapping[str, jax.Array],
   key: jax.Array | None,
@@ -260,6 +303,7 @@ def batch_loss(
   """Computes the part of the total loss that these rows contribute, and their sums.
 
   Args:
+    trained: the student's weights, with its projections if there are any (trained_tree).
     denominators: the denominator of each term of the objective, for the *whole* batch.
     key: for dropout; None disables it.
     objective: by default the run's, which then needs no signals.
@@ -267,19 +311,22 @@ def batch_loss(
   """
   objective = objective or training_objective(config)
   signals = signals_of(batch)
+  params, projections = split_trained(trained)
   student = network_outputs(params, config.model, batch, objective.kept_layers(None), key)
   loss, losses = objective.loss(
     student, batch, denominators, signals, training=key is not None, shards=shards
   )
   sums = objective.sums(losses, batch)
   if objective.state_terms:
-    state_loss, state_sums = objective.state_loss(student, batch, denominators, signals)
+    state_loss, state_sums = objective.state_loss(
+      student, batch, denominators, signals, projections
+    )
     loss, sums = loss + state_loss, sums | state_sums
   return loss, sums
 
 
 def accumulated_gradient(
-  params: Any,
+  trained: Any,
   batch: Arrays,
   key: jax.Array | None,
   *,
@@ -303,7 +350,7 @@ def accumulated_gradient(
   )
   microbatches = config.accumulation_steps
   if microbatches == 1:
-    return differentiate(params, batch, denominators, key)
+    return differentiate(trained, batch, denominators, key)
 
   def split(x: jax.Array) -> jax.Array:
     # Microbatch i takes rows i, i + microbatches, ...: no row moves to another device.
@@ -312,13 +359,13 @@ def accumulated_gradient(
   def add(carry, numbered):
     number, microbatch = numbered
     microbatch_key = None if key is None else jax.random.fold_in(key, number)
-    gradient, sums = differentiate(params, microbatch, denominators, microbatch_key)
+    gradient, sums = differentiate(trained, microbatch, denominators, microbatch_key)
     return jax.tree.map(jnp.add, carry, (gradient, sums)), None
 
   zeros = jax.tree.map(
     lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
     jax.eval_shape(
-      differentiate, params, jax.tree.map(lambda x: x[::microbatches], batch), denominators, key
+      differentiate, trained, jax.tree.map(lambda x: x[::microbatches], batch), denominators, key
     ),
   )
   carry, _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), jax.tree.map(split, batch)))

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import sys
+import types
 
 import jax
 import numpy as np
@@ -360,3 +361,11 @@ def test_moments_without_a_checkpoint(capsys, monkeypatch, tmp_path):
   assert stopped.value.code == 2
   assert "--initial-optimizer-state: there is no checkpoint" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
+
+
+def test_moments_beside_projections_are_refused(shared):
+  path = shared / "checkpoints/t5x_native_tiny"
+  initial = InitialCheckpoint(with_moments_of(path), BYTES)
+  shape = types.SimpleNamespace(projections={"feature_encoder": {}})
+  with pytest.raises(UserError, match="has no moments of the projections that --kind feature"):
+    initial.state(types.SimpleNamespace(state_shape=shape))

@@ -334,3 +334,14 @@ def test_a_disk_that_is_full_is_one_sentence(opened, mesh, tmp_path, monkeypatch
 def test_a_name_that_is_no_text_is_refused(tmp_path):
   with pytest.raises(UserError, match="not text in this terminal's encoding"):
     Checkpoints(tmp_path / "m\udcff", keep_best=False)
+
+
+def test_what_is_beside_the_weights_is_an_item_of_its_own(opened, mesh, tmp_path):
+  state = state_on(mesh, 2)
+  beside = {"feature": {"kernel": state.params["layer"]["kernel"] + 1}}
+  checkpoints = opened()
+  for step, each in ((1, state), (2, dataclasses.replace(state, projections=beside))):
+    checkpoints.save(each, step, {}, metrics(0.5, float(step)))
+    checkpoints.wait()
+    assert_equal_bits(checkpoints.restore(step, shape_of(each))[0], each)
+    assert (tmp_path / "checkpoints" / str(step) / "projections").exists() == (step == 2)
