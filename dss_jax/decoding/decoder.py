@@ -8,6 +8,7 @@ is ever moved or emptied.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -122,6 +123,58 @@ def decode_step(
   if config.logits_via_embedding and config.scale_tied_logits:
     x_DB = x_DB / jnp.sqrt(config.emb_dim).astype(x_DB.dtype)
   return jax.lax.optimization_barrier(weights.output @ x_DB.astype(jnp.float32)), new_caches
+
+
+def decode_batch(
+  weights: DecodingWeights,
+  config: T5Config,
+  encoder_input_tokens_BL: jax.Array,
+  next_tokens: Callable[[jax.Array, jax.Array], jax.Array],
+  *,
+  max_decode_tokens: int,
+  eos_id: int,
+  pad_id: int,
+) -> jax.Array:
+  """Decodes a batch whose rows all start at once, int32 [B, max_decode_tokens].
+
+  Decoding starts from the pad token, as T5 was trained, and ends when every row has its end
+  token (kept) or after max_decode_tokens; a row is padded after its end. Encoder positions of
+  the pad id are padding and are not attended to; a row of padding only decodes to padding.
+
+  Args:
+    next_tokens: chooses each row's next token, int32 [B], from (logits float32 [V, B], position
+      int32 scalar, counted from 0).
+  """
+  config = unrolled_config(config)
+  source_mask_BL = encoder_input_tokens_BL != pad_id
+  crosses = heads_first(
+    encode(weights, config, encoder_input_tokens_BL, source_mask_BL.astype(jnp.int32))
+  )
+  rows = encoder_input_tokens_BL.shape[0]
+
+  def unfinished(state):
+    step, _, done_B, _, _ = state
+    return (step < max_decode_tokens) & ~jnp.all(done_B)
+
+  def advance(state):
+    step, tokens_B, done_B, written_BT, caches = state
+    positions_B = jnp.full((rows,), step)
+    logits_VB, caches = decode_step(
+      weights, config, tokens_B, step, positions_B, caches, crosses, source_mask_BL
+    )
+    next_B = jnp.where(done_B, pad_id, next_tokens(logits_VB, step))
+    written_BT = jax.lax.dynamic_update_slice_in_dim(written_BT, next_B[:, None], step, axis=1)
+    return step + 1, next_B, done_B | (next_B == eos_id), written_BT, caches
+
+  state = (
+    jnp.zeros((), jnp.int32),
+    jnp.full((rows,), pad_id, jnp.int32),
+    # A row of padding only, which completes a batch, has ended from the start.
+    ~jnp.any(source_mask_BL, axis=1),
+    jnp.full((rows, max_decode_tokens), pad_id, jnp.int32),
+    empty_caches(config, rows, max_decode_tokens),
+  )
+  return jax.lax.while_loop(unfinished, advance, state)[3]
 
 
 def _norm(x_DB: jax.Array, scale_D: jax.Array, config: T5Config) -> jax.Array:

@@ -51,7 +51,7 @@ class Sampling:
 
 
 def next_tokens(
-  logits_VB: jax.Array, sampling: Sampling, identities_B2: jax.Array, positions_B: jax.Array
+  logits_VB: jax.Array, sampling: Sampling, identities_BI: jax.Array, positions_B: jax.Array
 ) -> jax.Array:
   """Returns each row's next token, int32 [B].
 
@@ -59,22 +59,22 @@ def next_tokens(
   place among the rows.
 
   Args:
-    identities_B2: two numbers that tell a row from others, uint32.
+    identities_BI: numbers that tell a row from others, uint32; an engine has two.
   """
   temperatures_B = jnp.asarray(sampling.temperatures_B)
   is_drawn_B = temperatures_B > 0
   likeliest_B = most_likely(logits_VB)
 
-  def key(seed: Any, identity_2: jax.Array, position: jax.Array) -> jax.Array:
+  def key(seed: Any, identity_I: jax.Array, position: jax.Array) -> jax.Array:
     key = jax.random.key(seed)
-    for number in (*identity_2, position):
+    for number in (*identity_I, position):
       key = jax.random.fold_in(key, number)
     return key
 
   def draw() -> jax.Array:
     divisors_B = jnp.where(is_drawn_B, temperatures_B, 1.0)
     logits_BV = kept(logits_VB.T / divisors_B[:, None], sampling.top_ks_B, sampling.top_ps_B)
-    keys_B = jax.vmap(key)(sampling.seeds_B, identities_B2, positions_B)
+    keys_B = jax.vmap(key)(sampling.seeds_B, identities_BI, positions_B)
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
     return jnp.where(is_drawn_B, drawn_B, likeliest_B)
 
