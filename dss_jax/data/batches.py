@@ -19,7 +19,15 @@ PLANNING_BATCHES = 128
 PLANNING_EXAMPLES = 4096
 
 
-class SequenceStore(Protocol):
+class Sequences(Protocol):
+  """The tokens of (input, target) pairs: an example has one for each of its target kinds."""
+
+  def input_tokens(self, example: int, kind: int) -> np.ndarray: ...
+
+  def target_tokens(self, example: int, kind: int) -> np.ndarray: ...
+
+
+class SequenceStore(Sequences, Protocol):
   """Tokenised examples: each has an (input, target) pair for its label and its rationale."""
 
   @property
@@ -29,10 +37,6 @@ class SequenceStore(Protocol):
   @property
   def target_lengths(self) -> np.ndarray:
     """The number of tokens of each target, likewise."""
-
-  def input_tokens(self, example: int, kind: int) -> np.ndarray: ...
-
-  def target_tokens(self, example: int, kind: int) -> np.ndarray: ...
 
 
 def example_numbers(step: int, *, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
@@ -93,7 +97,7 @@ class PackedBatches:
     self._store = store
     self._kinds = kinds
     self._example_weights = example_weights
-    sample = [self._lengths(self._sequences(examples)) for examples in planned_for]
+    sample = [self._lengths(self.sequences(examples)) for examples in planned_for]
     self.packer = Packer(
       sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
     )
@@ -102,7 +106,7 @@ class PackedBatches:
 
   def pack(self, examples: np.ndarray) -> tuple[Packing, list[tuple[int, int]]]:
     """Returns the rows of a batch, and the (example, kind) of each sequence number in them."""
-    sequences = self._sequences(examples)
+    sequences = self.sequences(examples)
     inputs, targets = self._lengths(sequences)
     packing = self.packer.pack((inputs, targets))
     rows, input_tokens, target_tokens = packing.shape
@@ -113,34 +117,13 @@ class PackedBatches:
 
   def shape_of(self, examples: np.ndarray) -> RowShape:
     """Returns the shape of a batch of the examples, without counting it in the padding shares."""
-    return self.packer.pack(self._lengths(self._sequences(examples))).shape
+    return self.packer.pack(self._lengths(self.sequences(examples))).shape
 
   def fill(
     self, packing: Packing, sequences: list[tuple[int, int]], rows: slice = slice(None)
   ) -> Batch:
     """Returns the arrays of the given rows of a packed batch."""
-    members = packing.members[rows]
-    batch = empty_batch(packing.shape._replace(rows=len(members)))
-    for row, numbers in enumerate(members):
-      start_input = start_target = 0
-      for segment, number in enumerate(numbers, start=1):
-        example, kind = sequences[number]
-        tokens = self._store.input_tokens(example, kind)
-        here = slice(start_input, start_input + len(tokens))
-        batch["encoder_input_tokens"][row, here] = tokens
-        batch["encoder_segment_ids"][row, here] = segment
-        start_input = here.stop
-        tokens = self._store.target_tokens(example, kind)
-        here = slice(start_target, start_target + len(tokens))
-        batch["decoder_target_tokens"][row, here] = tokens
-        # The decoder sees the target shifted right; the pad token starts it, as T5 was trained.
-        batch["decoder_input_tokens"][row, here.start + 1 : here.stop] = tokens[:-1]
-        batch["decoder_segment_ids"][row, here] = segment
-        weights = self._example_weights
-        batch["decoder_loss_weights"][row, here] = 1.0 if weights is None else weights[example]
-        batch["decoder_target_kinds"][row, here] = kind
-        start_target = here.stop
-    return batch
+    return filled_rows(self._store, packing, sequences, rows, self._example_weights)
 
   def padding_shares(self) -> dict[str, float]:
     """Returns the shares of input and target positions that were padding so far."""
@@ -150,7 +133,8 @@ class PackedBatches:
       "targets": float(1 - targets / padded_targets),
     }
 
-  def _sequences(self, examples: np.ndarray) -> list[tuple[int, int]]:
+  def sequences(self, examples: np.ndarray) -> list[tuple[int, int]]:
+    """Returns the (example, kind) of each sequence of a batch."""
     return [
       (int(example), kind)
       for kind in self._kinds
@@ -200,6 +184,10 @@ class TrainBatches:
   def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:
     """Returns the packed rows of step n, counted from 0."""
     return self.packed.pack(self._numbers(step))
+
+  def sequences(self, step: int) -> list[tuple[int, int]]:
+    """Returns the (example, kind) of each sequence of step n, counted from 0."""
+    return self.packed.sequences(self._numbers(step))
 
   def shapes(self, first_step: int, last_step: int) -> list[RowShape]:
     """Returns the distinct shapes of the steps' batches in order, last_step excluded."""
@@ -253,6 +241,43 @@ class EvalBatches:
   def target_lengths(self) -> np.ndarray:
     """The number of tokens of each target, int64 [examples, 2]; 0 if the pair is absent."""
     return np.asarray(self._store.target_lengths)
+
+
+def filled_rows(
+  tokens_of: Sequences,
+  packing: Packing,
+  sequences: list[tuple[int, int]],
+  rows: slice,
+  example_weights: np.ndarray | None = None,
+) -> Batch:
+  """Returns the arrays of the given rows of a packed batch, as PackedBatches describes them.
+
+  Args:
+    sequences: the (example, kind) of each sequence number in the rows.
+    example_weights: None for 1.
+  """
+  members = packing.members[rows]
+  batch = empty_batch(packing.shape._replace(rows=len(members)))
+  for row, numbers in enumerate(members):
+    start_input = start_target = 0
+    for segment, number in enumerate(numbers, start=1):
+      example, kind = sequences[number]
+      tokens = tokens_of.input_tokens(example, kind)
+      here = slice(start_input, start_input + len(tokens))
+      batch["encoder_input_tokens"][row, here] = tokens
+      batch["encoder_segment_ids"][row, here] = segment
+      start_input = here.stop
+      tokens = tokens_of.target_tokens(example, kind)
+      here = slice(start_target, start_target + len(tokens))
+      batch["decoder_target_tokens"][row, here] = tokens
+      # The decoder sees the target shifted right; the pad token starts it, as T5 was trained.
+      batch["decoder_input_tokens"][row, here.start + 1 : here.stop] = tokens[:-1]
+      batch["decoder_segment_ids"][row, here] = segment
+      weight = 1.0 if example_weights is None else example_weights[example]
+      batch["decoder_loss_weights"][row, here] = weight
+      batch["decoder_target_kinds"][row, here] = kind
+      start_target = here.stop
+  return batch
 
 
 def empty_batch(shape: RowShape) -> Batch:
