@@ -92,6 +92,8 @@ def duration(seconds: float) -> str:
 def note_of(metrics: Mapping[str, float]) -> str:
   """Returns the most important metrics of a step as text."""
   note = f"loss {metrics['train_total_loss']:.4f}"
+  if any(name.startswith("on_policy/") for name in metrics):
+    note += " on its own samples"
   if "time/steps_per_second" in metrics:
     note += (
       f"  {metrics['time/steps_per_second']:.2f} steps/s"

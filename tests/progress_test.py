@@ -50,5 +50,7 @@ def test_durations(seconds, text):
 
 def test_the_note_has_speed_only_where_it_was_measured():
   assert note_of({"train_total_loss": 1.5}) == "loss 1.5000"
+  sampled = {"train_total_loss": 1.5, "on_policy/ended": 0.5}
+  assert note_of(sampled) == "loss 1.5000 on its own samples"
   speed = {"time/steps_per_second": 2.0, "time/examples_per_second": 48.0}
   assert note_of({"train_total_loss": 1.5, **speed}) == "loss 1.5000  2.00 steps/s  48.0 examples/s"

@@ -13,7 +13,7 @@ from dss_jax.errors import UserError
 # What a run trains on targets by cross-entropy: at most one of them.
 _BASES = {"step-by-step": "runs/distill.gin", "labels": "runs/tune.gin"}
 # The other kinds, each runs/NAME.gin with an underscore for a hyphen.
-KINDS = ("response", "feature")
+KINDS = ("response", "feature", "on-policy")
 
 OPTIONS = options.options(
   option("--kind", metavar="KIND,...", default_text="step-by-step",
@@ -24,6 +24,9 @@ OPTIONS = options.options(
          default_text="that of its file in gin_configs/runs"),
   option("--teacher-model", field="SignalConfig.model", metavar="DIR|NAME[@VERSION]|CHECKPOINT",
          help="A T5-family teacher whose next tokens and states the kinds compare with."),
+  option("--on-policy-share", field="OnPolicyConfig.share",
+         default_text="0.5 with --kind on-policy",
+         help="Share of the steps whose targets the student samples for the teacher model."),
   option("--teacher-weights", field="SignalConfig.weights",
          help="How the teacher model is kept in memory."),
 )  # fmt: skip
@@ -60,15 +63,15 @@ def compose(
     raise UserError(
       f"--kind {kinds}: step-by-step trains on labels already; leave out one of the two"
     )
-  given = _weights(weights, names)
   terms: dict[str, float] = {}
   files = []
   for name in names:
     if name not in _BASES:
       files.append(f"runs/{name.replace('-', '_')}.gin")
       terms.update(value_in(files[-1:], "LossConfig.extra_terms"))
-      terms |= {name: given[name]} if name in given else {}
   files.append(_BASES[bases[0]] if bases else base)
+  given = _weights(weights, [*bases, *terms])
+  terms |= {name: weight for name, weight in given.items() if name in terms}
   bindings = [Binding("LossConfig.extra_terms", terms, "--kind")] if terms else []
   weight = given.get(bases[0], 1.0) if bases else 0.0
   if weight != 1.0:
@@ -76,13 +79,15 @@ def compose(
   return files, bindings
 
 
-def _weights(weights: Sequence[str], names: Sequence[str]) -> Mapping[str, float]:
-  """Returns the weights that were given, by kind."""
+def _weights(weights: Sequence[str], losses: Sequence[str]) -> Mapping[str, float]:
+  """Returns the weights that were given, by the kind whose loss they weight."""
   given = {}
   for text in weights:
     name, _, value = text.partition("=")
-    if name not in names:
-      raise UserError(f"--kind-weight {text}: --kind does not name {name!r}; write KIND=X")
+    if name not in losses:
+      raise UserError(
+        f"--kind-weight {text}: the run has no loss {name!r}; choose from {', '.join(losses)}"
+      )
     try:
       given[name] = float(value)
     except ValueError as error:

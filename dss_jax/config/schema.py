@@ -204,6 +204,23 @@ class SignalConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig:
+  """Steps whose targets the student samples itself, for the teacher network to compare with."""
+
+  # Of all steps; these are trained on the terms of the teacher network alone.
+  share: Share = 0.0
+  # Of the softmax that is sampled from; 0 takes the most likely tokens.
+  temperature: Annotated[float, Bounds(0, 100)] = 1.0
+  # Longer samples are cut off, and so are those longer than the rows' own targets may be.
+  max_tokens: Count = 128
+  # Which targets are sampled, among those that the run trains on.
+  kinds: Annotated[tuple[Literal["label", "rationale"], ...], NotEmpty()] = (
+    "label",
+    "rationale",
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
   """The update rule and its learning rate: base_learning_rate * learning_rate_multiplier."""
 
@@ -263,6 +280,7 @@ class RunConfig:
   teacher: TeacherConfig = TeacherConfig()
   loss: LossConfig = LossConfig()
   signals: SignalConfig = SignalConfig()
+  on_policy: OnPolicyConfig = OnPolicyConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   mesh: MeshConfig = MeshConfig()

@@ -5,7 +5,7 @@ devices only.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -189,9 +189,8 @@ class TrainBatches:
     """Returns the (example, kind) of each sequence of step n, counted from 0."""
     return self.packed.sequences(self._numbers(step))
 
-  def shapes(self, first_step: int, last_step: int) -> list[RowShape]:
-    """Returns the distinct shapes of the steps' batches in order, last_step excluded."""
-    steps = range(first_step, last_step)
+  def shapes(self, steps: Iterable[int]) -> list[RowShape]:
+    """Returns the distinct shapes of the steps' batches in order."""
     return list(dict.fromkeys(self.packed.shape_of(self._numbers(step)) for step in steps))
 
   def _numbers(self, step: int) -> np.ndarray:

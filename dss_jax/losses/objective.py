@@ -60,6 +60,14 @@ class Objective:
     terms = tuple(term for term in self.terms if term.source is None)
     return dataclasses.replace(self, terms=terms, state_terms=())
 
+  def of_source(self, source: str) -> "Objective":
+    """Returns the terms that need the signal of this source."""
+    return dataclasses.replace(
+      self,
+      terms=tuple(term for term in self.terms if term.source == source),
+      state_terms=tuple(term for term in self.state_terms if term.source == source),
+    )
+
   def kept_layers(self, source: str | None) -> dict[str, tuple[int, ...]]:
     """Returns the states that the terms read, by stack: a source's, or (None) the student's."""
     layers: dict[str, set[int]] = {"encoder": set(), "decoder": set()}

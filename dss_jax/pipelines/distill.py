@@ -12,6 +12,7 @@ from typing import Any
 
 from dss_jax.config.schema import RunConfig, flatten
 from dss_jax.data.batches import EvalBatches, TrainBatches
+from dss_jax.data.on_policy import OnPolicyBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import PreparedData, prepare
 from dss_jax.losses.kinds import check_signals, make_objective
@@ -26,6 +27,7 @@ from dss_jax.student.registration import register_student
 from dss_jax.student.registry import Registry
 from dss_jax.student.teacher_model import TeacherModel
 from dss_jax.train.loop import Loop, Outcome
+from dss_jax.train.on_policy import OnPolicy, check_on_policy, max_tokens, sampled_kinds
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer, parameter_count
 
@@ -48,6 +50,7 @@ def run(config: RunConfig) -> dict[str, Any]:
   mesh = make_mesh(config.mesh, config.batch_size)
   students.check_directory(config)
   kinds = make_objective(config.loss).kinds
+  check_on_policy(config)
   check_signals(config)
   # Only process 0 asks the teacher, so that each request is sent once.
   annotated, annotation = processes.broadcast("annotated", lambda: annotate_training_rows(config))
@@ -99,6 +102,24 @@ def run(config: RunConfig) -> dict[str, Any]:
       row_multiple=row_multiple,
       length_multiple=aligned_tokens(config.model.dtype),
     )
+  on_policy = None
+  if config.on_policy.share:
+    on_policy_batches = OnPolicyBatches(
+      data.train,
+      train_batches,
+      kinds=sampled_kinds(config),
+      max_tokens=max_tokens(config),
+      costs=costs,
+      row_multiple=row_multiple,
+      length_multiple=aligned_tokens(config.model.dtype),
+    )
+    on_policy = OnPolicy(
+      config,
+      trainer,
+      on_policy_batches,
+      eos_id=data.vocabulary.eos_id,
+      pad_id=data.vocabulary.pad_id,
+    )
   digest = None if teacher is None else teacher.digest
   with _model_dir(config) as directory:
     card = processes.broadcast("card", lambda: students.begin(config, data, digest, layers))
@@ -113,12 +134,13 @@ def run(config: RunConfig) -> dict[str, Any]:
       if processes.is_first():
         students.write_config(config)
       _announce(config, data, trainer, train_batches, step)
+      coming = range(step, min(step + _STEPS_AHEAD, config.train_steps))
       trainer.compile_ahead(
-        train_batches.shapes(step, min(step + _STEPS_AHEAD, config.train_steps)),
+        train_batches.shapes(n for n in coming if on_policy is None or not on_policy.takes(n)),
         eval_batches.shapes() if eval_batches is not None else [],
       )
 
-    loop = Loop(config, trainer, train_batches, eval_batches)
+    loop = Loop(config, trainer, train_batches, eval_batches, on_policy)
     # pop, because a reference kept here would keep the initial state in memory.
     try:
       outcome = loop.run(initial_states.pop if initial_states else None, on_start)
@@ -251,6 +273,11 @@ def _announce(
   if trainer.teacher is not None:
     size = parameter_count(trainer.teacher.config)
     lines.append(f"the teacher is {config.signals.model} ({size:,} weights)")
+  if config.on_policy.share:
+    lines.append(
+      f"the student samples the targets of {100 * config.on_policy.share:g} % of the steps, at "
+      f"temperature {config.on_policy.temperature:g} and up to {max_tokens(config)} tokens each"
+    )
   if data.evaluation is None:
     lines.append("no evaluation data: no early stopping, and the last checkpoint is handed on")
   for line in lines:

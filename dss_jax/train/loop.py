@@ -26,7 +26,8 @@ from dss_jax.parallel.preemption import StopSignal, StopVote
 from dss_jax.progress import ProgressLine, note_of, progress_line
 from dss_jax.train.checkpointing import Checkpoints
 from dss_jax.train.evaluation import evaluate
-from dss_jax.train.metrics import MetricsWriter, NoWriter, named_metrics
+from dss_jax.train.metrics import MetricsWriter, NoWriter, named_metrics, on_policy_metrics
+from dss_jax.train.on_policy import OnPolicy
 from dss_jax.train.selection import Scores, Standing, compare
 from dss_jax.train.step import Trainer, TrainState
 
@@ -68,11 +69,13 @@ class Loop:
     trainer: Trainer,
     train_batches: TrainBatches,
     eval_batches: EvalBatches | None,
+    on_policy: OnPolicy | None = None,
   ):
     self._config = config
     self._trainer = trainer
     self._train_batches = train_batches
     self._eval_batches = eval_batches
+    self._on_policy = on_policy
     self._objective = trainer.objective
     self._directory = pathlib.Path(config.model_dir)
     self._progress = Progress()
@@ -144,7 +147,7 @@ class Loop:
       while step < config.train_steps and not self._progress.stopped_early:
         batch = upcoming.result()
         upcoming = thread.submit(self._batch, step + 1)
-        state, metrics = self._trainer.train_step(state, batch)
+        state, metrics = self._take_step(state, step, batch)
         step += 1
         stopped_by = vote.cast(stop.number)
         if pending:
@@ -173,16 +176,33 @@ class Loop:
   def _is_due(self, step: int, interval_steps: int) -> bool:
     return step % interval_steps == 0 or step == self._config.train_steps
 
-  def _batch(self, step: int) -> dict[str, jax.Array]:
-    """Returns the batch of step n (from 0) on the mesh."""
+  def _batch(self, step: int) -> dict[str, jax.Array] | None:
+    """Returns the batch of step n (from 0) on the mesh; None if the student is to sample it."""
+    if self._on_policy is not None and self._on_policy.takes(step):
+      return None
     packing, sequences = self._train_batches.pack(step)
     fill = functools.partial(self._train_batches.packed.fill, packing, sequences)
     return self._trainer.to_mesh(packing.shape.rows, fill)
 
+  def _take_step(
+    self, state: TrainState, step: int, batch: dict[str, jax.Array] | None
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Takes step n (from 0) on its batch, or on one that it samples from the present weights."""
+    if batch is not None:
+      return self._trainer.train_step(state, batch)
+    assert self._on_policy is not None
+    batch, figures = self._on_policy.batch(state.params, step)
+    state, metrics = self._trainer.train_step(state, batch, on_policy=True)
+    return state, {**metrics, "sampled": figures}
+
   def _log(self, step: int, metrics: Any, clock: "_Clock", line: ProgressLine) -> None:
     """Writes a step's metrics; raises TrainingDiverged if one is non-finite."""
     sums, gradient_norm = jax.device_get((metrics["sums"], metrics["gradient_norm"]))
-    named = named_metrics(self._objective, sums, "train")
+    if "sampled" in metrics:
+      objective = self._trainer.on_policy_objective
+      named = on_policy_metrics(objective, sums, metrics["sampled"])
+    else:
+      named = named_metrics(self._objective, sums, "train")
     named["train_gradient_norm"] = float(gradient_norm)
     self._check_finite(step, named)
     named.update(clock.rates())

@@ -6,7 +6,7 @@ import json
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -39,6 +39,29 @@ def named_metrics(
     if each.weight > 0:
       group, figure = name.split("/")
       named[f"{group}/{prefix}_{figure}"] = each.mean()
+  return {name: float(np.asarray(value)) for name, value in named.items()}
+
+
+def on_policy_metrics(
+  objective: Objective, sums: Mapping[str, LossSum], figures: Mapping[str, float]
+) -> dict[str, float]:
+  """Returns the metrics of an on-policy step.
+
+  `train_total_loss` and `train_num_predictions` as of any step. The rest stands under
+  `on_policy/`, since it is not of the rows' own targets: `<term>_loss`, and the figures of the
+  sampled targets.
+  """
+  named: dict[str, Any] = {
+    "train_total_loss": objective.total(sums),
+    "train_num_predictions": sum(
+      each.weight for name, each in sums.items() if name.endswith("/accuracy")
+    ),
+  }
+  for term in objective.every_term:
+    loss = sums[f"{term.name}/loss"]
+    if loss.weight > 0:
+      named[f"on_policy/{term.name}_loss"] = loss.mean()
+  named |= {f"on_policy/{name}": value for name, value in figures.items()}
   return {name: float(np.asarray(value)) for name, value in named.items()}
 
 

@@ -85,6 +85,8 @@ class Trainer:
     self.mesh = mesh
     self.teacher = teacher
     self.objective = training_objective(config, None if teacher is None else teacher.config)
+    # Of targets that the student has written itself: it learns nothing from predicting those.
+    self.on_policy_objective = self.objective.of_source("teacher")
     self.rules = logical_rules(config.model, mesh, split_length=True)
     self._optimizer = optimizer
     boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
@@ -116,11 +118,14 @@ class Trainer:
     teacher_shape = None if teacher is None else teacher.params_shape
     teacher_shardings = jax.tree.map(lambda leaf: leaf.sharding, teacher_shape)
     self._teacher_shape = teacher_shape
-    self._train = jax.jit(
-      self._train_step,
-      in_shardings=(self.state_shardings, batch_sharding, replicated, teacher_shardings),
-      out_shardings=(self.state_shardings, replicated),
-      donate_argnums=0,
+    self._train, self._train_on_policy = (
+      jax.jit(
+        functools.partial(self._train_step, objective),
+        in_shardings=(self.state_shardings, batch_sharding, replicated, teacher_shardings),
+        out_shardings=(self.state_shardings, replicated),
+        donate_argnums=0,
+      )
+      for objective in (self.objective, self.on_policy_objective)
     )
     self._evaluate = jax.jit(
       self._eval_step, in_shardings=(weight_shardings, batch_sharding), out_shardings=replicated
@@ -155,9 +160,18 @@ class Trainer:
       self._seed,
     )
 
-  def train_step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Arrays]:
-    """Takes one step; returns the new state, and the step's `sums` (Sums) and `gradient_norm`."""
-    train = self._ahead.get(("train", _shape_of(batch))) or self._train
+  def train_step(
+    self, state: TrainState, batch: Arrays, *, on_policy: bool = False
+  ) -> tuple[TrainState, Arrays]:
+    """Takes one step; returns the new state, and the step's `sums` (Sums) and `gradient_norm`.
+
+    Args:
+      on_policy: whether to train on on_policy_objective.
+    """
+    if on_policy:
+      train: Callable[..., Any] = self._train_on_policy
+    else:
+      train = self._ahead.get(("train", _shape_of(batch))) or self._train
     teacher = None if self.teacher is None else self.teacher.params
     return self._on_mesh(train, state, batch, self._seed, teacher)
 
@@ -244,7 +258,7 @@ class Trainer:
     )
 
   def _train_step(
-    self, state: TrainState, batch: Arrays, seed: jax.Array, teacher: Any
+    self, objective: Objective, state: TrainState, batch: Arrays, seed: jax.Array, teacher: Any
   ) -> tuple[TrainState, Arrays]:
     # fold_in 1 is for the initial weights.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), state.step)
@@ -254,8 +268,8 @@ class Trainer:
       batch,
       key,
       config=self.config,
-      objective=self.objective,
-      signals_of=functools.partial(self._signals, teacher),
+      objective=objective,
+      signals_of=functools.partial(self._signals, objective, teacher),
       # A chunk's logits are sharded over the whole mesh: rows over data, vocabulary over model.
       shards=self.mesh.size,
     )
@@ -265,12 +279,12 @@ class Trainer:
       params, projections = split_trained(optax.apply_updates(trained, updates))
     return TrainState(state.step + 1, params, opt_state, projections), metrics
 
-  def _signals(self, teacher: Any, batch: Arrays) -> Signals:
+  def _signals(self, objective: Objective, teacher: Any, batch: Arrays) -> Signals:
     """Returns what the terms need beside the student's outputs, by source."""
     signals = {}
-    if "teacher" in self.objective.sources:
+    if "teacher" in objective.sources:
       assert self.teacher is not None
-      layers = self.objective.kept_layers("teacher")
+      layers = objective.kept_layers("teacher")
       with jax.named_scope("teacher"):
         signals["teacher"] = self.teacher.outputs(teacher, batch, layers)
     return signals

@@ -9,9 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dss_jax.config.schema import LossConfig
 from dss_jax.errors import UserError
-from dss_jax.losses.base import LossSum
+from dss_jax.losses.base import LossSum, Term
 from dss_jax.losses.kinds import make_objective
-from dss_jax.train.metrics import MetricsWriter, named_metrics
+from dss_jax.losses.objective import Objective
+from dss_jax.train.metrics import MetricsWriter, named_metrics, on_policy_metrics
 
 
 def sums(label=(8.0, 4.0, 3.0), rationale=(60.0, 20.0, 5.0)):
@@ -49,6 +50,26 @@ def test_eval_metrics_have_the_three_twins():
     "eval_num_predictions",
   ]
   assert list(evaluation.values()) == list(train.values())
+
+
+def test_metrics_of_sampled_targets_by_hand():
+  """A term without tokens has no name of its own."""
+  terms = tuple(
+    Term(name, weight, (kind,), lambda *_: 0.0, "teacher")
+    for kind, (name, weight) in enumerate([("response_label", 0.25), ("response_rationale", 0.5)])
+  )
+  of_terms = {
+    "response_label/loss": LossSum(np.float32(12.0), np.float32(4.0)),
+    "label/accuracy": LossSum(np.float32(3.0), np.float32(4.0)),
+    "response_rationale/loss": LossSum(np.float32(0.0), np.float32(0.0)),
+    "rationale/accuracy": LossSum(np.float32(0.0), np.float32(0.0)),
+  }
+  assert on_policy_metrics(Objective(terms), of_terms, {"ended": 0.5}) == {
+    "train_total_loss": 0.25 * 3.0,
+    "train_num_predictions": 4.0,
+    "on_policy/response_label_loss": 3.0,
+    "on_policy/ended": 0.5,
+  }
 
 
 def test_a_kind_without_tokens_has_no_names_of_its_own():
