@@ -59,13 +59,17 @@ _NAME = options.options(
          default_text="it is not registered"),
   options.REGISTRY,
 )  # fmt: skip
-_ALPHA = option("--alpha", field="LossConfig.alpha", macro="ALPHA",
-                help="Weight of the label's loss; the rationale's is the rest.")  # fmt: skip
+_STEP_BY_STEP = options.options(
+  option("--alpha", field="LossConfig.alpha", macro="ALPHA",
+         help="Weight of the label's loss; the rationale's is the rest."),
+  option("--shared-encoder/--no-shared-encoder", field="DataConfig.shared_encoder",
+         help="Encode a row once for its label and its rationale, not once for each."),
+)  # fmt: skip
 
 
 @click.command()
 @_TRAINING
-@_ALPHA
+@_STEP_BY_STEP
 @kinds.OPTIONS
 @options.teacher("Add missing labels and rationales by this teacher before training, as "
                  "dss annotate does; its answers are kept in --model-dir.",
@@ -117,7 +121,7 @@ def train(
 @click.command(short_help="Train every point of a grid.")
 @click.argument("file", metavar="SWEEP.gin")
 @_TRAINING
-@_ALPHA
+@_STEP_BY_STEP
 @kinds.OPTIONS
 def sweep(file: str, **flags: Any) -> None:
   """Train every point of a grid, each in its own folder under --model-dir; resumable."""

@@ -85,6 +85,9 @@ class DataConfig:
     default_factory=lambda: {"inputs": 7168, "targets": 1024}
   )
 
+  # Whether a row's input is encoded once for its label and its rationale (data/shared_encoder.py).
+  shared_encoder: bool = False
+
   @property
   def max_input_tokens(self) -> int:
     return self.feature_lengths["inputs"]

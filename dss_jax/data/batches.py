@@ -70,7 +70,11 @@ class PackedBatches:
     decoder_input_tokens, decoder_target_tokens, decoder_segment_ids: int32 [R, M]
     decoder_loss_weights: float32 [R, M], on real targets 1 or the example's weight
     decoder_target_kinds: int32 [R, M], 0 for the label and 1 for the rationale
-  Segment ids count from 1 within a row; 0 is padding.
+  Segment ids count from 1 within a row; 0 is padding. A target reads the input of its own number.
+
+  With a shared encoder (data/shared_encoder.py) an example has one input, that of its first
+  target, which all its targets in the same row read:
+    decoder_cross_segment_ids: int32 [R, M], the encoder segment that each target position reads
   """
 
   def __init__(
@@ -83,6 +87,7 @@ class PackedBatches:
     row_multiple: int = 1,
     length_multiple: int = 8,
     example_weights: np.ndarray | None = None,
+    shared_starts: tuple[int, int] | None = None,
   ):
     """Plans the shapes.
 
@@ -93,10 +98,13 @@ class PackedBatches:
       row_multiple: rows come in multiples of this.
       length_multiple: row lengths are multiples of this.
       example_weights: the weight of each example of the store; None for 1.
+      shared_starts: the decoder's start token for each kind, with a shared encoder; None for an
+        input for each target.
     """
     self._store = store
     self._kinds = kinds
     self._example_weights = example_weights
+    self._shared_starts = shared_starts
     sample = [self._lengths(self.sequences(examples)) for examples in planned_for]
     self.packer = Packer(
       sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
@@ -109,6 +117,10 @@ class PackedBatches:
     sequences = self.sequences(examples)
     inputs, targets = self._lengths(sequences)
     packing = self.packer.pack((inputs, targets))
+    if self._shared_starts is not None:
+      groups = self._groups(sequences)
+      members = [[n for group in row for n in groups[group]] for row in packing.members]
+      packing = packing._replace(members=members)
     rows, input_tokens, target_tokens = packing.shape
     self._positions += [
       inputs.sum(), rows * input_tokens, targets.sum(), rows * target_tokens
@@ -123,7 +135,9 @@ class PackedBatches:
     self, packing: Packing, sequences: list[tuple[int, int]], rows: slice = slice(None)
   ) -> Batch:
     """Returns the arrays of the given rows of a packed batch."""
-    return filled_rows(self._store, packing, sequences, rows, self._example_weights)
+    return filled_rows(
+      self._store, packing, sequences, rows, self._example_weights, self._shared_starts
+    )
 
   def padding_shares(self) -> dict[str, float]:
     """Returns the shares of input and target positions that were padding so far."""
@@ -134,17 +148,33 @@ class PackedBatches:
     }
 
   def sequences(self, examples: np.ndarray) -> list[tuple[int, int]]:
-    """Returns the (example, kind) of each sequence of a batch."""
-    return [
-      (int(example), kind)
-      for kind in self._kinds
-      for example in examples
-      if self._store.target_lengths[example, kind] > 0
-    ]
+    """Returns the (example, kind) of each sequence, with a shared encoder example by example."""
+    pairs: Iterable[tuple[int, int]]
+    if self._shared_starts is None:
+      pairs = ((int(example), kind) for kind in self._kinds for example in examples)
+    else:
+      pairs = ((int(example), kind) for example in examples for kind in sorted(self._kinds))
+    return [pair for pair in pairs if self._store.target_lengths[pair] > 0]
+
+  def _groups(self, sequences: list[tuple[int, int]]) -> list[list[int]]:
+    """Returns the numbers of the sequences that are packed together, since they have one input."""
+    groups: list[list[int]] = []
+    for number in range(len(sequences)):
+      if _shares_input(sequences, number):
+        groups[-1].append(number)
+      else:
+        groups.append([number])
+    return groups
 
   def _lengths(self, sequences: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lengths of inputs and of targets, with a shared encoder those of an example."""
     examples, kinds = np.array(sequences).T
-    return self._store.input_lengths[examples, kinds], self._store.target_lengths[examples, kinds]
+    inputs = self._store.input_lengths[examples, kinds]
+    targets = self._store.target_lengths[examples, kinds]
+    if self._shared_starts is None:
+      return inputs, targets
+    firsts = [group[0] for group in self._groups(sequences)]
+    return inputs[firsts], np.add.reduceat(targets, firsts)
 
 
 def usable_examples(store: SequenceStore, kinds: Sequence[int]) -> np.ndarray:
@@ -166,6 +196,7 @@ class TrainBatches:
     row_multiple: int = 1,
     length_multiple: int = 8,
     example_weights: np.ndarray | None = None,
+    shared_starts: tuple[int, int] | None = None,
   ):
     self._batch_size = batch_size
     self._seed = seed
@@ -179,6 +210,7 @@ class TrainBatches:
       row_multiple=row_multiple,
       length_multiple=length_multiple,
       example_weights=example_weights,
+      shared_starts=shared_starts,
     )
 
   def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:
@@ -212,6 +244,7 @@ class EvalBatches:
     costs: Costs,
     row_multiple: int = 1,
     length_multiple: int = 8,
+    shared_starts: tuple[int, int] | None = None,
   ):
     examples = usable_examples(store, kinds)
     self._store = store
@@ -225,6 +258,7 @@ class EvalBatches:
       costs=costs,
       row_multiple=row_multiple,
       length_multiple=length_multiple,
+      shared_starts=shared_starts,
     )
 
   @functools.cached_property
@@ -248,30 +282,38 @@ def filled_rows(
   sequences: list[tuple[int, int]],
   rows: slice,
   example_weights: np.ndarray | None = None,
+  shared_starts: tuple[int, int] | None = None,
 ) -> Batch:
   """Returns the arrays of the given rows of a packed batch, as PackedBatches describes them.
 
   Args:
     sequences: the (example, kind) of each sequence number in the rows.
     example_weights: None for 1.
+    shared_starts: as for PackedBatches.
   """
+  is_shared = shared_starts is not None
   members = packing.members[rows]
-  batch = empty_batch(packing.shape._replace(rows=len(members)))
+  batch = empty_batch(packing.shape._replace(rows=len(members)), is_shared)
   for row, numbers in enumerate(members):
-    start_input = start_target = 0
+    start_input = start_target = source = 0
     for segment, number in enumerate(numbers, start=1):
       example, kind = sequences[number]
-      tokens = tokens_of.input_tokens(example, kind)
-      here = slice(start_input, start_input + len(tokens))
-      batch["encoder_input_tokens"][row, here] = tokens
-      batch["encoder_segment_ids"][row, here] = segment
-      start_input = here.stop
+      if not (is_shared and _shares_input(sequences, number)):
+        source += 1
+        tokens = tokens_of.input_tokens(example, kind)
+        here = slice(start_input, start_input + len(tokens))
+        batch["encoder_input_tokens"][row, here] = tokens
+        batch["encoder_segment_ids"][row, here] = source
+        start_input = here.stop
       tokens = tokens_of.target_tokens(example, kind)
       here = slice(start_target, start_target + len(tokens))
       batch["decoder_target_tokens"][row, here] = tokens
       # The decoder sees the target shifted right; the pad token starts it, as T5 was trained.
       batch["decoder_input_tokens"][row, here.start + 1 : here.stop] = tokens[:-1]
       batch["decoder_segment_ids"][row, here] = segment
+      if shared_starts is not None:
+        batch["decoder_input_tokens"][row, here.start] = shared_starts[kind]
+        batch["decoder_cross_segment_ids"][row, here] = source
       weight = 1.0 if example_weights is None else example_weights[example]
       batch["decoder_loss_weights"][row, here] = weight
       batch["decoder_target_kinds"][row, here] = kind
@@ -279,10 +321,22 @@ def filled_rows(
   return batch
 
 
-def empty_batch(shape: RowShape) -> Batch:
+def _shares_input(sequences: list[tuple[int, int]], number: int) -> bool:
+  """Returns whether a sequence reads the input of the one before it, with a shared encoder.
+
+  The same example may follow itself, in a batch that is larger than the data set.
+  """
+  if not number:
+    return False
+  (before, earlier_kind), (example, kind) = sequences[number - 1], sequences[number]
+  return before == example and earlier_kind < kind
+
+
+def empty_batch(shape: RowShape, shared_encoder: bool = False) -> Batch:
   """Returns a batch of padding."""
   rows, inputs, targets = shape
   encoder, decoder = (rows, inputs), (rows, targets)
+  shared = {"decoder_cross_segment_ids": np.zeros(decoder, np.int32)} if shared_encoder else {}
   return {
     "encoder_input_tokens": np.zeros(encoder, np.int32),
     "encoder_segment_ids": np.zeros(encoder, np.int32),
@@ -291,4 +345,5 @@ def empty_batch(shape: RowShape) -> Batch:
     "decoder_segment_ids": np.zeros(decoder, np.int32),
     "decoder_loss_weights": np.zeros(decoder, np.float32),
     "decoder_target_kinds": np.zeros(decoder, np.int32),
+    **shared,
   }

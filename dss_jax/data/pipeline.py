@@ -8,6 +8,7 @@ from dss_jax.config.schema import LABEL, RATIONALE, DataConfig
 from dss_jax.data.agreement import weighted
 from dss_jax.data.records import Row
 from dss_jax.data.report.build import report_on_rows
+from dss_jax.data.shared_encoder import prefixes
 from dss_jax.data.sources import (
   RowSource,
   source_from_file,
@@ -185,6 +186,7 @@ def _place(source: RowSource) -> str:
 
 def tokenise_source(source: RowSource, vocabulary: Vocabulary, config: DataConfig) -> TokenStore:
   """Returns the token store of a source; builds it, with a progress line, if it is not on disk."""
+  source = dataclasses.replace(source, prefixes=prefixes(config))
   sequences = source.summary.labelled + source.summary.with_rationale
   with progress_line(f"tokenising {source.name}", sequences) as line:
     return open_token_store(

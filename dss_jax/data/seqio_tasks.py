@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dss_jax.config.schema import LABEL, RATIONALE
 from dss_jax.data.quiet_import import quiet_import
-from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX, RowSource
+from dss_jax.data.sources import RowSource
 from dss_jax.data.vocabularies import Vocabulary
 
 # Read when TensorFlow is first imported; a user's own setting stays.
@@ -54,8 +55,8 @@ def register(source: RowSource, vocabulary: Vocabulary) -> seqio.Mixture:
   feature = seqio.Feature(vocabulary=vocabulary.to_seqio(), add_eos=True, dtype=tf.int32)
   present = []
   for name, prefix, key, count, metrics in (
-    (predict, PREDICT_PREFIX, "output_text", summary.labelled, metric_fns),
-    (explain, EXPLAIN_PREFIX, "rationale", summary.with_rationale, []),
+    (predict, source.prefixes[LABEL], "output_text", summary.labelled, metric_fns),
+    (explain, source.prefixes[RATIONALE], "rationale", summary.with_rationale, []),
   ):
     seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(

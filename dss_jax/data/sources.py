@@ -49,6 +49,7 @@ class RowSource:
     metric: (targets, predictions) of labels -> {name: figure}.
     report: the origin of the rows, as JSON values.
     given_rows: the rows of the file, if `rows` has more (see TrainingRows).
+    prefixes: of the input for the label, and of that for the rationale.
   """
 
   name: str
@@ -57,6 +58,7 @@ class RowSource:
   metric: Metric
   report: dict[str, Any]
   given_rows: Iterable[Row] | None = None
+  prefixes: tuple[str, str] = (PREDICT_PREFIX, EXPLAIN_PREFIX)
 
   @property
   def digest(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dss_jax.config.schema import TARGET_KINDS
-from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX, RowSource
+from dss_jax.data.sources import RowSource
 from dss_jax.data.token_files import (
   FEATURES,
   FORMAT_VERSION,
@@ -42,9 +42,9 @@ _log = logging.getLogger(__name__)
 class TokenStore:
   """The examples of a source as token ids; an example is a row with a label or a rationale.
 
-  Every input is stored twice, as `predict: x` (LABEL) and `explain: x` (RATIONALE), and all
-  sequences end in the end token. Input and target of a kind that the row lacks are empty.
-  Examples keep the order of the rows.
+  Every input is stored twice, as `predict: x` (LABEL) and `explain: x` (RATIONALE), or with the
+  source's other prefixes, and all sequences end in the end token. Input and target of a kind that
+  the row lacks are empty. Examples keep the order of the rows.
 
   Attributes:
     fingerprint: of data, code of the SeqIO tasks, vocabulary and lengths.
@@ -149,7 +149,7 @@ def fingerprint(source: RowSource, vocabulary: Vocabulary, lengths: dict[str, in
     "format": FORMAT_VERSION,
     "data": source.digest,
     "code": hashlib.sha256(code).hexdigest(),
-    "prefixes": [PREDICT_PREFIX, EXPLAIN_PREFIX],
+    "prefixes": source.prefixes,
     "vocabulary": vocabulary.digest,
     "lengths": lengths,
   }

@@ -41,6 +41,7 @@ def beam_search(
   pad_id: int,
   beams: int = 4,
   alpha: float = 0.6,
+  start_tokens_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Searches for the best sequences of each row; returns them, best first, with their scores.
 
@@ -54,6 +55,7 @@ def beam_search(
   Args:
     params: the network's parameters, or its DecodingWeights.
     encoder_input_tokens_BL: ids; a row of padding only decodes to padding.
+    start_tokens_B: the token from which each row starts; None for the pad token.
 
   Returns:
     Ids, int32 [B, beams, max_decode_tokens], padded after the end token, and float32 [B, beams].
@@ -70,6 +72,7 @@ def beam_search(
   )
   crosses = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), crosses)
   source_mask = jnp.repeat(source_mask_BL, beams, axis=0)
+  starts = pad_id if start_tokens_B is None else start_tokens_B[:, None, None]
   at_full_length = length_penalty(max_decode_tokens + 1, alpha)
 
   def unfinished(search: _Search) -> jax.Array:
@@ -79,7 +82,7 @@ def beam_search(
 
   def advance(search: _Search) -> _Search:
     last = jax.lax.dynamic_index_in_dim(search.live_ids_BST, search.step - 1, 2, keepdims=True)
-    last = jnp.where(search.step == 0, pad_id, last)
+    last = jnp.where(search.step == 0, starts, last)
     logits, caches = decode_step(
       params,
       config,

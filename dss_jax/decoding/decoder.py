@@ -79,7 +79,7 @@ def decode_step(
   """Computes the logits after the tokens, float32 [V, B], and the caches with their keys.
 
   Args:
-    tokens_B: each row's last token; the pad token at position 0.
+    tokens_B: each row's last token; its start token at position 0.
     step: the number of steps that the caches have seen.
     positions_B: each row's position, less than the caches' length.
     source_mask_BL: which encoder positions a row attends to.
@@ -134,6 +134,7 @@ def decode_batch(
   max_decode_tokens: int,
   eos_id: int,
   pad_id: int,
+  start_tokens_B: jax.Array | None = None,
 ) -> jax.Array:
   """Decodes a batch whose rows all start at once, int32 [B, max_decode_tokens].
 
@@ -144,6 +145,7 @@ def decode_batch(
   Args:
     next_tokens: chooses each row's next token, int32 [B], from (logits float32 [V, B], position
       int32 scalar, counted from 0).
+    start_tokens_B: tokens to start from in place of the pad token.
   """
   config = unrolled_config(config)
   source_mask_BL = encoder_input_tokens_BL != pad_id
@@ -168,7 +170,7 @@ def decode_batch(
 
   state = (
     jnp.zeros((), jnp.int32),
-    jnp.full((rows,), pad_id, jnp.int32),
+    jnp.full((rows,), pad_id, jnp.int32) if start_tokens_B is None else start_tokens_B,
     # A row of padding only, which completes a batch, has ended from the start.
     ~jnp.any(source_mask_BL, axis=1),
     jnp.full((rows, max_decode_tokens), pad_id, jnp.int32),

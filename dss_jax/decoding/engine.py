@@ -42,11 +42,13 @@ class Request:
 
   Attributes:
     decoding: how the answers are chosen, but for beams and weights; None as the engine does.
+    start_id: the token from which answers start; None for the pad token, as T5 has it.
   """
 
   ids: Sequence[int]
   max_tokens: int
   decoding: DecodingConfig | None = None
+  start_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Engine:
     self._empty = jax.jit(
       functools.partial(device.empty_slots, self._model), static_argnums=(0, 1, 2)
     )
-    self._admit = jax.jit(functools.partial(device.admit, pad_id=pad_id), donate_argnums=0)
+    self._admit = jax.jit(device.admit, donate_argnums=0)
     self._lengthen = jax.jit(device.lengthened, static_argnames=("cache_length", "source_length"))
     self._gather = jax.jit(device.gathered)
     self._advance = jax.jit(
@@ -173,11 +175,18 @@ class Engine:
     while batch := list(itertools.islice(numbered, size)):
       longest = padded_length(max(len(request.ids) for _, request in batch), 32)
       tokens = np.full((size, longest), self._pad_id, np.int32)
+      starts = np.full(size, self._pad_id, np.int32)
       for row, (_, request) in enumerate(batch):
         tokens[row, : len(request.ids)] = request.ids
+        starts[row] = self.start_of(request)
       most = -(-max(request.max_tokens for _, request in batch) // 8) * 8
       with self._on_mesh():
-        found = self._search(self.weights, encoder_input_tokens_BL=tokens, max_decode_tokens=most)
+        found = self._search(
+          self.weights,
+          encoder_input_tokens_BL=tokens,
+          max_decode_tokens=most,
+          start_tokens_B=starts,
+        )
       ids, scores = map(np.asarray, found)
       for row, (number, request) in enumerate(batch):
         for candidate in range(self._decoding.num_candidates):
@@ -185,6 +194,10 @@ class Engine:
           if self._eos_id in answer:
             answer = answer[: answer.index(self._eos_id) + 1]
           yield Piece(number, candidate, answer, [], True, float(scores[row, candidate]))
+
+  def start_of(self, request: Request) -> int:
+    """Returns the token from which the answers to a request start."""
+    return self._pad_id if request.start_id is None else request.start_id
 
   @contextlib.contextmanager
   def _on_mesh(self) -> Iterator[None]:
@@ -288,6 +301,7 @@ class _Run:
       slots_A=np.full(count, len(self._rows), np.int32),
       sources_AL=np.zeros((count, length), np.int32),
       masks_AL=np.zeros((count, length), bool),
+      starts_A=np.zeros(count, np.int32),
       limits_A=np.zeros(count, np.int32),
       identities_A2=np.zeros((count, 2), np.uint32),
       sampling=Sampling.of([row.decoding for row, _ in entering], count),
@@ -299,6 +313,7 @@ class _Run:
       admission.slots_A[index] = slot
       admission.sources_AL[index, : len(ids)] = row.place + np.arange(len(ids))
       admission.masks_AL[index, : len(ids)] = True
+      admission.starts_A[index] = self._engine.start_of(row.request)
       admission.limits_A[index] = row.request.max_tokens
       admission.identities_A2[index] = identity(ids), row.candidate
       self._keep[slot] = True

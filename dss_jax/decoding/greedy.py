@@ -45,6 +45,7 @@ def greedy(
   max_decode_tokens: int,
   eos_id: int,
   pad_id: int,
+  start_tokens_B: jax.Array | None = None,
 ) -> jax.Array:
   """Decodes the most likely next token at each step, int32 [B, max_decode_tokens].
 
@@ -52,6 +53,7 @@ def greedy(
 
   Args:
     params: the network's parameters, or its DecodingWeights.
+    start_tokens_B: tokens to start from in place of the pad token.
   """
   if not isinstance(params, DecodingWeights):
     params = decoding_weights(params, config)
@@ -63,4 +65,5 @@ def greedy(
     max_decode_tokens=max_decode_tokens,
     eos_id=eos_id,
     pad_id=pad_id,
+    start_tokens_B=start_tokens_B,
   )

@@ -70,11 +70,13 @@ class Admission:
     slots_A: their slots; a number past the last slot is no row.
     sources_AL: their positions in the flattened encoder output.
     masks_AL: which of these are real.
+    starts_A: the token from which each starts.
   """
 
   slots_A: np.ndarray
   sources_AL: np.ndarray
   masks_AL: np.ndarray
+  starts_A: np.ndarray
   limits_A: np.ndarray
   identities_A2: np.ndarray
   sampling: Sampling
@@ -119,7 +121,7 @@ def empty_slots(config: T5Config, rows: int, cache_length: int, source_length: i
   )
 
 
-def admit(slots: Slots, encoded: list[jax.Array], admission: Admission, *, pad_id: int) -> Slots:
+def admit(slots: Slots, encoded: list[jax.Array], admission: Admission) -> Slots:
   """Puts rows into slots; what their caches hold is not theirs, and so is not attended to.
 
   Args:
@@ -134,7 +136,7 @@ def admit(slots: Slots, encoded: list[jax.Array], admission: Admission, *, pad_i
     dataclasses.replace(
       slots,
       live_B=enter(slots.live_B, True),
-      tokens_B=enter(slots.tokens_B, pad_id),
+      tokens_B=enter(slots.tokens_B, admission.starts_A),
       positions_B=enter(slots.positions_B, 0),
       limits_B=enter(slots.limits_B, admission.limits_A),
       identities_B2=enter(slots.identities_B2, admission.identities_A2),

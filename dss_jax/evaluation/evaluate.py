@@ -14,6 +14,7 @@ from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import tokenise_source
 from dss_jax.data.report.counters import excerpts
 from dss_jax.data.report.text import round_trip
+from dss_jax.data.shared_encoder import shared_starts
 from dss_jax.data.sources import RowSource, source_from_file, source_from_task
 from dss_jax.data.task_files import Metric, accuracy, load_task
 from dss_jax.data.task_metrics import plain_figures, task_figures
@@ -167,6 +168,7 @@ def evaluate_student(
     costs=forward_flops(config.model).of_rows,
     row_multiple=mesh.shape["data"],
     length_multiple=aligned_tokens(config.model.dtype),
+    shared_starts=shared_starts(config.data, student.vocabulary),
   )
   sums = evaluate(trainer, params, batches).sums
   numbered = [(n, row) for n, row in enumerate(source.rows, start=1) if row.get("output_text")]

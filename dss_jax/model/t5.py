@@ -220,17 +220,24 @@ class Decoder(nn.Module):
     segment_ids_BM: jax.Array,
     encoded_BLD: jax.Array,
     encoder_segment_ids_BL: jax.Array,
+    cross_segment_ids_BM: jax.Array | None = None,
     *,
     deterministic: bool,
     keep: Sequence[int] = (),
   ) -> tuple[jax.Array, States]:
-    """Computes the states before the logits, [B, M, D], and those of the layers to keep."""
+    """Computes the states before the logits, [B, M, D], and those of the layers to keep.
+
+    Args:
+      cross_segment_ids_BM: the encoder segment that each position reads; None for its own.
+    """
     config = self.config
     masks = Bias(segment_ids_BM, segment_ids_BM, causal=True)
     self_bias: jax.Array | Bias = masks
     if config.shared_relpos_bias:
       self_bias = masks.with_table(self.relpos_bias()).whole_if_small(config.num_heads)
-    cross_bias = Bias(segment_ids_BM, encoder_segment_ids_BL).whole_if_small(config.num_heads)
+    if cross_segment_ids_BM is None:
+      cross_segment_ids_BM = segment_ids_BM
+    cross_bias = Bias(cross_segment_ids_BM, encoder_segment_ids_BL).whole_if_small(config.num_heads)
     y_BMD, kept = _through_layers(
       self.layers,
       self.dropout(embedded_BMD, deterministic),
@@ -268,6 +275,7 @@ class Transformer(nn.Module):
     encoder_segment_ids_BL: jax.Array,
     decoder_input_tokens_BM: jax.Array,
     decoder_segment_ids_BM: jax.Array,
+    cross_segment_ids_BM: jax.Array | None = None,
     *,
     deterministic: bool = True,
   ) -> jax.Array:
@@ -277,6 +285,7 @@ class Transformer(nn.Module):
       encoder_segment_ids_BL,
       decoder_input_tokens_BM,
       decoder_segment_ids_BM,
+      cross_segment_ids_BM,
       deterministic=deterministic,
     ).hidden_BMD
 
@@ -286,6 +295,7 @@ class Transformer(nn.Module):
     encoder_segment_ids_BL: jax.Array,
     decoder_input_tokens_BM: jax.Array,
     decoder_segment_ids_BM: jax.Array,
+    cross_segment_ids_BM: jax.Array | None = None,
     *,
     deterministic: bool = True,
     keep_encoder: Sequence[int] = (),
@@ -303,6 +313,7 @@ class Transformer(nn.Module):
       decoder_segment_ids_BM,
       encoded_BLD,
       encoder_segment_ids_BL,
+      cross_segment_ids_BM,
       deterministic=deterministic,
       keep=keep_decoder,
     )
@@ -314,6 +325,7 @@ class Transformer(nn.Module):
     encoder_segment_ids_BL: jax.Array,
     decoder_input_tokens_BM: jax.Array,
     decoder_segment_ids_BM: jax.Array,
+    cross_segment_ids_BM: jax.Array | None = None,
     *,
     deterministic: bool = True,
   ) -> jax.Array:
@@ -323,6 +335,7 @@ class Transformer(nn.Module):
       encoder_segment_ids_BL,
       decoder_input_tokens_BM,
       decoder_segment_ids_BM,
+      cross_segment_ids_BM,
       deterministic=deterministic,
     )
     return self.logits(hidden_BMD)

@@ -15,6 +15,7 @@ from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.data.on_policy import OnPolicyBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import PreparedData, prepare
+from dss_jax.data.shared_encoder import check_shared_encoder, shared_starts
 from dss_jax.losses.kinds import check_signals, make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel import processes
@@ -45,6 +46,7 @@ def run(config: RunConfig) -> dict[str, Any]:
   """
   _agree_on_config(config)
   check_initial_settings(config)
+  check_shared_encoder(config)
   if config.display_name is not None:
     processes.broadcast("display name", lambda: _check_name(config))
   mesh = make_mesh(config.mesh, config.batch_size)
@@ -82,6 +84,7 @@ def run(config: RunConfig) -> dict[str, Any]:
   initial_states = [] if initial is None else [initial.state(trainer)]
   row_multiple = mesh.shape["data"] * config.accumulation_steps
   costs = forward_flops(config.model).of_rows
+  starts = shared_starts(config.data, data.vocabulary)
   train_batches = TrainBatches(
     data.train,
     batch_size=config.batch_size,
@@ -91,6 +94,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     row_multiple=row_multiple,
     length_multiple=aligned_tokens(config.model.dtype),
     example_weights=data.train.example_weights,
+    shared_starts=starts,
   )
   eval_batches = None
   if data.evaluation is not None:
@@ -101,6 +105,7 @@ def run(config: RunConfig) -> dict[str, Any]:
       costs=costs,
       row_multiple=row_multiple,
       length_multiple=aligned_tokens(config.model.dtype),
+      shared_starts=starts,
     )
   on_policy = None
   if config.on_policy.share:

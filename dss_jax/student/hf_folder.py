@@ -4,6 +4,8 @@ import pathlib
 from typing import Any
 
 from dss_jax.checkpoints.hf_write import write_json
+from dss_jax.config.schema import TARGET_KINDS
+from dss_jax.data.shared_encoder import start_tokens
 from dss_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 from dss_jax.storage.atomic import write_text
 from dss_jax.student.hf_tokenizer import is_t5s, tokenizer_json
@@ -55,7 +57,7 @@ def write_model_card(student: Student, folder: pathlib.Path, *, step: int, dtype
     f"# A {config.student} student",
     "",
     f"A T5 of size `{config.student}`, distilled step by step (Hsieh et al. 2023) with dss_jax: it",
-    "learnt labels and the reasoning behind them, and is asked for either by a prefix.",
+    "learnt labels and the reasoning behind them.",
     "",
     *table,
     "| what | value |",
@@ -71,11 +73,23 @@ def write_model_card(student: Student, folder: pathlib.Path, *, step: int, dtype
     "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))",
     "```",
     "",
-    f"`{prefixes['label']}` asks for the label, `{prefixes['rationale']}` for the reasoning.",
+    *_how_to_ask(student),
     "It answers the task it was trained on, in the form of its training data, and nothing else;",
     "what its teacher got wrong it may have learnt.",
   ]
   write_text(folder / "README.md", "\n".join(lines) + "\n")
+
+
+def _how_to_ask(student: Student) -> list[str]:
+  """Returns the lines that say how its label and its reasoning are asked for."""
+  label, rationale = (student.card["prefixes"][kind] for kind in TARGET_KINDS)
+  if not student.config.data.shared_encoder:
+    return [f"`{label}` asks for the label, `{rationale}` for the reasoning."]
+  _, start = start_tokens(student.config.data, student.vocabulary)
+  return [
+    f"The input begins with `{label}`. The decoder writes the label, and the reasoning where it",
+    f"starts from the end token: `model.generate(**inputs, decoder_start_token_id={start})`.",
+  ]
 
 
 def _facts(student: Student, step: int, dtype: str) -> list[tuple[str, Any]]:

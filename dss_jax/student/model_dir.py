@@ -16,9 +16,9 @@ from typing import Any
 
 from dss_jax import __version__
 from dss_jax.config.gin_loader import load_config, to_gin
-from dss_jax.config.schema import MUTABLE_ON_RESUME, RunConfig, flatten
+from dss_jax.config.schema import MUTABLE_ON_RESUME, TARGET_KINDS, RunConfig, flatten
 from dss_jax.data.pipeline import PreparedData
-from dss_jax.data.sources import EXPLAIN_PREFIX, PREDICT_PREFIX
+from dss_jax.data.shared_encoder import prefixes, start_tokens
 from dss_jax.data.texts import is_unicode
 from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
@@ -191,6 +191,7 @@ def begin(
   # Written first, since a folder without it is not recognised as a run.
   write_config(config)
   copy = data.vocabulary.save_copy(path)
+  starts = start_tokens(config.data, data.vocabulary)
   write_profile(path, profile_inputs(data.train_rows, data.train, data.vocabulary))
   card = {
     "student": config.student,
@@ -200,7 +201,8 @@ def begin(
       "size": data.vocabulary.size,
       "file": None if copy is None else pathlib.Path(copy).name,
     },
-    "prefixes": {"label": PREDICT_PREFIX, "rationale": EXPLAIN_PREFIX},
+    "prefixes": dict(zip(TARGET_KINDS, prefixes(config.data), strict=True)),
+    "start_tokens": dict(zip(TARGET_KINDS, starts, strict=True)),
     "longest_target_tokens": data.train.longest_target_tokens,
     "data": {**fingerprints, "truncated": data.train.truncated, "report": data.report},
     "teacher_model": None

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from dss_jax.config.schema import DecodingConfig
+from dss_jax.config.schema import TARGET_KINDS, DecodingConfig
 from dss_jax.data.records import Row, check_rows, read_rows, write_rows
+from dss_jax.data.shared_encoder import start_tokens
 from dss_jax.decoding.engine import Engine, Request
 from dss_jax.errors import UserError
 from dss_jax.model.layer_stacks import unrolled_config
@@ -75,6 +76,8 @@ class Predictor:
     self.student = student
     self._decoding = decoding or DecodingConfig()
     self.cut_inputs = {"label": 0, "rationale": 0}
+    starts = start_tokens(student.config.data, student.vocabulary)
+    self._starts = dict(zip(TARGET_KINDS, starts, strict=True))
     self._engine = Engine(
       student.params(mesh, scan_layers=False) if params is None else params,
       unrolled_config(student.config.model),
@@ -102,7 +105,7 @@ class Predictor:
     """Returns the prediction for each input text, in order: the first candidate of each.
 
     Args:
-      kind: "label" or "rationale"; it determines the prefix.
+      kind: "label" or "rationale"; it determines the prefix and the start token.
       max_output_tokens: by default the longest target that the student was trained on.
       on_answers: called with the number of texts answered since the last call.
 
@@ -206,7 +209,7 @@ class Predictor:
     self.check_trained(question.kind)
     most = question.max_tokens or max_output_tokens or self._longest_answer(question.kind)
     ids = self._encode(question.text, question.kind)
-    return Request(ids, most, question.decoding)
+    return Request(ids, most, question.decoding, self._starts[question.kind])
 
   def _decoding_of(self, request: Request) -> DecodingConfig:
     return request.decoding or self._decoding

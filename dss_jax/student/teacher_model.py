@@ -32,7 +32,8 @@ class TeacherModel:
     Args:
       vocabulary: the run's.
 
-    Raises UserError if it is no T5-family model, or has another vocabulary than the run.
+    Raises UserError if it is no T5-family model, has another vocabulary than the run, or is asked
+    for rationales in another way.
     """
     signals = run.signals
     assert signals.model is not None
@@ -46,6 +47,13 @@ class TeacherModel:
       raise UserError(f"--teacher-model {message}") from error
     self._check_vocabulary(signals, vocabulary)
     source = self._source
+    if isinstance(source, Student) and source.config.data.shared_encoder != run.data.shared_encoder:
+      is_shared = source.config.data.shared_encoder
+      raise UserError(
+        f"--teacher-model {self._path}: was trained with{'' if is_shared else 'out'} "
+        f"--shared-encoder and the run is with{'out' if is_shared else ''} it, so they are asked "
+        "for a rationale in different ways; train both alike"
+      )
     model = source.config.model if isinstance(source, Student) else source.model
     self.config: T5Config = as_teacher(model, run.model)
     self.digest = digest_of(source) if isinstance(source, Student) else _digest_of_shapes(source)

@@ -239,7 +239,7 @@ class Trainer:
     sharding = rows_sharding(self.mesh)
     return {
       name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-      for name, array in empty_batch(shape).items()
+      for name, array in empty_batch(shape, self.config.data.shared_encoder).items()
     }
 
   def _on_mesh(self, function, *arguments):

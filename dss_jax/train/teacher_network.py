@@ -101,6 +101,7 @@ def network_outputs(
     batch["encoder_segment_ids"],
     batch["decoder_input_tokens"],
     batch["decoder_segment_ids"],
+    batch.get("decoder_cross_segment_ids"),
     deterministic=key is None,
     keep_encoder=layers["encoder"],
     keep_decoder=layers["decoder"],

@@ -1,5 +1,6 @@
 """The token store: tokens as made by hand, its fingerprint, damage, kills, and many openers."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -120,9 +121,8 @@ def test_the_fingerprint_follows_data_vocabulary_lengths_and_code(shared, monkey
   monkeypatch.setattr(token_store, "FORMAT_VERSION", 0)
   others.append(key())
   monkeypatch.undo()
-  monkeypatch.setattr(token_store, "PREDICT_PREFIX", "answer: ")
-  others.append(key())
-  monkeypatch.undo()
+  source = dataclasses.replace(source_from_rows("ponds", ROWS), prefixes=("answer: ", "why: "))
+  others.append(token_store.fingerprint(source, BYTES, lengths))
   read_bytes = token_store.pathlib.Path.read_bytes
   monkeypatch.setattr(token_store.pathlib.Path, "read_bytes", lambda path: read_bytes(path) + b"#")
   others.append(key())

@@ -82,6 +82,51 @@ def test_the_answers_differ_in_length(expected):
   assert max(map(len, expected)) == LONGEST
 
 
+def started(params, requests, start):
+  """Each request decoded greedily in one batch, from a start token."""
+  tokens = np.zeros((len(requests), max(len(each.ids) for each in requests)), np.int32)
+  for row, request in enumerate(requests):
+    tokens[row, : len(request.ids)] = request.ids
+  starts = np.full(len(requests), start, np.int32)
+  return np.asarray(
+    greedy(
+      params,
+      TINY,
+      tokens,
+      max_decode_tokens=LONGEST,
+      eos_id=EOS_ID,
+      pad_id=PAD_ID,
+      start_tokens_B=starts,
+    )
+  )
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_answers_start_from_their_requests_token(params, requests, slots):
+  """Also where a request with another start, or with none, was in the slot before."""
+  few = [dataclasses.replace(each, max_tokens=LONGEST) for each in requests[:3]]
+  starts = (None, PAD_ID, EOS_ID)
+  asked = [dataclasses.replace(each, start_id=start) for each in few for start in starts]
+  answers = ids_of(answers_of(engine_of(params, slots=slots), asked))
+  for number, start in enumerate(starts):
+    for ids, row in zip(answers[number::3], started(params, few, start or 0), strict=True):
+      assert ids == row[: len(ids)].tolist()
+      assert EOS_ID in ids or len(ids) == LONGEST
+  assert answers[0::3] == answers[1::3]
+  assert answers[0::3] != answers[2::3]
+
+
+def test_beams_start_from_their_requests_token(params, requests):
+  """One batch has requests of both."""
+  few = [dataclasses.replace(each, max_tokens=8) for each in requests[:2]]
+  asked = [dataclasses.replace(each, start_id=start) for each in few for start in (None, EOS_ID)]
+  engine = engine_of(params, DecodingConfig(beams=2), slots=8)
+  together = ids_of(answers_of(engine, asked))
+  for number, request in enumerate(asked):
+    assert ids_of(answers_of(engine, [request])) == [together[number]]
+  assert together[0::2] != together[1::2]
+
+
 @pytest.mark.parametrize("slots", [1, 3, 4, 16])
 def test_slots_change_no_answer(params, requests, expected, slots):
   assert ids_of(answers_of(engine_of(params, slots=slots), requests)) == expected

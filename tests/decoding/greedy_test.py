@@ -24,13 +24,13 @@ def params(random_params):
   return random_params(CONFIG, seed=SEED, gain=2.0)
 
 
-def decoded(params, inputs, max_decode_tokens, config=CONFIG, eos_id=EOS_ID):
+def decoded(params, inputs, max_decode_tokens, config=CONFIG, eos_id=EOS_ID, starts=None):
   decode = jax.jit(
     functools.partial(
       greedy, config=config, eos_id=eos_id, pad_id=PAD_ID, max_decode_tokens=max_decode_tokens
     )
   )
-  return np.asarray(decode(params, encoder_input_tokens_BL=inputs))
+  return np.asarray(decode(params, encoder_input_tokens_BL=inputs, start_tokens_B=starts))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def answers(params):
   return decoded(params, INPUTS, TOKENS)
 
 
-def repeated(config, params):
+def repeated(config, params, starts=(PAD_ID,) * 4):
   """The same without a cache: the whole network for every token."""
   segments = (INPUTS > 0).astype(np.int32)
   ones = np.ones((len(INPUTS), TOKENS), np.int32)
@@ -49,7 +49,7 @@ def repeated(config, params):
   )
   written = np.zeros((len(INPUTS), TOKENS), np.int32)
   for step in range(TOKENS):
-    decoder_inputs = np.concatenate([np.zeros((len(INPUTS), 1), np.int32), written[:, :-1]], 1)
+    decoder_inputs = np.concatenate([np.array(starts)[:, None], written[:, :-1]], 1)
     written[:, step] = np.argmax(np.asarray(forward(decoder_inputs))[:, step], axis=-1)
   return written
 
@@ -64,6 +64,15 @@ def until_end(row):
 def assert_same(answers, full):
   for row in (0, 1, 3):
     np.testing.assert_array_equal(answers[row], until_end(full[row]))
+
+
+def test_each_row_starts_from_its_token(params, answers):
+  """As the rationales of a shared encoder do: the same input, another start, another answer."""
+  starts = np.array([EOS_ID, PAD_ID, EOS_ID, EOS_ID], np.int32)
+  started = decoded(params, INPUTS, TOKENS, starts=starts)
+  assert_same(started, repeated(CONFIG, params, starts))
+  np.testing.assert_array_equal(started[1], answers[1])
+  assert not np.array_equal(started[0], answers[0])
 
 
 def test_the_cache_gives_what_full_forward_passes_give(params, answers):

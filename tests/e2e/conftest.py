@@ -211,6 +211,14 @@ def whole(finished):
   return finished
 
 
+@pytest.fixture(scope="package")
+def shared_student(tmp_path_factory):
+  """As `finished`, with a student that encodes a row once."""
+  workshop = Dss(tmp_path_factory.mktemp("shared"))
+  workshop.train("student", "--shared-encoder", "--learning-rate-multiplier", "30")
+  return workshop
+
+
 @pytest.fixture
 def with_student(finished, tmp_path):
   """A copy of that folder, to change."""
