@@ -38,6 +38,7 @@ ROOMS = [
   "language_models",
   "plan",
   "serving",
+  "jobs",
   "t5x",
   "cli",
 ]

@@ -1,0 +1,1 @@
+"""The hosted service's REST API on one's own machines: jobs, models, endpoints."""
