@@ -1,5 +1,7 @@
 """The error that a request ends with, by Google's name of its kind (google.rpc.Code)."""
 
+from dss_jax.serving.errors import Refused
+
 # The number of gRPC and the status of HTTP.
 CODES = {
   "CANCELLED": (1, 499),
@@ -19,25 +21,19 @@ CODES = {
 }
 
 
-class ApiError(Exception):
+class ApiError(Refused):
   """A request that is refused, with one sentence for the client.
 
   Attributes:
-    status: the kind, a key of CODES.
+    kind: a key of CODES; google.rpc.Status calls it `status`.
+    status: of HTTP.
+    grpc_code: the number that a job's own error has.
   """
 
-  def __init__(self, status: str, message: str):
-    super().__init__(message)
-    assert status in CODES
-    self.status = status
-
-  @property
-  def grpc_code(self) -> int:
-    return CODES[self.status][0]
-
-  @property
-  def http_status(self) -> int:
-    return CODES[self.status][1]
+  def __init__(self, kind: str, message: str):
+    self.grpc_code, http_status = CODES[kind]
+    super().__init__(http_status, message)
+    self.kind = kind
 
 
 def invalid(message: str) -> ApiError:
