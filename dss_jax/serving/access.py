@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from dss_jax.errors import UserError
+from dss_jax.serving.errors import Refused
 
 DEFAULT_TOKEN_ENV = "DSS_SERVE_TOKEN"
 _MIN_TOKEN_CHARACTERS = 16
@@ -29,11 +30,7 @@ def read_tokens(token_env: str, host: str) -> tuple[str, ...]:
   """
   tokens = tuple(filter(None, map(str.strip, os.environ.get(token_env, "").split(","))))
   for token in tokens:
-    if len(token) < _MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
-      raise UserError(
-        f"--token-env {token_env}: a token needs {_MIN_TOKEN_CHARACTERS} or more printable ASCII"
-        ' characters; make one with `python -c "import secrets; print(secrets.token_urlsafe())"`'
-      )
+    check_token(token, f"--token-env {token_env}")
   if not tokens and not is_loopback(host):
     raise UserError(
       f"--host {host}: other machines could use the student without a token; set the environment"
@@ -42,12 +39,47 @@ def read_tokens(token_env: str, host: str) -> tuple[str, ...]:
   return tokens
 
 
-def is_allowed(authorization: str | None, tokens: Sequence[str]) -> bool:
-  """Returns whether an Authorization header has one of the tokens; compares in constant time."""
-  if not tokens:
-    return True
+def check_token(token: str, place: str) -> None:
+  """Raises UserError for a token that is too short to be a secret, or no header can carry."""
+  if len(token) < _MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
+    raise UserError(
+      f"{place}: a token needs {_MIN_TOKEN_CHARACTERS} or more printable ASCII"
+      ' characters; make one with `python -c "import secrets; print(secrets.token_urlsafe())"`'
+    )
+
+
+def find_token(authorization: str | None, tokens: Sequence[str]) -> int | None:
+  """Returns which of the tokens an Authorization header has; compares in constant time."""
   scheme, _, given = (authorization or "").partition(" ")
   if scheme.lower() != "bearer":
-    return False
-  matches = [hmac.compare_digest(given.strip().encode(), token.encode()) for token in tokens]
-  return any(matches)
+    return None
+  sent = given.strip().encode()
+  matches = [hmac.compare_digest(sent, token.encode()) for token in tokens]
+  return matches.index(True) if any(matches) else None
+
+
+def refusal(authorization: str | None, host: str, tokens: Sequence[str]) -> Refused | None:
+  """Returns why a request may not use the server; None if it may.
+
+  Args:
+    authorization, host: headers of the request.
+    tokens: one of which it needs; () lets clients of this machine in.
+  """
+  if tokens:
+    if find_token(authorization, tokens) is not None:
+      return None
+    return Refused(
+      401,
+      "give a token of this server: Authorization: Bearer TOKEN",
+      headers={"www-authenticate": "Bearer"},
+    )
+  # A page of another site may resolve its own name to this machine.
+  if is_loopback(_without_port(host.rpartition("@")[2])):
+    return None
+  return Refused(403, "without a token, only clients of this machine may use the server")
+
+
+def _without_port(host: str) -> str:
+  if host.startswith("["):
+    return host[1:].partition("]")[0]
+  return host.partition(":")[0]

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from dss_jax.serving import errors
-from dss_jax.serving.access import is_allowed, is_loopback
+from dss_jax.serving.access import refusal
 from dss_jax.serving.errors import Refused
 from dss_jax.serving.metrics import Metrics
 from dss_jax.serving.models import Models
@@ -123,10 +123,13 @@ class _Gate:
         status = message["status"]
       await send(message)
 
-    refusal = self._refusal(request)
+    refused = None
+    if request.url.path not in _OPEN_PATHS:
+      headers = request.headers
+      refused = refusal(headers.get("authorization"), headers.get("host", ""), self._tokens)
     try:
-      if refusal is not None:
-        await errors.response(refusal, scope["path"])(scope, receive, note_status)
+      if refused is not None:
+        await errors.response(refused, scope["path"])(scope, receive, note_status)
         return
       await self._app(scope, receive, note_status)
     finally:
@@ -134,23 +137,3 @@ class _Gate:
       call = found[1] if found else "other"
       self._metrics.requests.labels(call, str(status)).inc()
       self._metrics.seconds.labels(call).observe(time.monotonic() - started)
-
-  def _refusal(self, request: Request) -> Refused | None:
-    if request.url.path in _OPEN_PATHS:
-      return None
-    if not is_allowed(request.headers.get("authorization"), self._tokens):
-      headers = {"www-authenticate": "Bearer"}
-      return Refused(
-        401, "give a token of this server: Authorization: Bearer TOKEN", headers=headers
-      )
-    # A page of another site may resolve its own name to this machine.
-    host = request.headers.get("host", "").rpartition("@")[2]
-    if not self._tokens and not is_loopback(_without_port(host)):
-      return Refused(403, "without a token, only clients of this machine may use the server")
-    return None
-
-
-def _without_port(host: str) -> str:
-  if host.startswith("["):
-    return host[1:].partition("]")[0]
-  return host.partition(":")[0]

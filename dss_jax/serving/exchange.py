@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from dss_jax.serving.errors import BadRequest, ClientGone, Refused
 
 MAX_BODY_BYTES = 2**20
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 Result = TypeVar("Result")
 
 
@@ -29,9 +31,17 @@ async def read_json(request: Request) -> Any:
     if len(body) > MAX_BODY_BYTES:
       raise _too_large()
   try:
-    return json.loads(body)
+    value = json.loads(body, parse_constant=_no_number)
+    # Half of a surrogate pair is a text that cannot be written as UTF-8.
+    if _SURROGATE.search(body):
+      json.dumps(value, ensure_ascii=False).encode()
+    return value
   except (ValueError, RecursionError) as error:
     raise BadRequest(f"the body is not JSON: {str(error)[:100]}") from None
+
+
+def _no_number(name: str) -> None:
+  raise ValueError(f"{name} is not a number of JSON")
 
 
 def _too_large() -> Refused:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dss_jax.errors import UserError
-from dss_jax.serving.access import is_allowed, is_loopback, read_tokens
+from dss_jax.serving.access import find_token, is_loopback, read_tokens
 from dss_jax.serving.exchange import MAX_BODY_BYTES
 from dss_jax.serving.models import Models
 from tests.serving.conftest import EchoStudent
@@ -74,7 +74,7 @@ def test_tokens_come_from_the_environment(monkeypatch):
     with pytest.raises(UserError, match="--token-env T: a token needs 16") as error:
       read_tokens("T", "127.0.0.1")
     assert wrong not in str(error.value)
-  assert not is_allowed("Bearer \u00fc", (TOKEN,))
+  assert find_token("Bearer \u00fc", (TOKEN,)) is None
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,8 @@ def test_tokens_come_from_the_environment(monkeypatch):
     (b"{", "application/json", 400, "the body is not JSON"),
     (b"\xff", "application/json", 400, "the body is not JSON"),
     (b"[" * 100_000, "application/json", 400, "the body is not JSON"),
+    (b'{"n": NaN}', "application/json", 400, "NaN is not a number of JSON"),
+    (rb'{"prompt": "\ud800"}', "application/json", 400, "surrogates not allowed"),
     (b"[]", "application/json", 400, "must be a JSON object"),
     (b"{}", "text/plain", 415, "must be application/json, not text/plain"),
     (b"{}", None, 415, "not missing"),
