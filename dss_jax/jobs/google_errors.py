@@ -1,0 +1,81 @@
+"""Google's error bodies, for whatever a request of this API can end with."""
+
+import logging
+import pathlib
+import traceback
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from dss_jax.errors import UserError
+from dss_jax.jobs.api_error import ApiError, invalid, not_found
+from dss_jax.serving.errors import Refused, google_error, refusal_of
+
+_DOMAIN = "dss-jax"
+# google.rpc.ErrorInfo's reason, where Google's own differs from the status.
+_REASONS = {
+  "NOT_FOUND": "RESOURCE_NOT_FOUND",
+  "PERMISSION_DENIED": "IAM_PERMISSION_DENIED",
+  "UNAUTHENTICATED": "CREDENTIALS_MISSING",
+  "RESOURCE_EXHAUSTED": "RATE_LIMIT_EXCEEDED",
+}
+_LOG = logging.getLogger("dss_jax.jobs")
+
+
+def refused(error: Exception, root: pathlib.Path) -> Refused:
+  """Returns what a client is told of an exception.
+
+  Args:
+    root: the server's folder, whose place on its disk is not the client's business.
+  """
+  if isinstance(error, HTTPException):
+    return _of_route(error)
+  if isinstance(error, UserError):
+    return invalid(str(error).replace(str(root), "ROOT"))
+  try:
+    return refusal_of(error)
+  except Exception:
+    _LOG.error("a request failed:\n%s", "".join(traceback.format_exception(error)))
+    return ApiError("INTERNAL", "the server failed; its log says why")
+
+
+def body(error: Refused) -> dict[str, Any]:
+  """Returns the body of an error: google.rpc.Status with google.rpc.ErrorInfo."""
+  content = google_error(error)
+  if isinstance(error, ApiError):
+    content["error"]["status"] = error.kind
+  status = content["error"]["status"]
+  content["error"]["details"] = [
+    {
+      "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+      "reason": _REASONS.get(status, status),
+      "domain": _DOMAIN,
+      "metadata": {} if error.parameter is None else {"field": error.parameter},
+    }
+  ]
+  return content
+
+
+def response(error: Refused) -> Response:
+  """Returns the response of a request that is refused."""
+  return JSONResponse(body(error), error.status, headers=error.headers)
+
+
+def handlers(root: pathlib.Path) -> dict[Any, Any]:
+  """Returns the exception handlers of an application."""
+
+  async def answer(request: Request, error: Exception) -> Response:
+    return response(refused(error, root))
+
+  return dict.fromkeys((HTTPException, Refused, UserError, TimeoutError, Exception), answer)
+
+
+def _of_route(error: HTTPException) -> Refused:
+  """Returns the refusal of a path or a method that does not exist."""
+  if error.status_code == 404:
+    return not_found("this path")
+  if error.status_code == 405:
+    return Refused(405, "this path does not take that method", headers=error.headers)
+  return Refused(error.status_code, error.detail, headers=error.headers)
