@@ -1,18 +1,52 @@
 """The one object that the routes call: what a server has under its root, and what it does."""
 
+import datetime
 import pathlib
 import re
-from typing import Any
+import secrets
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
+from dss_jax.config.gin_loader import to_gin
+from dss_jax.config.schema import RunConfig
 from dss_jax.jobs import places
 from dss_jax.jobs.api_error import ApiError, invalid, not_found
-from dss_jax.jobs.settings import Settings
-from dss_jax.jobs.store import Job, Kind, Store
+from dss_jax.jobs.devices import Devices, Need
+from dss_jax.jobs.job_config import Wish, run_config
+from dss_jax.jobs.pipeline_body import PipelineBody, pipeline_wish, read_body
+from dss_jax.jobs.schema import PLACE, shown
+from dss_jax.jobs.settings import DeviceSet, Settings
+from dss_jax.jobs.store import CANCELLED_ERROR, STARTED, Job, Kind, Store, now
+from dss_jax.jobs.tuning_body import TuningBody, tuning_wish
+from dss_jax.storage.atomic import withdraw
 from dss_jax.student.registry import Registry
 
 # A project's id, or its number.
 _PROJECT = re.compile(r"[a-z][a-z0-9:.-]{0,61}[a-z0-9]|[0-9]{1,20}")
 _LOCATION = re.compile(r"[a-z][a-z0-9-]{1,38}[a-z0-9]")
+_JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,126}")
+MAX_BATCH = 32
+
+
+class Plan(TypedDict):
+  """What a job does beside its run.
+
+  Attributes:
+    platform, devices: what the run needs.
+    location: of the model that it makes.
+    student, teacher: as the request names them.
+    output, evaluation_output: folders that get copies of its results, if any.
+    uris: of the request, by the paths that they mean.
+  """
+
+  platform: str | None
+  devices: int
+  location: str
+  student: str
+  teacher: str | None
+  output: str | None
+  evaluation_output: str | None
+  uris: dict[str, str]
 
 
 class JobService:
@@ -22,12 +56,14 @@ class JobService:
     root: the server's folder: jobs.sqlite, jobs/ (a folder for each), registry/.
     settings: the operator's.
     store: the jobs and their tasks.
+    devices: what each device set has.
   """
 
-  def __init__(self, root: pathlib.Path, settings: Settings):
+  def __init__(self, root: pathlib.Path, settings: Settings, devices: dict[str, Devices]):
     self.root = root
     self.settings = settings
     self.store = Store(root)
+    self.devices = devices
 
   @property
   def projects(self) -> tuple[str, ...] | None:
@@ -41,9 +77,9 @@ class JobService:
       any_location: whether "-" stands for all locations.
     """
     if not _PROJECT.fullmatch(project):
-      raise invalid(f"{project[:70]!r}: cannot be a project's id")
+      raise invalid(f"{shown(project)}: cannot be a project's id")
     if not _LOCATION.fullmatch(location) and not (any_location and location == "-"):
-      raise invalid(f"{location[:70]!r}: cannot be a location; write one such as us-central1")
+      raise invalid(f"{shown(location)}: cannot be a location; write one such as us-central1")
     if self.projects is not None and project not in self.projects:
       raise not_found(f"projects/{project}")
 
@@ -58,20 +94,98 @@ class JobService:
 
   def folder(self, job: Job) -> pathlib.Path:
     """Returns the folder of a job: model/ (the run), worker.log, worker.lock, evaluation.json."""
-    return self.root / "jobs" / job.project / job.location / job.kind / job.job_id
+    return self.root / "jobs" / job.folder
+
+  def device_sets(self, accelerator: str, location: str, need: Need) -> list[DeviceSet]:
+    """Returns the device sets that a job can run on."""
+    return [
+      each
+      for each in self.settings.device_sets
+      if accelerator in each.accelerators
+      and (not each.regions or location in each.regions)
+      and self.devices[each.name].satisfy(need)
+    ]
 
   def create(
     self,
     kind: Kind,
     project: str,
     location: str,
-    body: dict[str, Any],
+    body: Any,
     *,
     job_id: str | None = None,
     user: str | None = None,
   ) -> Job:
     """Adds a job to the queue; raises ApiError, with everything that is wrong, if it cannot run."""
-    raise ApiError("UNIMPLEMENTED", "jobs cannot be created yet")
+    self.check_parent(project, location)
+    if job_id is not None and not _JOB_ID.fullmatch(job_id):
+      raise invalid(
+        f"{shown(job_id)}: cannot be a job's id; use 1 to 127 small letters, digits and '-', and"
+        " do not begin with '-'"
+      )
+    problems: list[str] = []
+    if kind == "pipelineJobs":
+      parsed = read_body(PipelineBody, body, "PipelineJob")
+      wish, values = pipeline_wish(parsed, project, location, problems)
+      output, evaluation_output = (
+        self._output(parsed.runtime_config.gcs_output_directory, "gcsOutputDirectory", problems),
+        self._output(values["evaluation_output_root_dir"], "evaluation_output_root_dir", problems),
+      )
+      account, display_name, target = (
+        parsed.service_account,
+        parsed.display_name,
+        values["location"],
+      )
+    else:
+      parsed = read_body(TuningBody, body, "TuningJob")
+      wish = tuning_wish(parsed, project, self.settings, problems)
+      output, evaluation_output, target = None, None, location
+      account, display_name = parsed.service_account, parsed.tuned_model_display_name
+    if account and account not in self.settings.service_accounts:
+      problems.append(f"serviceAccount is {shown(account)}, which the operator has not configured")
+    job_id = job_id or _new_id(kind)
+    folder = f"{job_id}-{secrets.token_hex(4)}"
+    found = run_config(
+      wish, self.settings, self.registry(project), self.root / "jobs" / folder / "model", problems
+    )
+    if found is None:
+      place = f"{PLACE}: " if kind == "pipelineJobs" else ""
+      raise invalid(place + "; ".join(problems))
+    config, need = found
+    self._check_devices(wish, location, need)
+    plan = Plan(
+      platform=need.platform,
+      devices=need.devices,
+      location=target,
+      student=wish.student_model_reference,
+      teacher=wish.teacher_model_reference,
+      output=output,
+      evaluation_output=evaluation_output,
+      uris=_uris(config, wish),
+    )
+    moment = now()
+    return self.store.create(
+      Job(
+        name=f"projects/{project}/locations/{location}/{kind}/{job_id}",
+        kind=kind,
+        project=project,
+        location=location,
+        job_id=job_id,
+        display_name=display_name,
+        user=user,
+        accelerator=wish.accelerator_type,
+        account=account or None,
+        state="QUEUED",
+        create_time=moment,
+        start_time=None,
+        end_time=None,
+        update_time=moment,
+        request=body,
+        config=to_gin(config),
+        plan=dict(plan),
+        folder=folder,
+      )
+    )
 
   def get(self, name: str) -> Job:
     """Returns a job by projects/P/locations/L/KIND/ID; raises ApiError if there is none."""
@@ -82,12 +196,73 @@ class JobService:
 
   def of_parent(self, kind: Kind, project: str, location: str) -> list[Job]:
     """Returns the jobs of a parent, newest first; location "-" means all."""
+    self.check_parent(project, location, any_location=True)
     return self.store.of_parent(kind, project, location)
 
-  def cancel(self, name: str) -> None:
-    """Asks a job to stop, with its checkpoint kept; a job that has ended stays as it is."""
-    raise ApiError("UNIMPLEMENTED", "jobs cannot be cancelled yet")
+  def cancel(self, name: str) -> Job:
+    """Asks a job to stop, with its checkpoint kept; a job that has ended stays as it is.
 
-  def delete(self, names: list[str]) -> None:
+    One that waits is cancelled at once, one that runs when its process has ended.
+    """
+    self.get(name)
+    self.store.change(name, ("QUEUED",), state="CANCELLED", error=CANCELLED_ERROR)
+    self.store.change(name, STARTED, state="CANCELLING")
+    return self.get(name)
+
+  def delete(self, names: Sequence[str]) -> None:
     """Deletes ended jobs and their folders, all or none; their students stay registered."""
-    raise ApiError("UNIMPLEMENTED", "jobs cannot be deleted yet")
+    jobs = [self.get(name) for name in names]
+    self.store.delete(names)
+    for job in jobs:
+      if self.folder(job).exists():
+        withdraw(self.folder(job))
+
+  def of_model(self, project: str, model: str, version: int) -> Job | None:
+    """Returns the job that made a version of a model in the registry; None if none here did."""
+    for job in self.store.in_states(("SUCCEEDED",)):
+      made = job.result or {}
+      if job.project == project and (made["model"], made["version"]) == (model, version):
+        return job
+    return None
+
+  def _output(self, uri: str | None, field: str, problems: list[str]) -> str | None:
+    if not uri:
+      if field == "gcsOutputDirectory":
+        problems.append(f"{field} is required")
+      return None
+    try:
+      return self.resolve(uri, field)
+    except ApiError as error:
+      problems.append(str(error))
+      return None
+
+  def _check_devices(self, wish: Wish, location: str, need: Need) -> None:
+    if self.device_sets(wish.accelerator_type, location, need):
+      return
+    there = ", ".join(
+      f"{each.name}: {self.devices[each.name].count} of {self.devices[each.name].platform.upper()}"
+      for each in self.settings.device_sets
+    )
+    platform = "" if need.platform is None else f" of {need.platform.upper()}"
+    raise ApiError(
+      "FAILED_PRECONDITION",
+      f"{wish.field('accelerator_type')} {wish.accelerator_type} in {location} needs {need.devices}"
+      f" devices{platform}, and no device set for it has them ({there}); the operator's settings"
+      " say what an accelerator type is here",
+    )
+
+
+def _uris(config: RunConfig, wish: Wish) -> dict[str, str]:
+  pairs = (
+    (config.data.dataset, wish.dataset_uri),
+    (config.data.eval_dataset, wish.evaluation_data_uri),
+  )
+  return {path: uri for path, uri in pairs if path and uri}
+
+
+def _new_id(kind: Kind) -> str:
+  if kind == "tuningJobs":
+    # Google's are numbers.
+    return str(secrets.randbelow(9 * 10**17) + 10**17)
+  moment = datetime.datetime.now(datetime.UTC)
+  return f"distillation-{moment:%Y%m%d%H%M%S}-{secrets.token_hex(3)}"

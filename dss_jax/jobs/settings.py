@@ -173,13 +173,25 @@ def read_settings(root: PathLike, file: PathLike | None = None) -> Settings:
 
 
 def _with_absolute_paths(settings: Settings, folder: pathlib.Path) -> Settings:
-  """Returns the settings with folders relative to the file's made absolute."""
+  """Returns the settings with paths, which are relative to the file's folder, made absolute."""
 
   def absolute(path: str) -> str:
     return path if "://" in path else os.path.normpath(folder / os.path.expanduser(path))
 
+  def teacher(given: Teacher) -> Teacher:
+    kind, _, rest = given.name.partition(":")
+    return given.model_copy(
+      update={"name": f"{kind}:{absolute(rest)}" if kind == "recorded" else given.name}
+    )
+
+  def student(given: Student) -> Student:
+    path = given.initial_checkpoint
+    return given.model_copy(update={"initial_checkpoint": None if path is None else absolute(path)})
+
   return settings.model_copy(
     update={
+      "teachers": {name: teacher(given) for name, given in settings.teachers.items()},
+      "students": {name: student(given) for name, given in settings.students.items()},
       "buckets": {name: absolute(path) for name, path in settings.buckets.items()},
       "folders": tuple(map(absolute, settings.folders)),
       "registry": None if settings.registry is None else absolute(settings.registry),

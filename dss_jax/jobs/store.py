@@ -23,6 +23,7 @@ State = Literal[
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 # States of jobs that have a device set and, unless it died, a process.
 STARTED = ("PENDING", "RUNNING", "CANCELLING")
+CANCELLED_ERROR = {"code": 1, "message": "the job was cancelled; its checkpoints are kept"}
 TASKS = ("validate", "annotate", "tune", "evaluate", "upload-model")
 
 _SCHEMA = """
@@ -30,7 +31,8 @@ create table if not exists jobs (
   name text primary key, kind text not null, project text not null, location text not null,
   job_id text not null, display_name text not null, user text, accelerator text not null,
   account text, state text not null, create_time text not null, start_time text, end_time text,
-  update_time text not null, request text not null, config text not null, device_set text,
+  update_time text not null, request text not null, config text not null, plan text not null,
+  folder text not null unique, device_set text,
   restarts integer not null default 0, progress text, error text, result text,
   number integer not null
 );
@@ -43,7 +45,7 @@ create table if not exists tasks (
   primary key (job, task)
 );
 """
-_JSON = ("request", "error", "result")
+_JSON = ("request", "plan", "error", "result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Job:
     create_time, start_time, end_time, update_time: RFC 3339, in UTC.
     request: the body that it was created with.
     config: the run's RunConfig as gin text.
+    plan: what the run's configuration does not say (see service.Plan).
+    folder: the name of its folder, which no other job ever has.
     device_set: the devices that it runs on.
     restarts: of its process since it last made progress; `progress` says how far it was.
     error: {"code": of gRPC, "message"} of a job that failed or was cancelled.
@@ -81,6 +85,8 @@ class Job:
   update_time: str
   request: dict[str, Any]
   config: str
+  plan: dict[str, Any]
+  folder: str
   device_set: str | None = None
   restarts: int = 0
   progress: str | None = None
@@ -181,6 +187,11 @@ class Store:
         f"select * from jobs where state in ({marks}) order by number", tuple(states)
       ).fetchall()
     return [_job(row) for row in rows]
+
+  def folders(self) -> set[str]:
+    """Returns the names of all jobs' folders."""
+    with self._connection() as database:
+      return {row["folder"] for row in database.execute("select folder from jobs")}
 
   def tasks(self, name: str) -> list[Task]:
     """Returns the tasks of a job, in their order."""

@@ -37,14 +37,17 @@ def tuning_config(
   model_dir: str,
   registry: PathLike | None,
   settings: Mapping[str, Any] | None,
+  mesh: str | None = None,
 ) -> "RunConfig":
   """Returns the configuration of a run; raises UserError for the first wrong argument.
 
   Args:
     student: a size; None for the architecture of `initial_checkpoint`.
     settings: fields of the schema by their gin names, such as "DataConfig.vocabulary"; they win.
+    mesh: as `--mesh` takes it.
   """
   from dss_jax.config.gin_loader import Binding, load_config
+  from dss_jax.config.mesh_presets import mesh_choice
   from dss_jax.config.schema import RunConfig, flatten, student_file
 
   values: dict[str, tuple[str, Any]] = {
@@ -90,6 +93,9 @@ def tuning_config(
     files += [] if architecture else [student_file(student, "model")]
   else:
     files.append(student_file(student, "model"))
+  choice = mesh_choice(mesh)
+  files += choice.files
+  bindings += [Binding(f"MeshConfig.{axis}", size, "mesh") for axis, size in choice.axes.items()]
   plain = load_config(RunConfig, files, bindings)
   if settings:
     known = flatten(plain)

@@ -1,0 +1,209 @@
+"""The queue: starts the jobs that wait when their devices are free, and watches those that run.
+
+All that it knows is in the store and in the jobs' lock files, so a server that was killed goes on
+where it was. A job's process does not end with the server; the next server watches it.
+"""
+
+import datetime
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+from dss_jax.jobs.devices import Need, environment_of
+from dss_jax.jobs.service import JobService
+from dss_jax.jobs.settings import DeviceSet, Quota
+from dss_jax.jobs.store import CANCELLED_ERROR, ENDED, STARTED, Job
+from dss_jax.jobs.worker_lock import holder, try_lock, write_holder
+from dss_jax.progress import say
+from dss_jax.storage.atomic import make_folder, withdraw
+
+_POLL_SECONDS = 0.5
+_TIDY_SECONDS = 3600.0
+LOG = "worker.log"
+
+
+class Runner:
+  """Runs the jobs of a service; one at a time for each root."""
+
+  def __init__(self, service: JobService):
+    self._service = service
+    self._store = service.store
+    # The processes that this server started, so that none of them stays a zombie.
+    self._children: dict[str, subprocess.Popen[bytes]] = {}
+    # When a job's process was told to stop.
+    self._told: dict[str, float] = {}
+    self._end = threading.Event()
+    self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+
+  def start(self) -> None:
+    self._thread.start()
+
+  def stop(self) -> None:
+    """Ends the watching; the jobs go on."""
+    self._end.set()
+    self._thread.join()
+
+  def _run(self) -> None:
+    tidied = -_TIDY_SECONDS
+    while not self._end.is_set():
+      try:
+        self.tick()
+        if time.monotonic() - tidied >= _TIDY_SECONDS:
+          self.tidy()
+          tidied = time.monotonic()
+      # A full disk, say: what failed is tried again.
+      except Exception:
+        traceback.print_exc()
+      self._end.wait(_POLL_SECONDS)
+
+  def tick(self) -> None:
+    """Looks at every job that has not ended once."""
+    for job in self._store.in_states(STARTED):
+      self._watch(job)
+    self._start_waiting()
+
+  def _watch(self, job: Job) -> None:
+    child = self._children.get(job.name)
+    if child is not None and child.poll() is not None:
+      del self._children[job.name]
+    folder = self._service.folder(job)
+    make_folder(folder)
+    lock = try_lock(folder)
+    if lock is None:
+      if job.state == "CANCELLING":
+        self._tell_to_stop(job)
+      return
+    try:
+      # Nobody runs it now; its process may have ended it since it was read.
+      current = self._store.get(job.name)
+      if current is None or current.has_ended:
+        return
+      self._told.pop(job.name, None)
+      if current.state == "CANCELLING":
+        self._store.change(job.name, ("CANCELLING",), state="CANCELLED", error=CANCELLED_ERROR)
+      elif holder(folder) is None and child is None:
+        # The last server ended before it could start the process.
+        self._spawn(current, lock)
+      else:
+        self._restart(current, lock)
+    finally:
+      os.close(lock)
+
+  def _restart(self, job: Job, lock: int) -> None:
+    """Starts the process of a job again, unless it has ended too often at the same place."""
+    progress = self._progress(job)
+    restarts = job.restarts + 1 if progress == job.progress else 1
+    if restarts > self._service.settings.restarts:
+      message = (
+        f"the job's process ended {restarts} times without progress; the job's log may say why"
+      )
+      error = {"code": 13, "message": message}
+      self._store.change(job.name, ("PENDING", "RUNNING"), state="FAILED", error=error)
+      return
+    if self._store.change(job.name, ("PENDING", "RUNNING"), restarts=restarts, progress=progress):
+      say(f"{job.name}: its process ended; it goes on from what is saved")
+      self._spawn(job, lock)
+
+  def _progress(self, job: Job) -> str:
+    """Returns how far a job is: tasks that ended, the newest checkpoint, answers of the teacher."""
+    ended = sum(task.end_time is not None for task in self._store.tasks(job.name))
+    model_dir = self._service.folder(job) / "model"
+    steps = [int(path.name) for path in model_dir.glob("checkpoints/*") if path.name.isdecimal()]
+    answers = sum(path.stat().st_size for path in model_dir.glob("annotated*") if path.is_file())
+    return f"{ended}/{max(steps, default=0)}/{answers}"
+
+  def _start_waiting(self) -> None:
+    started = self._store.in_states(STARTED)
+    busy = {job.device_set for job in started}
+    for job in self._store.in_states(("QUEUED",)):
+      need = Need(job.plan["platform"], job.plan["devices"])
+      fitting = self._service.device_sets(job.accelerator, job.location, need)
+      free = next((each for each in fitting if each.name not in busy), None)
+      if free is None or not self._is_within_quota(job, started):
+        continue
+      if not self._store.change(job.name, ("QUEUED",), state="PENDING", device_set=free.name):
+        continue
+      busy.add(free.name)
+      started.append(job)
+      current = self._store.get(job.name)
+      if current is not None:
+        self._watch(current)
+
+  def _is_within_quota(self, job: Job, started: list[Job]) -> bool:
+    return all(
+      sum(_counts(quota, other) for other in started) < quota.jobs
+      for quota in self._service.settings.quotas
+      if _counts(quota, job)
+    )
+
+  def _spawn(self, job: Job, lock: int) -> None:
+    """Starts the process of a job, which inherits the lock."""
+    settings = self._service.settings
+    account = settings.service_accounts.get(job.account or "")
+    device_set = self._device_set(job)
+    if device_set is None or (account is None and job.account):
+      what = f"serviceAccount {job.account}" if device_set else f"device set {job.device_set}"
+      error = {"code": 9, "message": f"the {what} is no longer configured here"}
+      self._store.change(job.name, ("PENDING", "RUNNING"), state="FAILED", error=error)
+      return
+    write_holder(lock, None)
+    command = [sys.executable, "-m", "dss_jax.jobs.worker", str(self._service.root), job.name]
+    with (self._service.folder(job) / LOG).open("ab") as log:
+      self._children[job.name] = subprocess.Popen(
+        [*command, str(lock)],
+        env=environment_of(device_set, {} if account is None else account.environment),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        # Signals to the server and its terminal are not for the job.
+        start_new_session=True,
+        pass_fds=(lock,),
+      )
+
+  def _device_set(self, job: Job) -> DeviceSet | None:
+    sets = self._service.settings.device_sets
+    return next((each for each in sets if each.name == job.device_set), None)
+
+  def _tell_to_stop(self, job: Job) -> None:
+    """Asks the process of a job to save and end; kills it if it takes too long."""
+    process = holder(self._service.folder(job))
+    if process is None:
+      # It has just been started, and will see that it is cancelled.
+      return
+    try:
+      if job.name not in self._told:
+        self._told[job.name] = time.monotonic()
+        os.kill(process, signal.SIGTERM)
+      elif time.monotonic() > self._told[job.name] + self._service.settings.cancel_seconds:
+        os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:
+      pass
+
+  def tidy(self) -> None:
+    """Deletes what is past its retention, and folders whose jobs were deleted."""
+    days = self._service.settings.retention_days
+    if days is not None:
+      oldest = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+      for job in self._store.in_states(ENDED):
+        ended = datetime.datetime.fromisoformat(job.end_time or job.update_time)
+        if ended < oldest:
+          self._service.delete([job.name])
+    folders = pathlib.Path(self._service.root / "jobs")
+    if folders.is_dir():
+      # Listed first: a job is in the store before it has a folder.
+      found = [path for path in folders.iterdir() if not path.name.startswith(".")]
+      known = self._store.folders()
+      for path in found:
+        if path.name not in known:
+          withdraw(path)
+
+
+def _counts(quota: Quota, job: Job) -> bool:
+  """Returns whether a job is one of those that a quota limits."""
+  is_of_region = quota.region in (None, job.location)
+  return is_of_region and quota.accelerator in (None, job.accelerator)

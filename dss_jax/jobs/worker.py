@@ -1,0 +1,226 @@
+"""The process of one job: `python -m dss_jax.jobs.worker ROOT NAME LOCK`.
+
+Runs the job's tasks one after the other, with the code of the command line, and writes each
+change of state. What a killed worker had begun, the next one resumes: the annotation from its
+journal, the training from its newest checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from dss_jax import terminal
+from dss_jax.jobs.api_error import CODES
+from dss_jax.jobs.store import CANCELLED_ERROR, TASKS, Job, Store, now
+from dss_jax.jobs.worker_lock import write_holder
+
+EVALUATION = "evaluation.json"
+# Of the run's folder, what a job's output folder gets a copy of.
+_RESULTS = ("annotated.jsonl", "metrics.jsonl", "model.json")
+
+
+class _Stopped(SystemExit):
+  """A signal came while no training step was taken; asyncio lets only such exceptions pass."""
+
+
+class JobFailed(Exception):
+  """The job cannot go on.
+
+  Attributes:
+    kind: of the error, as google.rpc.Code names it.
+  """
+
+  def __init__(self, kind: str, message: str):
+    super().__init__(message)
+    self.kind = kind
+
+
+def main(root: str, name: str, lock: str) -> None:
+  """Runs a job to its end, or until a signal stops it.
+
+  Args:
+    lock: the number of the job's open lock file, which this process inherited.
+  """
+  # Programs that this one starts must not hold the lock after its end.
+  os.set_inheritable(int(lock), False)
+  write_holder(int(lock), os.getpid())
+  signal.signal(signal.SIGTERM, _stop)
+  terminal.prepare()
+  store = Store(pathlib.Path(root))
+  job = store.get(name)
+  if job is None:
+    return
+  started = {"state": "RUNNING", "start_time": job.start_time or now()}
+  try:
+    if not store.change(name, ("PENDING", "RUNNING"), **started):
+      # It has ended, or it was cancelled before it began.
+      store.change(name, ("CANCELLING",), state="CANCELLED", error=CANCELLED_ERROR)
+      return
+    result = _Tasks(pathlib.Path(root), store, job).run()
+    # A job whose last task is complete has succeeded, even if it was to be cancelled.
+    store.change(name, ("RUNNING", "CANCELLING"), state="SUCCEEDED", result=result)
+  except _Stopped:
+    # Otherwise whoever stopped it may want it to go on: the server starts it again.
+    store.change(name, ("CANCELLING",), state="CANCELLED", error=CANCELLED_ERROR)
+  except JobFailed as error:
+    print(f"the job failed: {error}", file=sys.stderr, flush=True)
+    code = CODES[error.kind][0]
+    failure = {"code": code, "message": str(error)}
+    store.change(name, ("RUNNING", "CANCELLING"), state="FAILED", error=failure)
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+  raise _Stopped
+
+
+class _Tasks:
+  """The tasks of a job."""
+
+  def __init__(self, root: pathlib.Path, store: Store, job: Job):
+    from dss_jax.config.gin_loader import load_config
+    from dss_jax.config.schema import RunConfig
+
+    self._store = store
+    self._job = job
+    self._folder = root / "jobs" / job.folder
+    with tempfile.NamedTemporaryFile("w", suffix=".gin", encoding="utf-8") as file:
+      file.write(job.config)
+      file.flush()
+      config = load_config(RunConfig, [file.name])
+    assert config.display_name is not None
+    self._name = config.display_name
+    # The registration is a task of its own.
+    self._config = dataclasses.replace(config, display_name=None)
+
+  def run(self) -> dict[str, Any]:
+    """Runs the tasks that have not ended yet; returns the result of the last one."""
+    from dss_jax.storage.cache import keep_compiled_programs
+
+    keep_compiled_programs()
+    work: dict[str, Callable[[], dict[str, Any] | None]] = {
+      "validate": self._validate,
+      "annotate": self._annotate,
+      "tune": self._tune,
+      "evaluate": self._evaluate,
+      "upload-model": self._upload,
+    }
+    tasks = {task.name: task for task in self._store.tasks(self._job.name)}
+    for name in TASKS:
+      if tasks[name].state in ("SUCCEEDED", "SKIPPED"):
+        continue
+      self._change(name, "RUNNING")
+      with self._failing(name):
+        metadata = work[name]()
+      self._change(name, "SKIPPED" if metadata is None else "SUCCEEDED", metadata=metadata)
+    last = self._store.tasks(self._job.name)[-1]
+    return last.metadata["result"]
+
+  def _change(self, task: str, state: str, **values: Any) -> None:
+    self._store.change_task(self._job.name, task, state, **values)
+
+  @contextlib.contextmanager
+  def _failing(self, task: str) -> Iterator[None]:
+    """Turns what ends a task into the job's failure, with a sentence for the client."""
+    from dss_jax.errors import Preempted, TrainingDiverged, UserError
+
+    try:
+      yield
+      return
+    except Preempted as error:
+      print(error, file=sys.stderr, flush=True)
+      raise _Stopped from None
+    except UserError as error:
+      failure = JobFailed("INVALID_ARGUMENT", self._without_paths(str(error)))
+    except TrainingDiverged as error:
+      failure = JobFailed("FAILED_PRECONDITION", self._without_paths(str(error)))
+    except Exception as error:
+      traceback.print_exc()
+      failure = JobFailed(
+        "INTERNAL", f"the task {task} failed with {type(error).__name__}; the job's log says why"
+      )
+    said = {"code": CODES[failure.kind][0], "message": str(failure)}
+    self._change(task, "FAILED", error=said)
+    raise failure
+
+  def _without_paths(self, message: str) -> str:
+    """Returns a message with the request's URIs in place of this machine's paths."""
+    for path, uri in self._job.plan["uris"].items():
+      message = message.replace(path, uri)
+    return message.replace(str(self._folder), self._job.name)
+
+  def _validate(self) -> dict[str, Any]:
+    from dss_jax.language_models.tuning import check_run
+    from dss_jax.parallel.mesh import make_mesh
+
+    make_mesh(self._config.mesh, self._config.batch_size)
+    check_run(dataclasses.replace(self._config, display_name=self._name))
+    return {}
+
+  def _annotate(self) -> dict[str, Any] | None:
+    from dss_jax.pipelines.annotate_stage import annotate_training_rows
+
+    _, figures = annotate_training_rows(self._config)
+    return None if figures is None else {"figures": figures}
+
+  def _tune(self) -> dict[str, Any]:
+    from dss_jax.pipelines import distill
+
+    card = distill.run(self._config)
+    return {key: card[key] for key in ("steps", "best_step", "stopped_early", "metrics")}
+
+  def _evaluate(self) -> dict[str, Any] | None:
+    from dss_jax.evaluation.evaluate import evaluate_student, source_for
+    from dss_jax.storage.atomic import write_text
+    from dss_jax.student.student import Student
+
+    data = self._config.data
+    if data.eval_dataset is None:
+      return None
+    student = Student.open(self._config.model_dir)
+    source = source_for(student, data.eval_dataset, None, None, None, data.labels_as_text)
+    report = evaluate_student(student, source, self._config.mesh).report
+    write_text(self._folder / EVALUATION, json.dumps(report, indent=2) + "\n")
+    return {"exact_match": report["exact_match"], "rows": report["rows"]}
+
+  def _upload(self) -> dict[str, Any]:
+    from dss_jax.student.registration import register_student
+
+    version = register_student(self._config.model_dir, self._name, self._config.registry)
+    self._copy_results()
+    job, plan = self._job, self._job.plan
+    model = f"projects/{job.project}/locations/{plan['location']}/models/{version.name}"
+    result = {
+      "model": version.name,
+      "version": version.number,
+      "location": plan["location"],
+      "student": plan["student"],
+    }
+    return {"output:model_resource_name": f"{model}@{version.number}", "result": result}
+
+  def _copy_results(self) -> None:
+    """Copies the results to the folders that the request names."""
+    from dss_jax.storage.atomic import make_folder, write_bytes
+    from dss_jax.storage.files import join
+
+    model_dir = pathlib.Path(self._config.model_dir)
+    evaluation = self._folder / EVALUATION
+    copies = [("output", model_dir / name) for name in _RESULTS]
+    copies += [("output", evaluation), ("evaluation_output", evaluation)]
+    for key, path in copies:
+      folder = self._job.plan[key]
+      if folder is not None and path.exists():
+        target = join(folder, self._job.job_id)
+        make_folder(target)
+        write_bytes(join(target, path.name), path.read_bytes())
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
