@@ -69,6 +69,12 @@ def parse(given: object, kind: str, project: str, field: str) -> Name:
   return name
 
 
+def split(name: str) -> Name:
+  """Takes a name that this server made apart."""
+  _, project, _, location, kind, own = name.split("/")
+  return Name(project, location, kind, own)
+
+
 def parse_model(given: str, field: str = "model") -> tuple[str, str | None]:
   """Returns the name and the version or alias, if there is one, of NAME@VERSION."""
   match = _MODEL.fullmatch(given)

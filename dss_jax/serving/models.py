@@ -100,6 +100,12 @@ class Models:
       raise Refused(404, f"the model {name[:100]!r} is not served; {mend}", parameter="model")
     return model, plain != name
 
+  def remove(self, name: str) -> None:
+    """Removes a student, if it is there; it answers what it has taken, and ends."""
+    model = self._models.pop(name, None)
+    if model is not None:
+      model.batcher.close()
+
   def close(self) -> None:
     """Takes no more questions."""
     for model in self:

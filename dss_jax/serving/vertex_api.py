@@ -6,7 +6,7 @@ Forms as in google.cloud.aiplatform's PredictionService.
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from dss_jax.serving.errors import Refused, google_error, refusal_of
 from dss_jax.serving.generation import Answer, Part
+from dss_jax.serving.models import ServedModel
 from dss_jax.serving.service import Call, Service
 from dss_jax.serving.vertex_schemas import parse_count, parse_predict, parse_streaming, tensor_of
 from dss_jax.student.chosen_tokens import ChosenTokens, service_form
@@ -76,37 +77,58 @@ class VertexApi:
 
   async def predict(self, request: Request, name: str) -> Response:
     call = self._service.call(name, parse_predict(await self._service.read(request)))
-    answers = await self._service.answers(request, call)
-    predictions = [_prediction(answer, call) for of_prompt in answers for answer in of_prompt]
     model = call.model
-    counts = {
-      "inputTokenCount": _count(call.prompt_tokens, call.generation.prompts),
-      "outputTokenCount": _count(
-        call.output_tokens, [answer.text for of_prompt in answers for answer in of_prompt]
-      ),
-    }
-    content = {
-      "predictions": predictions,
-      "metadata": {"tokenMetadata": counts},
-      "deployedModelId": model.name,
-      "model": model.name,
-      "modelDisplayName": model.name,
-      "modelVersionId": model.version or "1",
-    }
-    return JSONResponse(content, headers=call.headers)
+    return await prediction(
+      self._service,
+      request,
+      call,
+      deployedModelId=model.name,
+      model=model.name,
+      modelDisplayName=model.name,
+      modelVersionId=model.version or "1",
+    )
 
   async def stream(self, request: Request, name: str) -> Response:
     call = self._service.call(name, parse_streaming(await self._service.read(request)))
-    return self._service.stream(call, _array(call), "application/json")
+    return stream(self._service, call)
 
   async def count(self, request: Request, name: str) -> Response:
     model, _ = self._service.models.get(name)
-    prompts = parse_count(await self._service.read(request))
-    tokens = sum(map(model.student.count_tokens, prompts))
-    return JSONResponse(_count(tokens, prompts))
+    return count_tokens(model, parse_count(await self._service.read(request)))
 
 
-def _prediction(answer: Answer, call: Call) -> dict[str, Any]:
+async def prediction(service: Service, request: Request, call: Call, **identity: str) -> Response:
+  """Returns the response of predict, once the answers are there.
+
+  Args:
+    identity: which model answers: deployedModelId, model, modelDisplayName, modelVersionId.
+  """
+  answers = await service.answers(request, call)
+  texts = [answer.text for of_prompt in answers for answer in of_prompt]
+  counts = {
+    "inputTokenCount": _count(call.prompt_tokens, call.generation.prompts),
+    "outputTokenCount": _count(call.output_tokens, texts),
+  }
+  content = {
+    "predictions": [prediction_of(each, call) for of_prompt in answers for each in of_prompt],
+    "metadata": {"tokenMetadata": counts},
+    **identity,
+  }
+  return JSONResponse(content, headers=call.headers)
+
+
+def stream(service: Service, call: Call) -> Response:
+  """Returns the response of serverStreamingPredict."""
+  return service.stream(call, _array(call), "application/json")
+
+
+def count_tokens(model: ServedModel, prompts: Sequence[str]) -> Response:
+  """Returns the response of countTokens."""
+  return JSONResponse(_count(sum(map(model.student.count_tokens, prompts)), prompts))
+
+
+def prediction_of(answer: Answer, call: Call) -> dict[str, Any]:
+  """Returns an answer as predict and batch predictions have it."""
   prediction: dict[str, Any] = {
     "content": answer.label,
     "safetyAttributes": _SAFETY,

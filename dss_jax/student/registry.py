@@ -2,9 +2,9 @@
 
 `ROOT/NAME/VERSION/` is a student's folder with `version.json`, what is known of it. It appears
 whole, by one rename, and never changes. `ROOT/NAME/index.json` has the model's aliases, the
-endpoints that use a version, and the last number given. It is replaced as a whole, under a lock
-on ROOT. Any number of processes may register, read and delete at the same time. Imports nothing
-heavy.
+endpoints that use a version, what is said of one, and the last number given. It is replaced as a
+whole, under a lock on ROOT. Any number of processes may register, read and delete at the same
+time. Imports nothing heavy.
 """
 
 import contextlib
@@ -44,6 +44,7 @@ class Version:
     aliases: its aliases, with DEFAULT and LATEST.
     endpoints: the endpoints that use it.
     record: what was known when it was registered (see student/registration.py).
+    details: what was said of it since, such as a description; see Registry.describe.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Version:
   aliases: tuple[str, ...]
   endpoints: tuple[str, ...]
   record: dict[str, Any]
+  details: dict[str, Any]
 
   @property
   def reference(self) -> str:
@@ -64,6 +66,7 @@ class Version:
       "aliases": list(self.aliases),
       "endpoints": list(self.endpoints),
       "folder": str(self.folder),
+      **({"details": self.details} if self.details else {}),
       **self.record,
     }
 
@@ -204,6 +207,16 @@ class Registry:
           )
     return self.version(f"{name}@{number}")
 
+  def describe(self, reference: str, details: Mapping[str, Any]) -> Version:
+    """Changes what is said of a version: JSON values by name; None removes one."""
+    name, _ = _split(reference)
+    self._existing(name)
+    with self._changing(name) as index:
+      number = self.version(reference).number
+      said = {**index["details"].get(str(number), {}), **details}
+      index["details"][str(number)] = {key: said[key] for key in said if said[key] is not None}
+    return self.version(f"{name}@{number}")
+
   def use(self, endpoint: str, reference: str) -> Version:
     """Records that an endpoint uses a version, which cannot be deleted until it is released."""
     name, _ = _split(reference)
@@ -299,18 +312,21 @@ class Registry:
     if record is None:
       return None
     aliases = self._aliases(name, self._numbers(name))
+    index = self._index(name)
     return Version(
       name=name,
       number=number,
       folder=folder,
       aliases=tuple(sorted(alias for alias, version in aliases.items() if version == number)),
-      endpoints=tuple(self._index(name)["endpoints"].get(str(number), ())),
+      endpoints=tuple(index["endpoints"].get(str(number), ())),
       record=record,
+      details=index["details"].get(str(number), {}),
     )
 
   def _index(self, name: str) -> dict[str, Any]:
     index = _read_json(self.root / name / _INDEX)
-    return {"last_version": 0, "aliases": {}, "endpoints": {}, **(index or {})}
+    empty: dict[str, Any] = {"last_version": 0, "aliases": {}, "endpoints": {}, "details": {}}
+    return {**empty, **(index or {})}
 
   @contextlib.contextmanager
   def _changing(self, name: str) -> Iterator[dict[str, Any]]:

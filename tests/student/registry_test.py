@@ -279,3 +279,13 @@ def test_a_registry_that_cannot_be_written(tmp_path):
   (tmp_path / "file").write_text("")
   assert "cannot be written" in refused(Registry(tmp_path / "file" / "x").prepare, "sign")
   assert "cannot be" in refused(Registry(tmp_path / "file").names)
+
+
+def test_what_is_said_of_a_version_can_change(two):
+  two.describe("sign@1", {"description": "the first", "labels": {"team": "a"}})
+  two.describe("sign@default", {"labels": None, "display_name": "Signs"})
+  assert two.version("sign@1").details == {"description": "the first", "display_name": "Signs"}
+  assert two.version("sign@1").to_json()["details"]["display_name"] == "Signs"
+  assert two.version("sign@2").details == {}
+  assert "details" not in two.version("sign@2").to_json()
+  assert "has no version" in refused(two.describe, "sign@3", {})
