@@ -9,6 +9,7 @@ from dss_jax import __version__, terminal
 from dss_jax.cli.annotate import annotate
 from dss_jax.cli.data import validate
 from dss_jax.cli.errors import report_error
+from dss_jax.cli.jobs import jobs
 from dss_jax.cli.models import models
 from dss_jax.cli.plan import plan
 from dss_jax.cli.quickstart import quickstart
@@ -54,8 +55,8 @@ def dss() -> None:
 
 
 for _command in (
-  annotate, distill, evaluate, export, models, plan, predict, quickstart, serve, sweep, train, tune,
-  validate,
+  annotate, distill, evaluate, export, jobs, models, plan, predict, quickstart, serve, sweep, train,
+  tune, validate,
 ):  # fmt: skip
   dss.add_command(_command)
 

@@ -12,14 +12,14 @@ from dss_jax.jobs.api_error import ApiError
 from dss_jax.jobs.devices import Need, need_of
 from dss_jax.jobs.places import resolve
 from dss_jax.jobs.schema import shown
-from dss_jax.jobs.settings import AcceleratorType, Settings, Teacher
+from dss_jax.jobs.settings import AcceleratorType, Settings, Student, Teacher
 from dss_jax.language_models.specs import TuningEvaluationSpec
-from dss_jax.language_models.tuning import tuning_config
-from dss_jax.storage.files import is_file
+from dss_jax.language_models.tuning import CONTEXTS, tuning_config
+from dss_jax.storage.files import PathLike, is_file
 from dss_jax.student.registry import Registry
 
 # Examples per step, as in the service; with 32k inputs, 8 on both.
-BATCH_SIZES: dict[str, int] = {"TPU": 24, "GPU": 8}
+_BATCH_SIZES: dict[str, int] = {"TPU": 24, "GPU": 8}
 _LONG_CONTEXT, _LONG_BATCH_SIZE = "32k", 8
 _MODEL = re.compile(
   r"projects/(?P<project>[^/]+)/locations/[^/]+/models/(?P<model>[A-Za-z0-9_.@-]+)"
@@ -67,7 +67,7 @@ def run_config(
   wish: Wish,
   settings: Settings,
   registry: Registry,
-  model_dir: os.PathLike[str],
+  model_dir: PathLike,
   problems: list[str],
 ) -> tuple[RunConfig, Need] | None:
   """Returns the run that a job asks for, and the devices that it needs.
@@ -88,42 +88,73 @@ def run_config(
   teacher = _teacher(wish, settings, registry, problems)
   if problems or student is None or dataset is None:
     return None
-  accelerator = settings.accelerator(wish.accelerator_type)
-  is_long = wish.max_context_length == _LONG_CONTEXT
-  batch_size = accelerator.batch_size or BATCH_SIZES[wish.accelerator_type]
-  values: dict[str, Any] = {
-    "RunConfig.batch_size": min(batch_size, _LONG_BATCH_SIZE) if is_long else batch_size,
-    **_teacher_fields(teacher, wish.temperature),
-    **wish.settings,
-    **student.settings,
-  }
   try:
-    config = tuning_config(
-      wish.kind,
-      dataset=dataset,
-      student=student.student,
-      initial_checkpoint=student.initial_checkpoint,
-      teacher=None if teacher is None else teacher.name,
-      train_steps=wish.train_steps,
-      learning_rate_multiplier=wish.learning_rate_multiplier,
-      evaluation_spec=TuningEvaluationSpec(
-        evaluation_data=evaluation,
-        evaluation_interval=wish.evaluation_interval,
-        enable_early_stopping=wish.enable_early_stopping,
-        enable_checkpoint_selection=wish.enable_checkpoint_selection,
-      ),
-      accelerator_type=None,
-      mesh=accelerator.mesh,
-      display_name=model_id(wish.model_display_name),
-      max_context_length=wish.max_context_length,
-      model_dir=os.fspath(model_dir),
-      registry=registry.root,
-      settings=values,
-    )
+    config = _config(wish, settings, student, teacher, dataset, evaluation, registry, model_dir)
   except UserError as error:
     problems.append(str(error))
     return None
   return config, need_of(config)
+
+
+def check_students(settings: Settings) -> None:
+  """Raises UserError if the settings of a student do not make a run on an accelerator."""
+  for name, student in settings.students.items():
+    for kind in ("GPU", "TPU"):
+      wish = Wish("distill", "project", "rows", name, "model", accelerator_type=kind)
+      try:
+        _config(wish, settings, student, None, "rows", None, Registry("registry"), "model")
+      except UserError as error:
+        raise UserError(f"students: {name}: {error}") from None
+
+
+def _config(
+  wish: Wish,
+  settings: Settings,
+  student: Student,
+  teacher: Teacher | None,
+  dataset: str,
+  evaluation: str | None,
+  registry: Registry,
+  model_dir: PathLike,
+) -> RunConfig:
+  """Returns the configuration of a run; raises UserError for one that cannot be."""
+  accelerator = settings.accelerator(wish.accelerator_type)
+  inputs, targets, _ = CONTEXTS[wish.max_context_length]
+  values: dict[str, Any] = {
+    "DataConfig.feature_lengths": {"inputs": inputs, "targets": targets},
+    "RunConfig.batch_size": batch_size(wish.accelerator_type, settings, wish.max_context_length),
+    **_teacher_fields(teacher, wish.temperature),
+    **wish.settings,
+    **student.settings,
+  }
+  return tuning_config(
+    wish.kind,
+    dataset=dataset,
+    student=student.student,
+    initial_checkpoint=student.initial_checkpoint,
+    teacher=None if teacher is None else teacher.name,
+    train_steps=wish.train_steps,
+    learning_rate_multiplier=wish.learning_rate_multiplier,
+    evaluation_spec=TuningEvaluationSpec(
+      evaluation_data=evaluation,
+      evaluation_interval=wish.evaluation_interval,
+      enable_early_stopping=wish.enable_early_stopping,
+      enable_checkpoint_selection=wish.enable_checkpoint_selection,
+    ),
+    accelerator_type=None,
+    mesh=accelerator.mesh,
+    display_name=model_id(wish.model_display_name),
+    max_context_length=None,
+    model_dir=os.fspath(model_dir),
+    registry=registry.root,
+    settings=values,
+  )
+
+
+def batch_size(kind: AcceleratorType, settings: Settings, context: str = "8k") -> int:
+  """Returns the examples per step on an accelerator, as in the service."""
+  size = settings.accelerator(kind).batch_size or _BATCH_SIZES[kind]
+  return min(size, _LONG_BATCH_SIZE) if context == _LONG_CONTEXT else size
 
 
 def _file(wish: Wish, name: str, settings: Settings, problems: list[str]) -> str | None:

@@ -9,16 +9,18 @@ from typing import Any, TypedDict
 
 from dss_jax.config.gin_loader import to_gin
 from dss_jax.config.schema import RunConfig
+from dss_jax.errors import UserError
 from dss_jax.jobs import places
 from dss_jax.jobs.api_error import ApiError, invalid, not_found
-from dss_jax.jobs.devices import Devices, Need
-from dss_jax.jobs.job_config import Wish, run_config
+from dss_jax.jobs.devices import Devices, Need, find_devices
+from dss_jax.jobs.job_config import Wish, check_students, run_config
 from dss_jax.jobs.pipeline_body import PipelineBody, pipeline_wish, read_body
 from dss_jax.jobs.schema import PLACE, shown
-from dss_jax.jobs.settings import DeviceSet, Settings
+from dss_jax.jobs.settings import DeviceSet, Settings, read_settings
 from dss_jax.jobs.store import CANCELLED_ERROR, STARTED, Job, Kind, Store, now
 from dss_jax.jobs.tuning_body import TuningBody, tuning_wish
-from dss_jax.storage.atomic import withdraw
+from dss_jax.storage.atomic import make_folder, withdraw
+from dss_jax.storage.files import PathLike, is_url
 from dss_jax.student.registry import Registry
 
 # A project's id, or its number.
@@ -194,6 +196,17 @@ class JobService:
       raise not_found(name)
     return job
 
+  def find(self, name: str) -> Job:
+    """Returns the job of a name, or of an id that only one job has; raises ApiError."""
+    if "/" in name:
+      return self.get(name)
+    found = [job for job in self.store.newest() if job.job_id == name]
+    if len(found) > 1:
+      raise invalid(f"{name}: {len(found)} jobs have this id; give the whole name of one")
+    if not found:
+      raise not_found(name)
+    return found[0]
+
   def of_parent(self, kind: Kind, project: str, location: str) -> list[Job]:
     """Returns the jobs of a parent, newest first; location "-" means all."""
     self.check_parent(project, location, any_location=True)
@@ -250,6 +263,23 @@ class JobService:
       f" devices{platform}, and no device set for it has them ({there}); the operator's settings"
       " say what an accelerator type is here",
     )
+
+
+def open_service(root: PathLike, config: PathLike | None = None) -> JobService:
+  """Opens the jobs under a root folder, and makes it if it is not there.
+
+  Args:
+    config: the operator's settings, by default ROOT/jobs.yaml.
+
+  Raises UserError for a folder or settings that cannot be used.
+  """
+  if is_url(root):
+    raise UserError(f"--root {root}: is a URL; give the name of a local folder")
+  folder = pathlib.Path(root).expanduser().absolute()
+  settings = read_settings(folder, config)
+  check_students(settings)
+  make_folder(folder)
+  return JobService(folder, settings, find_devices(settings, folder))
 
 
 def _uris(config: RunConfig, wish: Wish) -> dict[str, str]:

@@ -179,6 +179,12 @@ class Store:
       ).fetchall()
     return [_job(row) for row in rows]
 
+  def newest(self) -> list[Job]:
+    """Returns all jobs, newest first."""
+    with self._connection() as database:
+      rows = database.execute("select * from jobs order by number desc").fetchall()
+    return [_job(row) for row in rows]
+
   def in_states(self, states: Collection[str]) -> list[Job]:
     """Returns the jobs in some states, oldest first."""
     marks = ", ".join("?" * len(states))

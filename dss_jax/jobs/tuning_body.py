@@ -8,7 +8,7 @@ import pydantic
 from dss_jax.data.records import check_rows
 from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import ApiError, invalid
-from dss_jax.jobs.job_config import BATCH_SIZES, Wish
+from dss_jax.jobs.job_config import Wish, batch_size
 from dss_jax.jobs.pipeline_body import Body, EncryptionSpec, Labels, Text, check_no_key
 from dss_jax.jobs.places import resolve
 from dss_jax.jobs.settings import Settings
@@ -110,11 +110,10 @@ def tuning_wish(body: TuningBody, project: str, settings: Settings, problems: li
     values["LossConfig.alpha"] = weight / (weight + 1)
   if hyper.batch_size is not None:
     values["RunConfig.batch_size"] = hyper.batch_size
-  batch_size = (
+  examples = (
     ({} if student is None else student.settings).get("RunConfig.batch_size")
     or hyper.batch_size
-    or settings.accelerator(accelerator).batch_size
-    or BATCH_SIZES[accelerator]
+    or batch_size(accelerator, settings)
   )
   rows = _count_rows(dataset, f"{place}.{dataset_field}", settings) if dataset else 0
   return Wish(
@@ -124,7 +123,7 @@ def tuning_wish(body: TuningBody, project: str, settings: Settings, problems: li
     student_model_reference=_last_part(base),
     model_display_name=body.tuned_model_display_name or f"tuned-{_last_part(base)}",
     teacher_model_reference=teacher,
-    train_steps=max(1, math.ceil((hyper.epoch_count or _EPOCHS) * rows / batch_size)),
+    train_steps=max(1, math.ceil((hyper.epoch_count or _EPOCHS) * rows / examples)),
     learning_rate_multiplier=hyper.learning_rate_multiplier,
     evaluation_data_uri=spec.validation_dataset_uri or None,
     accelerator_type=accelerator,

@@ -168,7 +168,10 @@ class _Tasks:
     from dss_jax.pipelines.annotate_stage import annotate_training_rows
 
     _, figures = annotate_training_rows(self._config)
-    return None if figures is None else {"figures": figures}
+    if figures is None:
+      return None
+    # Where it lies on this machine's disk is not the client's business.
+    return {"figures": {key: value for key, value in figures.items() if key != "output"}}
 
   def _tune(self) -> dict[str, Any]:
     from dss_jax.pipelines import distill

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from dss_jax.config.schema import RunConfig
 
 # Input and output tokens, and examples per step, as in the hosted service.
-_CONTEXTS = {"8k": (7168, 1024, 24), "32k": (31744, 1024, 8)}
+CONTEXTS = {"8k": (7168, 1024, 24), "32k": (31744, 1024, 8)}
 
 
 def tuning_config(
@@ -75,9 +75,9 @@ def tuning_config(
   }
   platform = check_choice("accelerator_type", accelerator_type, ("TPU", "GPU", "CPU"))
   values["MeshConfig.platform"] = ("accelerator_type", platform and platform.lower())
-  context = check_choice("max_context_length", max_context_length, tuple(_CONTEXTS))
+  context = check_choice("max_context_length", max_context_length, tuple(CONTEXTS))
   if context is not None:
-    inputs, targets, batch_size = _CONTEXTS[context]
+    inputs, targets, batch_size = CONTEXTS[context]
     values["TASK_FEATURE_LENGTHS"] = ("max_context_length", {"inputs": inputs, "targets": targets})
     values["BATCH_SIZE"] = ("max_context_length", batch_size)
   bindings = [

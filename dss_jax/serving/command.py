@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import pathlib
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,14 +15,13 @@ from dss_jax.parallel.mesh import make_mesh
 from dss_jax.progress import say
 from dss_jax.serving.access import read_tokens
 from dss_jax.serving.app import make_app
+from dss_jax.serving.listening import BACKLOG, bound, listening
 from dss_jax.serving.models import Models
 from dss_jax.serving.served_student import ServedStudent
-from dss_jax.storage.files import reason
 from dss_jax.student.registry import Registry
 from dss_jax.student.student import Student
 
 _WATCH_SECONDS = 2.0
-_BACKLOG = 2048
 # About the length of a question; longer inputs compile their programs when they come.
 _WARM_UP_WORDS = 64
 
@@ -65,7 +63,7 @@ def serve(references: Sequence[str], options: ServerOptions) -> None:
   """
   tokens = read_tokens(options.token_env, options.host)
   names = _names(references)
-  with _bound(options.host, options.port) as listener:
+  with bound(options.host, options.port) as listener:
     loader = _Loader(names, options)
     loader.load_all()
     app = make_app(loader.models, tokens=tokens, timeout_seconds=options.timeout_seconds)
@@ -73,15 +71,11 @@ def serve(references: Sequence[str], options: ServerOptions) -> None:
       app,
       access_log=False,
       log_level="warning",
-      backlog=_BACKLOG,
+      backlog=BACKLOG,
       server_header=False,
       timeout_graceful_shutdown=options.drain_seconds,
     )
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    # Whoever reads the line may connect, though the server answers a moment later.
-    listener.listen(_BACKLOG)
-    say(f"ready: {', '.join(names)} at http://{shown}:{port}/v1")
+    say(f"ready: {', '.join(names)} at {listening(listener)}/v1")
     with loader.watching():
       # Ends by the signal itself, once all answers are complete.
       uvicorn.Server(config).run(sockets=[listener])
@@ -101,23 +95,6 @@ def _names(references: Sequence[str]) -> dict[str, str]:
       )
     names[name] = reference
   return names
-
-
-@contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-  """Binds the address at once, so that a wrong one is found before students are loaded."""
-  try:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-  except OSError as error:
-    raise UserError(f"--host {host}: {reason(error)}; give an address of this machine") from None
-  with contextlib.closing(listener):
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-      listener.bind(address)
-    except OSError as error:
-      raise UserError(f"--port {port}: {reason(error)}; give another --port, or 0") from None
-    yield listener
 
 
 class _Loader:

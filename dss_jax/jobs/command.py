@@ -1,0 +1,83 @@
+"""`dss jobs serve`: the queue and the API until a signal; the jobs go on after it."""
+
+import contextlib
+import dataclasses
+import fcntl
+import pathlib
+from collections.abc import Iterator
+
+import uvicorn
+
+from dss_jax.errors import UserError
+from dss_jax.jobs.access import read_access
+from dss_jax.jobs.app import make_app
+from dss_jax.jobs.runner import Runner
+from dss_jax.jobs.service import open_service
+from dss_jax.progress import say
+from dss_jax.serving.listening import BACKLOG, bound, listening
+from dss_jax.storage.atomic import writing
+
+_LOCK = "server.lock"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+  """How a job server runs.
+
+  Attributes:
+    config: the operator's settings, by default ROOT/jobs.yaml.
+    tokens: the file of tokens, by default ROOT/tokens.yaml if it is there.
+    token_env: the environment variable with administrators' tokens.
+    drain_seconds: how long answers are written on after SIGTERM.
+  """
+
+  root: str
+  host: str = "127.0.0.1"
+  port: int = 8080
+  config: str | None = None
+  tokens: str | None = None
+  token_env: str
+  drain_seconds: int = 30
+
+
+def serve(options: ServerOptions) -> None:
+  """Serves the API and runs the queue until SIGINT or SIGTERM; jobs that run go on.
+
+  Raises UserError if the root, the settings, the tokens or the address cannot be used.
+  """
+  service = open_service(options.root, options.config)
+  access = read_access(service.root, options.tokens, options.token_env, options.host)
+  with locked(service.root), bound(options.host, options.port) as listener:
+    config = uvicorn.Config(
+      make_app(service, access),
+      access_log=False,
+      log_level="warning",
+      backlog=BACKLOG,
+      server_header=False,
+      timeout_graceful_shutdown=options.drain_seconds,
+    )
+    for name, devices in service.devices.items():
+      say(f"device set {name}: {devices.count} of {devices.platform.upper()}")
+    say(f"ready: jobs of {service.root} at {listening(listener)}/v1")
+    runner = Runner(service)
+    runner.start()
+    try:
+      # Ends by the signal itself, once all answers are complete.
+      uvicorn.Server(config).run(sockets=[listener])
+    finally:
+      runner.stop()
+
+
+@contextlib.contextmanager
+def locked(root: pathlib.Path) -> Iterator[None]:
+  """Holds the root folder for one server; raises UserError if another one has it."""
+  with writing(root):
+    lock = (root / _LOCK).open("a")
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(
+        f"--root {root}: another server runs its jobs; use that one, or give another folder"
+      ) from None
+    yield

@@ -1,0 +1,101 @@
+"""A job's states, log and metrics as they come, as server-sent events."""
+
+import asyncio
+import json
+import pathlib
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+
+from starlette.responses import StreamingResponse
+
+from dss_jax.jobs.runner import LOG
+from dss_jax.jobs.service import JobService
+from dss_jax.jobs.store import Job
+from dss_jax.terminal import printable
+
+_POLL_SECONDS = 0.5
+_CHUNK_BYTES = 2**16
+# So that proxies and clients do not take a quiet job for a lost connection.
+_QUIET_POLLS = 30
+_FILES = {"log": LOG, "metrics": "model/metrics.jsonl"}
+_ID = re.compile(r"([0-9]{1,15})\.([0-9]{1,15})")
+
+
+def watch(service: JobService, job: Job, last_event_id: str) -> StreamingResponse:
+  """Returns a response that goes on until the job has ended.
+
+  The events are `state` ({"state", "tasks"}), `log` (a line of text) and `metrics` (a line of
+  metrics.jsonl). Each has an id; a client that connects again with the last one as
+  Last-Event-ID gets what came after it.
+  """
+  return StreamingResponse(
+    _events(service, job.name, last_event_id),
+    media_type="text/event-stream",
+    headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+  )
+
+
+async def _events(service: JobService, name: str, last_event_id: str) -> AsyncIterator[str]:
+  match = _ID.fullmatch(last_event_id)
+  places = {"log": int(match[1]), "metrics": int(match[2])} if match else dict.fromkeys(_FILES, 0)
+  last_state, quiet = "", 0
+  while True:
+    # Read before the files, so that an ended job's last lines are sent.
+    job = service.store.get(name)
+    if job is None:
+      return
+    tasks = {task.name: task.state for task in service.store.tasks(name)}
+    state = json.dumps({"state": job.state, "tasks": tasks, "error": job.error})
+    quiet += 1
+    for kind, file in _FILES.items():
+      path = service.folder(job) / file
+      # A run that resumes cuts the metrics after its checkpoint off.
+      places[kind] = min(places[kind], path.stat().st_size if path.exists() else 0)
+      for line, place in _new_lines(path, places[kind]):
+        places[kind] = place
+        quiet = 0
+        yield _event(kind, line, places)
+    if state != last_state:
+      last_state, quiet = state, 0
+      yield _event("state", state, places)
+    if job.has_ended:
+      return
+    if quiet >= _QUIET_POLLS:
+      quiet = 0
+      yield ": the job goes on\n\n"
+    await asyncio.sleep(_POLL_SECONDS)
+
+
+def log_lines(service: JobService, job: Job, *, follow: bool) -> Iterator[str]:
+  """Yields the lines of a job's log; with `follow`, until the job has ended."""
+  place = 0
+  while True:
+    current = service.store.get(job.name)
+    for line, end in _new_lines(service.folder(job) / LOG, place):
+      place = end
+      yield line
+    if not follow or current is None or current.has_ended:
+      return
+    time.sleep(_POLL_SECONDS)
+
+
+def _new_lines(path: pathlib.Path, place: int) -> Iterator[tuple[str, int]]:
+  """Yields the whole lines after a place in a file, each with the place where it ends."""
+  try:
+    with path.open("rb") as file:
+      file.seek(place)
+      while lines := file.readlines(_CHUNK_BYTES):
+        for line in lines:
+          if not line.endswith(b"\n"):
+            return
+          place += len(line)
+          yield printable(line.decode("utf-8", "replace").rstrip("\r\n")), place
+  except FileNotFoundError:
+    return
+
+
+def _event(kind: str, data: str, places: dict[str, int]) -> str:
+  # A line of text may have line feeds that are none to Python's readlines.
+  lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
+  return f"id: {places['log']}.{places['metrics']}\nevent: {kind}\n{lines}\n"
