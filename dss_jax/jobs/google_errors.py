@@ -2,7 +2,6 @@
 
 import logging
 import pathlib
-import traceback
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dss_jax.errors import UserError
-from dss_jax.jobs.api_error import ApiError, invalid, not_found
+from dss_jax.jobs.api_error import CODES, ApiError, invalid, not_found
 from dss_jax.serving.errors import Refused, google_error, refusal_of
 
 _DOMAIN = "dss-jax"
@@ -37,8 +36,18 @@ def refused(error: Exception, root: pathlib.Path) -> Refused:
   try:
     return refusal_of(error)
   except Exception:
-    _LOG.error("a request failed:\n%s", "".join(traceback.format_exception(error)))
     return ApiError("INTERNAL", "the server failed; its log says why")
+
+
+def failure(error: Exception, root: pathlib.Path) -> ApiError:
+  """Returns the same for what failed after its request was answered: it has a number of gRPC."""
+  found = refused(error, root)
+  if found.status == 500:
+    _LOG.error("a request failed", exc_info=error)
+  if isinstance(found, ApiError):
+    return found
+  kind = google_error(found)["error"]["status"]
+  return ApiError(kind if kind in CODES else "INTERNAL", str(found))
 
 
 def body(error: Refused) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Resources:
     """Adds a resource and returns it, with its name; raises ApiError ALREADY_EXISTS."""
     complete = {"name": str(name), **value}
     row = (str(name), name.kind, name.project, name.location, json.dumps(complete))
-    with self._writing() as database:
+    with self.locked() as database:
       try:
         database.execute("insert into resources values (?, ?, ?, ?, ?)", row)
       except sqlite3.IntegrityError:
@@ -67,7 +67,7 @@ class Resources:
     Args:
       change: changes the JSON that it is given; what it raises leaves the resource as it was.
     """
-    with self._writing() as database:
+    with self.locked() as database:
       value = _read(database, name)
       change(value)
       database.execute(
@@ -83,7 +83,7 @@ class Resources:
     Args:
       check: raises if the resource must stay.
     """
-    with self._writing() as database:
+    with self.locked() as database:
       value = _read(database, name)
       check(value)
       database.execute("delete from resources where name = ?", (str(name),))
@@ -96,8 +96,8 @@ class Resources:
       yield connection
 
   @contextlib.contextmanager
-  def _writing(self) -> Iterator[sqlite3.Connection]:
-    """Gives a connection within one transaction, which an exception undoes."""
+  def locked(self) -> Iterator[sqlite3.Connection]:
+    """Lets no other process change anything, in one transaction, which an exception undoes."""
     with self._connection() as database:
       # Immediate: two writers that had both read could not both go on.
       database.execute("begin immediate")

@@ -113,6 +113,8 @@ class Settings(_Settings):
     folders: local folders below which requests may name files.
     teachers, students: by the names of requests' teacher_model_reference and
       student_model_reference; the t5-* students are there without being named.
+    publisher_models: which registered student, NAME or NAME@VERSION of the request's project,
+      answers for publishers/google/models/ID.
     registry: the folder of the registries, one a project; None: ROOT/registry.
     restarts: of a job's process, without progress between them, before the job fails.
     cancel_seconds: how long a cancelled job may take to save its checkpoint.
@@ -124,6 +126,7 @@ class Settings(_Settings):
   folders: tuple[str, ...] = ()
   teachers: dict[str, Teacher] = {}
   students: dict[str, Student] = {}
+  publisher_models: dict[str, str] = {}
   accelerators: dict[AcceleratorType, Accelerator] = {}
   device_sets: tuple[DeviceSet, ...] = (DeviceSet(name="default"),)
   quotas: tuple[Quota, ...] = ()

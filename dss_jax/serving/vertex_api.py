@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dss_jax.serving.errors import Refused, google_error, refusal_of
-from dss_jax.serving.generation import Answer, Part
+from dss_jax.serving.generation import Answer, Generation, Part
 from dss_jax.serving.models import ServedModel
 from dss_jax.serving.service import Call, Service
 from dss_jax.serving.vertex_schemas import parse_count, parse_predict, parse_streaming, tensor_of
@@ -110,7 +110,11 @@ async def prediction(service: Service, request: Request, call: Call, **identity:
     "outputTokenCount": _count(call.output_tokens, texts),
   }
   content = {
-    "predictions": [prediction_of(each, call) for of_prompt in answers for each in of_prompt],
+    "predictions": [
+      prediction_of(each, call.generation, call.model)
+      for of_prompt in answers
+      for each in of_prompt
+    ],
     "metadata": {"tokenMetadata": counts},
     **identity,
   }
@@ -127,7 +131,7 @@ def count_tokens(model: ServedModel, prompts: Sequence[str]) -> Response:
   return JSONResponse(_count(sum(map(model.student.count_tokens, prompts)), prompts))
 
 
-def prediction_of(answer: Answer, call: Call) -> dict[str, Any]:
+def prediction_of(answer: Answer, generation: Generation, model: ServedModel) -> dict[str, Any]:
   """Returns an answer as predict and batch predictions have it."""
   prediction: dict[str, Any] = {
     "content": answer.label,
@@ -136,8 +140,8 @@ def prediction_of(answer: Answer, call: Call) -> dict[str, Any]:
   }
   if answer.rationale is not None:
     prediction["rationale"] = answer.rationale
-  if call.generation.log_probabilities:
-    tokens = ChosenTokens(call.model.student.texts_after)
+  if generation.log_probabilities:
+    tokens = ChosenTokens(model.student.texts_after)
     prediction["logprobs"] = service_form(
       tokens.add(answer.ids, answer.log_probabilities, answer.alternatives)
     )

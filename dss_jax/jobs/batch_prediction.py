@@ -1,0 +1,238 @@
+"""Batch predictions: the lines of files are answered in the background, one job at a time.
+
+A job that a stopped server left is begun again: its files appear whole, at its end.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+from dss_jax.jobs.api_error import ApiError
+from dss_jax.jobs.google_errors import failure
+from dss_jax.jobs.models_api import find_version
+from dss_jax.jobs.names import Name, parse, published, split
+from dss_jax.jobs.publishers_api import answering
+from dss_jax.jobs.resources import Resources
+from dss_jax.jobs.service import JobService
+from dss_jax.jobs.store import now
+from dss_jax.jobs.student_pool import StudentPool
+from dss_jax.serving.errors import QueueFull
+from dss_jax.serving.generation import Answer, Generation, Writing, check
+from dss_jax.serving.models import ServedModel
+from dss_jax.serving.vertex_api import prediction_of
+from dss_jax.serving.vertex_schemas import parse_predict
+from dss_jax.storage.atomic import atomic_target, make_folder, write_bytes
+from dss_jax.storage.files import join, open_text
+from dss_jax.student.registry import Version
+
+KIND = "batchPredictionJobs"
+ENDED = ("JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
+# So many lines are asked at a time; other clients' questions come between.
+_WINDOW = 32
+# The hosted service's limit.
+_MAX_PROMPT = 30_000
+_MAX_LINE = 2**20
+_RETRY_SECONDS = 1.0
+
+
+class BatchPredictions:
+  """Runs the batch predictions of a server."""
+
+  def __init__(self, service: JobService, resources: Resources, pool: StudentPool):
+    self._service = service
+    self._resources = resources
+    self._pool = pool
+    self._wake = asyncio.Event()
+    self._running: tuple[Name, asyncio.Task[None]] | None = None
+
+  def wake(self) -> None:
+    """Says that there is a new job."""
+    self._wake.set()
+
+  def cancel(self, name: Name) -> None:
+    """Cancels a job; one that has ended stays as it is."""
+
+    def change(job: dict[str, Any]) -> None:
+      if job["state"] == "JOB_STATE_PENDING":
+        _end(job, "JOB_STATE_CANCELLED", ApiError("CANCELLED", "the job was cancelled"))
+      elif job["state"] == "JOB_STATE_RUNNING":
+        job.update(state="JOB_STATE_CANCELLING", updateTime=now())
+
+    self._resources.change(name, change)
+    if self._running is not None and self._running[0] == name:
+      self._running[1].cancel()
+
+  @contextlib.asynccontextmanager
+  async def running(self) -> AsyncIterator[None]:
+    """Runs jobs within the context."""
+    worker = asyncio.create_task(self._work())
+    try:
+      yield
+    finally:
+      worker.cancel()
+      with contextlib.suppress(asyncio.CancelledError):
+        await worker
+
+  def version_of(self, job: Mapping[str, Any], project: str) -> Version:
+    """Returns the version that answers a job; raises ApiError."""
+    if (name := published(job["model"])) is not None:
+      return answering(self._service, project, name)
+    model = parse(job["model"], "models", project, "model")
+    own = job.get("modelVersionId")
+    reference = model.id if own is None else f"{model.id.partition('@')[0]}@{own}"
+    return find_version(self._service.registry(project), reference)
+
+  async def _work(self) -> None:
+    while True:
+      self._wake.clear()
+      left = [each for each in self._resources.list(KIND) if each["state"] not in ENDED]
+      for job in sorted(left, key=lambda each: each["createTime"]):
+        name = split(job["name"])
+        task = asyncio.create_task(self._run(name))
+        self._running = (name, task)
+        try:
+          await asyncio.wait([task])
+        finally:
+          self._running = None
+          task.cancel()
+      await self._wake.wait()
+
+  async def _run(self, name: Name) -> None:
+    """Runs one job to its end; cancelled with the server, it is left to be begun again."""
+    error: ApiError | None = None
+    try:
+      job = self._resources.change(name, _start)
+      if job["state"] == "JOB_STATE_RUNNING":
+        await self._answer(name, job)
+    except asyncio.CancelledError:
+      if self._resources.get(name)["state"] != "JOB_STATE_CANCELLING":
+        raise
+    # Whatever a line, a file or a device raises ends the job, not the server.
+    except Exception as caught:
+      error = failure(caught, self._service.root)
+    self._resources.change(name, lambda job: _finish(job, error))
+
+  async def _answer(self, name: Name, job: Mapping[str, Any]) -> None:
+    version = self.version_of(job, name.project)
+    prefix = job["outputConfig"]["gcsDestination"]["outputUriPrefix"].rstrip("/")
+    own = "".join(each if each.isalnum() else "_" for each in job["createTime"])
+    uri = f"{prefix}/prediction-{version.name}-{own}"
+    folder = self._service.resolve(uri, "outputConfig.gcsDestination.outputUriPrefix")
+    files = [
+      self._service.resolve(each, "inputConfig.gcsSource.uris")
+      for each in job["inputConfig"]["gcsSource"]["uris"]
+    ]
+    key = await self._pool.ready(name.project, version)
+    model, _ = self._pool.models.get(key)
+    make_folder(folder)
+    counts = {"successfulCount": 0, "failedCount": 0}
+    errors: list[bytes] = []
+    lines = _lines(files)
+    with atomic_target(join(folder, "predictions_0001.jsonl")) as file:
+      while window := await asyncio.to_thread(lambda: list(itertools.islice(lines, _WINDOW))):
+        good = [instance for instance, problem in window if problem is None]
+        bad = [(instance, problem) for instance, problem in window if problem is not None]
+        for instance, predictions in await _predictions(model, good, job.get("modelParameters")):
+          file.write(_json({"instance": instance, "predictions": predictions, "status": ""}))
+        for instance, problem in bad:
+          errors.append(_json({"instance": instance, "error": {"code": 3, "message": problem}}))
+        counts["successfulCount"] += len(good)
+        counts["failedCount"] += len(bad)
+    if errors:
+      write_bytes(join(folder, "errors_0001.jsonl"), b"".join(errors))
+
+    def report(value: dict[str, Any]) -> None:
+      value["outputInfo"] = {"gcsOutputDirectory": uri}
+      value["completionStats"] = {each: str(count) for each, count in counts.items()}
+
+    self._resources.change(name, report)
+
+
+def parameters_of(job: Mapping[str, Any]) -> Generation:
+  """Checks a job's modelParameters; raises BadRequest."""
+  return _generation(["a prompt"], job.get("modelParameters"))
+
+
+def _generation(prompts: Sequence[str], parameters: Any) -> Generation:
+  instances = [{"content": prompt} for prompt in prompts]
+  return parse_predict({"instances": instances, "parameters": parameters or {}})
+
+
+async def _predictions(
+  model: ServedModel, instances: Sequence[Mapping[str, Any]], parameters: Any
+) -> list[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
+  """Returns each instance with the student's predictions."""
+  if not instances:
+    return []
+  generation = _generation([_prompt(each) for each in instances], parameters)
+  check(generation, model.student.kinds)
+  while True:
+    try:
+      writing = Writing(model.batcher, generation, model.student.max_output_tokens)
+      break
+    except QueueFull:
+      await asyncio.sleep(_RETRY_SECONDS)
+  try:
+    answers: list[list[Answer]] = await writing.answers()
+  finally:
+    writing.cancel()
+  return [
+    (instance, [prediction_of(answer, generation, model) for answer in of_prompt])
+    for instance, of_prompt in zip(instances, answers, strict=True)
+  ]
+
+
+def _lines(files: Sequence[str]) -> Iterator[tuple[Any, str | None]]:
+  """Yields the instance of each line, and what is wrong with it."""
+  for position, path in enumerate(files):
+    with open_text(path) as file:
+      number = 0
+      while line := file.readline(_MAX_LINE):
+        number += 1
+        if line.strip():
+          instance, problem = _instance(line)
+          place = f"line {number}" if len(files) == 1 else f"file {position + 1}, line {number}"
+          yield instance, problem and f"{place}: {problem}"
+
+
+def _instance(line: str) -> tuple[Any, str | None]:
+  try:
+    instance = json.loads(line)
+    _json(instance)
+  except (ValueError, RecursionError):
+    return line[:200].encode("utf-8", "replace").decode(), "is not JSON"
+  if not isinstance(instance, dict) or not isinstance(_prompt(instance), str):
+    return instance, 'has no "prompt"; write {"prompt": "..."}'
+  if not _prompt(instance).strip() or len(_prompt(instance)) > _MAX_PROMPT:
+    return instance, f"the prompt must have 1 to {_MAX_PROMPT:,} characters"
+  return instance, None
+
+
+def _prompt(instance: Mapping[str, Any]) -> Any:
+  return instance.get("prompt", instance.get("content"))
+
+
+def _json(value: Any) -> bytes:
+  return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _start(job: dict[str, Any]) -> None:
+  if job["state"] in ("JOB_STATE_PENDING", "JOB_STATE_RUNNING"):
+    job.update(state="JOB_STATE_RUNNING", startTime=job.get("startTime") or now(), updateTime=now())
+
+
+def _finish(job: dict[str, Any], error: ApiError | None) -> None:
+  if job["state"] == "JOB_STATE_CANCELLING":
+    _end(job, "JOB_STATE_CANCELLED", ApiError("CANCELLED", "the job was cancelled"))
+  elif job["state"] not in ENDED:
+    _end(job, "JOB_STATE_FAILED" if error else "JOB_STATE_SUCCEEDED", error)
+
+
+def _end(job: dict[str, Any], state: str, error: ApiError | None) -> None:
+  moment = now()
+  job.update(state=state, endTime=moment, updateTime=moment)
+  if error is not None:
+    job["error"] = {"code": error.grpc_code, "message": str(error)}
