@@ -19,11 +19,13 @@ from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.endpoints_api import EndpointsApi
 from dss_jax.jobs.models_api import ModelsApi
 from dss_jax.jobs.operations import Operations
+from dss_jax.jobs.pipeline_jobs_api import PipelineJobsApi
 from dss_jax.jobs.predictions import Predictions
 from dss_jax.jobs.publishers_api import PublishersApi
 from dss_jax.jobs.resources import Resources
 from dss_jax.jobs.service import JobService
-from dss_jax.jobs.student_pool import StudentPool
+from dss_jax.jobs.student_pool import Load, StudentPool, load_student
+from dss_jax.jobs.tuning_jobs_api import TuningJobsApi
 from dss_jax.serving.metrics import Metrics
 from dss_jax.serving.service import Service
 
@@ -44,18 +46,19 @@ _HEADERS = {
 def make_app(
   service: JobService,
   access: Access,
-  pool: StudentPool,
   *,
+  load: Load | None = None,
   routes: Sequence[BaseRoute] = (),
   timeout_seconds: float = 60.0,
 ) -> Starlette:
   """Returns the application.
 
   Args:
-    pool: loads the students that are asked.
+    load: loads a student that is asked; by default with all devices of this process.
     routes: others, beside the API's; they check themselves who may use them.
     timeout_seconds: of one answer.
   """
+  pool = StudentPool(load or load_student)
   resources = Resources(service.root)
   operations = Operations(resources)
   endpoints = Endpoints(resources, service.registry)
@@ -64,6 +67,8 @@ def make_app(
   batches = BatchPredictionApi(service, resources, operations, pool)
   api = [
     *operations.routes(),
+    *PipelineJobsApi(service, operations).routes(),
+    *TuningJobsApi(service).routes(),
     *ModelsApi(service, endpoints, operations).routes(),
     *EndpointsApi(service, endpoints, operations, pool, predictions).routes(),
     *PublishersApi(service, predictions).routes(),

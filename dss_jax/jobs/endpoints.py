@@ -108,11 +108,16 @@ class Endpoints:
     self._resources.change(name, change)
     return deployed
 
-  def deploy_new(self, project: str, location: str, version: Version, *, model: str) -> Name:
-    """Deploys a version to an endpoint of its own, and returns the endpoint's name."""
+  def deploy_new(
+    self, project: str, location: str, version: Version, *, model: str, display_name: str
+  ) -> Name:
+    """Returns the endpoint of a version, a new one unless it is deployed already."""
+    places = self.deployments(project).get((version.name, version.number))
+    if places:
+      return split(places[0]["endpoint"])
     name = Name(project, location, _KIND, new_id())
-    self.create(name, {"displayName": version.name})
-    self.deploy(name, version, model=model)
+    self.create(name, {"displayName": display_name})
+    self.deploy(name, version, model=model, display_name=display_name)
     return name
 
   def undeploy(

@@ -86,7 +86,10 @@ def tuning_json(job: Job) -> dict[str, Any]:
   if job.result is not None:
     parent = f"projects/{job.project}/locations/{job.location}"
     made = job.result
-    values["tunedModel"] = {"model": f"{parent}/models/{made['model']}@{made['version']}"}
+    values["tunedModel"] = {
+      "model": f"{parent}/models/{made['model']}@{made['version']}",
+      "endpoint": made["endpoint"],
+    }
   for spec in ("supervisedTuningSpec", "distillationSpec"):
     epochs = (values[spec] or {}).get("hyperParameters", {}).get("epochCount")
     if epochs is not None:

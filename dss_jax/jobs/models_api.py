@@ -12,6 +12,7 @@ from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import ApiError, invalid, not_found
 from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.filters import Field
+from dss_jax.jobs.job_config import model_id
 from dss_jax.jobs.model_body import ModelDetails, Upload, model_json
 from dss_jax.jobs.names import parse, parse_model
 from dss_jax.jobs.operations import Operations
@@ -118,7 +119,7 @@ class ModelsApi:
   async def _upload(self, request: Request) -> Response:
     sent = validated(Upload, await read_object(request))
     project = request.path_params["project"]
-    name = sent.model_id or _name_from(sent.model.display_name or "")
+    name = sent.model_id or model_id(sent.model.display_name or "")
     if sent.parent_model:
       name, _ = parse_model(parse(sent.parent_model, "models", project, "parentModel").id)
     self._registry(request).prepare(name)
@@ -185,12 +186,6 @@ def _register(folder: str, name: str, registry: Registry) -> Version:
   from dss_jax.student.registration import register_student
 
   return register_student(folder, name, registry.root)
-
-
-def _name_from(display_name: str) -> str:
-  """Returns a name of the registry for a model that has only a name for people."""
-  letters = [each if each.isascii() and each.isalnum() else "-" for each in display_name.lower()]
-  return "-".join(filter(None, "".join(letters).split("-")))[:63] or "model"
 
 
 async def _unimplemented(request: Request) -> Response:

@@ -17,7 +17,7 @@ _MODEL = re.compile(
   r"(?P<model>[A-Za-z0-9][A-Za-z0-9_.-]{0,127})(@(?P<version>[A-Za-z0-9-]{1,128}))?"
 )
 _PUBLISHED = re.compile(
-  r"(projects/[^/]+/locations/[^/]+/)?publishers/google/models/(?P<id>[A-Za-z0-9][A-Za-z0-9@_.-]{0,127})"
+  r"(projects/[^/]+/locations/[^/]+/)?publishers/google/models/(?P<id>[A-Za-z0-9@][A-Za-z0-9@_.-]{0,127})"
 )
 
 

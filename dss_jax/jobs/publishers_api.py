@@ -98,4 +98,4 @@ def publisher_model(name: str) -> dict[str, Any]:
 
 def _same(one: str, other: str) -> bool:
   """Returns whether two ids are one: clients write t5@small for the label t5-small."""
-  return one.replace("@", "-") == other.replace("@", "-")
+  return one.replace("@", "-").strip("-") == other.replace("@", "-").strip("-")

@@ -36,6 +36,7 @@ class Plan(TypedDict):
   Attributes:
     platform, devices: what the run needs.
     location: of the model that it makes.
+    display_name: of the model that it makes.
     student, teacher: as the request names them.
     output, evaluation_output: folders that get copies of its results, if any.
     uris: of the request, by the paths that they mean.
@@ -44,6 +45,7 @@ class Plan(TypedDict):
   platform: str | None
   devices: int
   location: str
+  display_name: str
   student: str
   teacher: str | None
   output: str | None
@@ -159,6 +161,7 @@ class JobService:
       platform=need.platform,
       devices=need.devices,
       location=target,
+      display_name=wish.model_display_name,
       student=wish.student_model_reference,
       teacher=wish.teacher_model_reference,
       output=output,

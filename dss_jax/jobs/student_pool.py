@@ -7,6 +7,11 @@ from dss_jax.progress import say
 from dss_jax.serving.models import Models, Student
 from dss_jax.student.registry import Version
 
+Load = Callable[[Version], Student]
+_SLOTS = 16
+# About the length of a question; longer inputs compile their programs when they come.
+_WARM_UP = "word " * 64
+
 
 def key_of(project: str, reference: str) -> str:
   """Returns the name under which NAME@NUMBER of a project is in the pool."""
@@ -20,9 +25,7 @@ class StudentPool:
     models: those that are loaded, by key_of.
   """
 
-  def __init__(
-    self, load: Callable[[Version], Student], *, max_students: int = 4, max_waiting: int = 256
-  ):
+  def __init__(self, load: Load, *, max_students: int = 4, max_waiting: int = 256):
     """Begins empty.
 
     Args:
@@ -61,3 +64,19 @@ class StudentPool:
     self.models.put(key, str(version.number), student)
     self._keys[key] = None
     say(f"loaded {key}")
+
+
+def load_student(version: Version) -> Student:
+  """Loads a registered student, as `dss serve` does."""
+  # Late: reading jobs and models needs no JAX.
+  from dss_jax.config.schema import MeshConfig
+  from dss_jax.parallel.mesh import make_mesh
+  from dss_jax.serving.served_student import ServedStudent
+  from dss_jax.storage.cache import keep_compiled_programs
+  from dss_jax.student.student import Student as Opened
+
+  keep_compiled_programs()
+  mesh = make_mesh(MeshConfig(), _SLOTS)
+  served = ServedStudent(Opened.open(version.folder), mesh, slots=_SLOTS)
+  served.warm_up(_WARM_UP)
+  return served

@@ -88,6 +88,7 @@ class _Tasks:
     from dss_jax.config.gin_loader import load_config
     from dss_jax.config.schema import RunConfig
 
+    self._root = root
     self._store = store
     self._job = job
     self._folder = root / "jobs" / job.folder
@@ -194,15 +195,20 @@ class _Tasks:
     return {"exact_match": report["exact_match"], "rows": report["rows"]}
 
   def _upload(self) -> dict[str, Any]:
+    from dss_jax.jobs.tuned_models import publish
     from dss_jax.student.registration import register_student
+    from dss_jax.student.registry import Registry
 
-    version = register_student(self._config.model_dir, self._name, self._config.registry)
+    registry = Registry(self._config.registry)
+    version = register_student(self._config.model_dir, self._name, registry.root)
+    endpoint = publish(self._root, registry, version, self._job)
     self._copy_results()
     job, plan = self._job, self._job.plan
     model = f"projects/{job.project}/locations/{plan['location']}/models/{version.name}"
     result = {
       "model": version.name,
       "version": version.number,
+      "endpoint": endpoint,
       "location": plan["location"],
       "student": plan["student"],
     }

@@ -10,7 +10,6 @@ from dss_jax.jobs.app import make_app
 from dss_jax.jobs.devices import Devices
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import Settings
-from dss_jax.jobs.student_pool import StudentPool
 from tests.serving.conftest import EchoStudent
 
 PARENT = "/v1/projects/sums/locations/us-central1"
@@ -43,7 +42,7 @@ class ApiServer:
     self.service = JobService(self.root, self.settings, devices)
     self.student = EchoStudent()
     access = Access(list(self.tokens), list(self.tokens.values()))
-    app = make_app(self.service, access, StudentPool(self._load, max_students=2))
+    app = make_app(self.service, access, load=lambda version: self._load(version))
     self.client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
     self.client.__enter__()
 
@@ -64,7 +63,7 @@ class ApiServer:
   def call(self, method, path, body=None, *, token=None, status=200, **query):
     """Sends a request; checks its status and the form of its answer, and returns that."""
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
-    path = path if path.startswith("/v1") or path.startswith("/ui") else PARENT + path
+    path = path if path.startswith(("/v1", "/ui")) else PARENT + path
     response = self.client.request(method, path, json=body, headers=headers, params=query)
     content = response.json()
     assert response.status_code == status, content

@@ -114,20 +114,6 @@ def test_operations_of_a_killed_server_are_aborted(two):
   assert "the server was restarted" in failed["error"]["message"]
 
 
-def test_students_that_are_not_asked_make_room(two):
-  """The pool has two; a student is loaded once for several endpoints."""
-  two.register("third")
-  paths = [create(two) for _ in range(3)]
-  deploy(two, paths[0])
-  deploy(two, paths[1], f"{MODEL}@2")
-  deploy(two, paths[1], f"{MODEL}@1")
-  assert two.loaded == ["sign@1", "sign@2"]
-  deploy(two, paths[2], MODEL.replace("sign", "third"))
-  for path in (paths[2], paths[0], paths[1]):
-    assert two.call("POST", f"{path}:predict", INSTANCES)["predictions"]
-  assert two.loaded == ["sign@1", "sign@2", "third@1", "sign@2"]
-
-
 def test_traffic_is_split(two):
   path = create(two)
   first = deploy(two, path)["id"]
@@ -178,7 +164,6 @@ def test_a_student_that_cannot_be_loaded_fails_the_operation(two):
     raise RuntimeError(f"out of memory at {version.folder}")
 
   two._load = load
-  two.start()
   path = create(two)
   error = deploy(two, path)
   assert error == {"code": 13, "message": "the server failed; its log says why"}
