@@ -30,7 +30,13 @@ LOG = "worker.log"
 class Runner:
   """Runs the jobs of a service; one at a time for each root."""
 
-  def __init__(self, service: JobService):
+  def __init__(self, service: JobService, worker: str = "dss_jax.jobs.worker"):
+    """Opens the queue.
+
+    Args:
+      worker: the module that is a job's process.
+    """
+    self._worker = worker
     self._service = service
     self._store = service.store
     # The processes that this server started, so that none of them stays a zombie.
@@ -152,7 +158,7 @@ class Runner:
       self._store.change(job.name, ("PENDING", "RUNNING"), state="FAILED", error=error)
       return
     write_holder(lock, None)
-    command = [sys.executable, "-m", "dss_jax.jobs.worker", str(self._service.root), job.name]
+    command = [sys.executable, "-m", self._worker, str(self._service.root), job.name]
     with (self._service.folder(job) / LOG).open("ab") as log:
       self._children[job.name] = subprocess.Popen(
         [*command, str(lock)],

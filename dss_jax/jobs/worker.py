@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from dss_jax import terminal
 from dss_jax.jobs.api_error import CODES
@@ -43,11 +43,20 @@ class JobFailed(Exception):
     self.kind = kind
 
 
-def main(root: str, name: str, lock: str) -> None:
+class Work(Protocol):
+  """What a job does."""
+
+  def run(self) -> dict[str, Any]:
+    """Returns the job's result; raises JobFailed."""
+    ...
+
+
+def main(root: str, name: str, lock: str, *, work: Callable[..., Work] | None = None) -> None:
   """Runs a job to its end, or until a signal stops it.
 
   Args:
     lock: the number of the job's open lock file, which this process inherited.
+    work: makes the job's work from root, store and job; by default its tasks.
   """
   # Programs that this one starts must not hold the lock after its end.
   os.set_inheritable(int(lock), False)
@@ -64,7 +73,7 @@ def main(root: str, name: str, lock: str) -> None:
       # It has ended, or it was cancelled before it began.
       store.change(name, ("CANCELLING",), state="CANCELLED", error=CANCELLED_ERROR)
       return
-    result = _Tasks(pathlib.Path(root), store, job).run()
+    result = (work or _Tasks)(pathlib.Path(root), store, job).run()
     # A job whose last task is complete has succeeded, even if it was to be cancelled.
     store.change(name, ("RUNNING", "CANCELLING"), state="SUCCEEDED", result=result)
   except _Stopped:
