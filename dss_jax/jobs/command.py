@@ -1,23 +1,15 @@
 """`dss jobs serve`: the queue and the API until a signal; the jobs go on after it."""
 
-import contextlib
 import dataclasses
-import fcntl
-import pathlib
-from collections.abc import Iterator
 
 import uvicorn
 
-from dss_jax.errors import UserError
 from dss_jax.jobs.access import read_access
 from dss_jax.jobs.app import make_app
-from dss_jax.jobs.runner import Runner
+from dss_jax.jobs.runner import Runner, locked
 from dss_jax.jobs.service import open_service
 from dss_jax.progress import say
 from dss_jax.serving.listening import BACKLOG, bound, listening
-from dss_jax.storage.atomic import writing
-
-_LOCK = "server.lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,18 +58,3 @@ def serve(options: ServerOptions) -> None:
       uvicorn.Server(config).run(sockets=[listener])
     finally:
       runner.stop()
-
-
-@contextlib.contextmanager
-def locked(root: pathlib.Path) -> Iterator[None]:
-  """Holds the root folder for one server; raises UserError if another one has it."""
-  with writing(root):
-    lock = (root / _LOCK).open("a")
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(
-        f"--root {root}: another server runs its jobs; use that one, or give another folder"
-      ) from None
-    yield

@@ -4,7 +4,9 @@ All that it knows is in the store and in the jobs' lock files, so a server that 
 where it was. A job's process does not end with the server; the next server watches it.
 """
 
+import contextlib
 import datetime
+import fcntl
 import os
 import pathlib
 import signal
@@ -13,18 +15,36 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 
+from dss_jax.errors import UserError
 from dss_jax.jobs.devices import Need, environment_of
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import DeviceSet, Quota
 from dss_jax.jobs.store import CANCELLED_ERROR, ENDED, STARTED, Job
 from dss_jax.jobs.worker_lock import holder, try_lock, write_holder
 from dss_jax.progress import say
-from dss_jax.storage.atomic import make_folder, withdraw
+from dss_jax.storage.atomic import make_folder, withdraw, writing
 
 _POLL_SECONDS = 0.5
 _TIDY_SECONDS = 3600.0
 LOG = "worker.log"
+_LOCK_FILE = "server.lock"
+
+
+@contextlib.contextmanager
+def locked(root: pathlib.Path) -> Iterator[None]:
+  """Holds the root folder for one server; raises UserError if another one has it."""
+  with writing(root):
+    lock = (root / _LOCK_FILE).open("a")
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(
+        f"--root {root}: another server runs its jobs; use that one, or give another folder"
+      ) from None
+    yield
 
 
 class Runner:
