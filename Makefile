@@ -20,10 +20,10 @@ test-hf: torch  ## the tests against Hugging Face transformers
 
 # Google's client needs older versions of some libraries than constraints.txt pins.
 CLIENTS := .venv-clients
-test-clients: setup  ## the tests of dss serve with OpenAI's and Google's own clients
+test-clients: setup  ## the tests of dss serve and dss jobs with OpenAI's and Google's own clients
 	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  'openai>=2' 'google-cloud-aiplatform>=1.60'
+	  'openai>=2' 'google-cloud-aiplatform>=1.60' 'google-genai>=1.20'
 	DSS_CLIENTS_PYTHON=$(CLIENTS)/bin/python $(BIN)/python -m pytest -m clients
 
 # DATA_DIR is the data set that the paper published: data/cqa of its repository.

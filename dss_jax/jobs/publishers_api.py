@@ -63,10 +63,12 @@ class PublishersApi:
     if name is None:
       raise invalid("model: must be an id such as text-bison@002")
     settings = self._service.settings
-    known = [*settings.student_references, *settings.teachers, *settings.publisher_models]
-    if not any(_same(each, name) for each in known) and not _T5.fullmatch(name.replace("@", "-")):
+    known = {*settings.student_references, *settings.teachers, *settings.publisher_models}
+    # Without a version, the newest one is meant.
+    same = [each for each in known if _same(each, name) or each.partition("@")[0] == name]
+    if not same and not _T5.fullmatch(name.replace("@", "-")):
       raise not_found(f"{_MODEL}{name}")
-    return name
+    return max(same, default=name)
 
 
 def answering(service: JobService, project: str, name: str) -> Version:
@@ -88,9 +90,11 @@ def answering(service: JobService, project: str, name: str) -> Version:
 def publisher_model(name: str) -> dict[str, Any]:
   """Returns a publisher's model as clients read it."""
   template = "projects/{user-project}/locations/{location}/" + _MODEL + name
+  base, _, version = name.partition("@")
   return {
-    "name": f"{_MODEL}{name}",
-    "versionId": name.partition("@")[2] or "default",
+    # The name of all versions: the client knows by it which models can be tuned.
+    "name": _MODEL + base,
+    "versionId": version or "default",
     "publisherModelTemplate": template,
     "predictSchemata": {"instanceSchemaUri": schema_of(name)},
   }

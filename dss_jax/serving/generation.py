@@ -11,6 +11,8 @@ from dss_jax.student.questions import Alternatives, Question
 
 MAX_PROMPTS = 128
 MAX_CANDIDATES = 8
+# Between rationale and label in one text, as `dss annotate` reads it.
+ANSWER_MARK = "\nAnswer: "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ class Answer:
   @property
   def text(self) -> str:
     """Returns the answer as one text, in the form that `dss annotate` reads."""
-    return self.label if self.rationale is None else f"{self.rationale}\nAnswer: {self.label}"
+    return self.label if self.rationale is None else f"{self.rationale}{ANSWER_MARK}{self.label}"
 
 
 def questions_of(generation: Generation, max_output_tokens: int) -> list[Question]:
@@ -148,7 +150,7 @@ class Writing:
       elif part.finish is None:
         yield part
       else:
-        yield dataclasses.replace(part, text=f"{part.text}\nAnswer: ", finish=None)
+        yield dataclasses.replace(part, text=part.text + ANSWER_MARK, finish=None)
         for held_part in waiting.get(key) or []:
           yield held_part
         waiting[key] = None
