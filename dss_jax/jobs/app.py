@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, Router
 
 from dss_jax.jobs import google_errors
 from dss_jax.jobs.access import AUDIT_FILE, Access, AuditLog, Caller, check_role
@@ -89,19 +89,23 @@ def make_app(
   app = Starlette(
     routes=[
       Route("/healthz", healthz),
-      Mount("/v1", routes=api),
-      Mount("/v1beta1", routes=api),
+      Mount("/v1", app=_router(api)),
+      Mount("/v1beta1", app=_router(api)),
       # Google's own clients of version 1 ask for operations there.
-      Mount("/ui", routes=operations.routes()),
+      Mount("/ui", app=_router(operations.routes())),
       *routes,
     ],
     exception_handlers=google_errors.handlers(service.root),
     lifespan=lifespan,
   )
-  # A path with another end is another resource, not one to be sent on to.
   app.router.redirect_slashes = False
   app.add_middleware(_Gate, service=service, access=access, log=AuditLog(service.root / AUDIT_FILE))
   return app
+
+
+def _router(routes: Sequence[BaseRoute]) -> Router:
+  # A path with another end is another resource, not one to be sent on to.
+  return Router(routes, redirect_slashes=False)
 
 
 class _Gate:

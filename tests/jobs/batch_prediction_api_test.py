@@ -1,0 +1,171 @@
+"""Batch predictions: lines in, lines out, and jobs that are cancelled or begun again."""
+
+import json
+import time
+
+import pytest
+
+from tests.jobs.api_server import PARENT
+
+MODEL = PARENT.removeprefix("/v1/") + "/models/sign"
+JOBS = "/batchPredictionJobs"
+
+
+@pytest.fixture
+def server(server):
+  server.register("sign")
+  return server
+
+
+def write(server, *lines, name="rows.jsonl"):
+  texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+  (server.root / "bucket" / name).write_text("".join(f"{text}\n" for text in texts))
+  return f"gs://data/{name}"
+
+
+def body(*uris, **changes):
+  return {
+    "displayName": "answers",
+    "model": MODEL,
+    "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": list(uris)}},
+    "outputConfig": {
+      "predictionsFormat": "jsonl",
+      "gcsDestination": {"outputUriPrefix": "gs://data/out/"},
+    },
+    **changes,
+  }
+
+
+def wait(server, job, *states):
+  deadline = time.monotonic() + 30
+  states = states or ("SUCCEEDED", "FAILED", "CANCELLED")
+  while job["state"].removeprefix("JOB_STATE_") not in states:
+    assert time.monotonic() < deadline, job
+    time.sleep(0.01)
+    job = server.call("GET", "/v1/" + job["name"])
+  return job
+
+
+def output(server, job, name="predictions_0001.jsonl"):
+  folder = job["outputInfo"]["gcsOutputDirectory"].replace("gs://data", str(server.root / "bucket"))
+  with open(f"{folder}/{name}") as file:
+    return [json.loads(line) for line in file]
+
+
+def test_lines_are_answered(server):
+  uris = [
+    write(server, *({"prompt": f"row {number}"} for number in range(70))),
+    write(server, {"content": "another", "extra": [1]}, "", name="more.jsonl"),
+  ]
+  job = server.call("POST", JOBS, body(*uris, modelParameters={"maxOutputTokens": 3.0}))
+  assert job["state"] == "JOB_STATE_PENDING"
+  assert job["modelVersionId"] == "1"
+  job = wait(server, job)
+  assert job["state"] == "JOB_STATE_SUCCEEDED"
+  assert job["completionStats"] == {"successfulCount": "71", "failedCount": "0"}
+  assert job["createTime"] <= job["startTime"] <= job["endTime"]
+  lines = output(server, job)
+  assert [line["instance"] for line in lines] == [
+    *({"prompt": f"row {number}"} for number in range(70)), {"content": "another", "extra": [1]}
+  ]  # fmt: skip
+  assert lines[3]["predictions"][0]["content"] == "label of row"
+  assert lines[3]["predictions"][0]["safetyAttributes"]["blocked"] is False
+  assert lines[3]["status"] == ""
+  assert job["outputInfo"]["gcsOutputDirectory"].startswith("gs://data/out/prediction-sign-")
+  with pytest.raises(FileNotFoundError):
+    output(server, job, "errors_0001.jsonl")
+
+
+def test_lines_that_are_none_are_listed(server):
+  uri = write(
+    server, {"prompt": "good"}, "{", "[]", {"prompt": 7}, {"prompt": " "},
+    {"prompt": "x" * 30_001}, '{"prompt": "\\ud800"}', '{"prompt": NaN}', "[" * 100_000,
+  )  # fmt: skip
+  job = wait(server, server.call("POST", JOBS, body(uri)))
+  assert job["completionStats"] == {"successfulCount": "1", "failedCount": "8"}
+  assert len(output(server, job)) == 1
+  errors = [line["error"] for line in output(server, job, "errors_0001.jsonl")]
+  assert {error["code"] for error in errors} == {3}
+  messages = [error["message"] for error in errors]
+  assert messages[0] == "line 2: is not JSON"
+  assert [message.partition(": ")[2][:10] for message in messages] == [
+    "is not JSO", 'has no "pr', 'has no "pr', "the prompt", "the prompt", "is not JSO",
+    "is not JSO", "is not JSO",
+  ]  # fmt: skip
+
+
+def test_a_cancelled_job_writes_nothing(server):
+  server.student.gate.clear()
+  uri = write(server, *({"prompt": "x"} for _ in range(9)))
+  first = wait(server, server.call("POST", JOBS, body(uri)), "RUNNING")
+  second = server.call("POST", JOBS, body(uri))
+  for job in (second, first):
+    server.call("DELETE", "/v1/" + job["name"], status=400)
+    assert server.call("POST", f"/v1/{job['name']}:cancel") == {}
+    job = wait(server, job)
+    assert (job["state"], job["error"]["code"]) == ("JOB_STATE_CANCELLED", 1)
+    server.call("POST", f"/v1/{job['name']}:cancel", {})
+    assert server.call("DELETE", "/v1/" + job["name"])["done"]
+    server.call("GET", "/v1/" + job["name"], status=404)
+  server.student.gate.set()
+  assert wait(server, server.call("POST", JOBS, body(uri)))["state"] == "JOB_STATE_SUCCEEDED"
+  assert len(list(server.root.glob("bucket/out/*/predictions_0001.jsonl"))) == 1
+
+
+def test_a_job_that_a_stopped_server_left_is_begun_again(server):
+  server.student.gate.clear()
+  uri = write(server, {"prompt": "x"})
+  job = wait(server, server.call("POST", JOBS, body(uri)), "RUNNING")
+  server.start()
+  job = wait(server, job)
+  assert job["state"] == "JOB_STATE_SUCCEEDED"
+  assert len(output(server, job)) == 1
+  assert len(list(server.root.glob("bucket/out/*"))) == 1
+
+
+def test_a_job_that_fails(server):
+  uri = write(server, {"prompt": "break"})
+  job = wait(server, server.call("POST", JOBS, body(uri)))
+  assert job["state"] == "JOB_STATE_FAILED"
+  assert job["error"] == {
+    "code": 13, "message": "the student failed to write the answer; the server's log says why"
+  }  # fmt: skip
+  job = wait(server, server.call("POST", JOBS, body("gs://data/none.jsonl")))
+  assert job["state"] == "JOB_STATE_FAILED"
+  assert job["error"]["code"] == 3
+  assert str(server.root) not in job["error"]["message"]
+
+
+def test_list(server):
+  uri = write(server, {"prompt": "x"})
+  for name in ("a", "b"):
+    wait(server, server.call("POST", JOBS, body(uri, displayName=name, labels={"team": name})))
+  found = server.call("GET", JOBS, filter="state=JOB_STATE_SUCCEEDED")["batchPredictionJobs"]
+  assert [job["displayName"] for job in found] == ["b", "a"]
+  found = server.call("GET", JOBS, filter="labels.team=a")["batchPredictionJobs"]
+  assert [job["displayName"] for job in found] == ["a"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "status", "message"),
+  [
+    ({"model": MODEL + "@9"}, 404, "models/sign@9: does not exist here"),
+    ({"model": MODEL.replace("sums", "other")}, 403, "is of another project"),
+    ({"model": "publishers/google/models/text-bison@002"}, 400, "no student answers for this"),
+    ({"model": "sign"}, 400, "model: must be a name like"),
+    ({"modelParameters": {"topP": 7}}, 400, "topP: input should be less than or equal to 1"),
+    ({"modelParameters": []}, 400, "modelParameters: input should be a valid dictionary"),
+    ({"inputConfig": {}}, 400, "inputConfig.gcsSource: field required"),
+    ({"inputConfig": {"gcsSource": {"uris": []}}}, 400, "inputConfig.gcsSource.uris: list"),
+    ({"inputConfig": {"gcsSource": {"uris": ["/etc/passwd"]}}}, 403, "is outside the folders"),
+    ({"inputConfig": {"gcsSource": {"uris": ["gs://data/../x"]}}}, 400, "a part of the path"),
+    ({"inputConfig": {"instancesFormat": "csv", "gcsSource": {"uris": ["gs://data/x"]}}}, 400,
+     "inputConfig.instancesFormat: input should be 'jsonl'"),
+    ({"outputConfig": {"gcsDestination": {"outputUriPrefix": "gs://none/x"}}}, 403,
+     "the bucket 'none' is not configured"),
+    ({"outputConfig": {"gcsDestination": {"outputUriPrefix": "file:///x"}}}, 400, "file://"),
+  ],
+)  # fmt: skip
+def test_what_is_refused(changes, status, message, server):
+  error = server.call("POST", JOBS, body("gs://data/rows.jsonl", **changes), status=status)["error"]
+  assert message in error["message"]
