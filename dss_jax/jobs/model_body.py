@@ -19,6 +19,11 @@ _PUBLISHER = "publishers/google/models/"
 DisplayName = Annotated[str, pydantic.Field(max_length=128)]
 Description = Annotated[str, pydantic.Field(max_length=2048)]
 
+# With one letter more for "-ALIAS"; the registry checks the rest.
+Aliases = Annotated[
+  list[Annotated[str, pydantic.Field(max_length=129)]], pydantic.Field(max_length=16)
+]
+
 
 class Sent(pydantic.BaseModel):
   """A part of a resource that a client sends.
@@ -45,7 +50,13 @@ class SentModel(ModelDetails):
   """A model to upload."""
 
   artifact_uri: Annotated[str, pydantic.Field(max_length=1024)] = ""
-  version_aliases: Annotated[list[str], pydantic.Field(max_length=16)] = []
+  version_aliases: Aliases = pydantic.Field(default_factory=list)
+
+
+class SentAliases(Sent):
+  """Aliases that a version gets, or with "-" before them loses."""
+
+  version_aliases: Annotated[Aliases, pydantic.Field(min_length=1)]
 
 
 class Upload(Sent):

@@ -13,7 +13,7 @@ from dss_jax.jobs.api_error import ApiError, invalid, not_found
 from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.filters import Field
 from dss_jax.jobs.job_config import model_id
-from dss_jax.jobs.model_body import ModelDetails, Upload, model_json
+from dss_jax.jobs.model_body import ModelDetails, SentAliases, Upload, model_json
 from dss_jax.jobs.names import parse, parse_model
 from dss_jax.jobs.operations import Operations
 from dss_jax.jobs.paging import page
@@ -108,20 +108,17 @@ class ModelsApi:
 
   async def _merge_aliases(self, request: Request) -> Response:
     version = self._version(request)
-    aliases = (await read_object(request)).get("versionAliases")
-    if not isinstance(aliases, list) or not all(isinstance(each, str) for each in aliases):
-      raise invalid('versionAliases: must be a list such as ["stable", "-old"]')
-    if not 1 <= len(aliases) <= 16:
-      raise invalid("versionAliases: must have 1 to 16 aliases")
+    aliases = validated(SentAliases, await read_object(request)).version_aliases
     merged = self._registry(request).merge_aliases(version.reference, aliases)
     return JSONResponse(self._json(request, [merged])[0])
 
   async def _upload(self, request: Request) -> Response:
     sent = validated(Upload, await read_object(request))
     project = request.path_params["project"]
-    name = sent.model_id or model_id(sent.model.display_name or "")
+    given = sent.model_id or model_id(sent.model.display_name or "")
     if sent.parent_model:
-      name, _ = parse_model(parse(sent.parent_model, "models", project, "parentModel").id)
+      given = parse(sent.parent_model, "models", project, "parentModel").id
+    name, _ = parse_model(given, "modelId")
     self._registry(request).prepare(name)
     if not sent.model.artifact_uri:
       raise invalid("model.artifactUri: is required; give the folder of a student")

@@ -115,9 +115,10 @@ def test_aliases(two):
     (["-stable"], "has no alias 'stable'"),
     (["7"], "cannot be an alias"),
     (["latest"], "always means the newest"),
-    ([], "must have 1 to 16"),
-    ("stable", "must be a list"),
-    ([7], "must be a list"),
+    ([], "versionAliases: list should have at least 1"),
+    (["ab"] * 17, "versionAliases: list should have at most 16"),
+    ("stable", "versionAliases: input should be a valid list"),
+    ([7], "versionAliases.0: input should be a valid string"),
   ):
     body = {"versionAliases": aliases}
     error = two.call("POST", "/models/sign:mergeVersionAliases", body, status=400)["error"]
@@ -156,7 +157,7 @@ def test_what_models_do_not_have(two):
     ({"model": {"artifactUri": "gs://data/../../etc"}}, 400, "a part of the path is '..'"),
     ({"model": {"artifactUri": "gs://other/x"}}, 403, "the bucket 'other' is not configured"),
     ({"model": {"artifactUri": "gs://data/none"}}, 400, "gs://data/none: holds no"),
-    ({"model": {"artifactUri": "gs://data/x"}, "modelId": "../x"}, 400, "cannot be a model's name"),
+    ({"model": {"artifactUri": "gs://data/x"}, "modelId": "../x"}, 400, "modelId: '../x' can"),
     ({"model": {"artifactUri": "gs://data/x"}, "parentModel": "sign"}, 400, "parentModel: must be"),
     ({"model": {"artifactUri": "gs://data/x"}, "parentModel":
       "projects/other/locations/us-central1/models/sign"}, 403, "is of another project"),
