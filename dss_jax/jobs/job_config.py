@@ -97,9 +97,13 @@ def run_config(
 
 
 def check_students(settings: Settings) -> None:
-  """Raises UserError if the settings of a student do not make a run on an accelerator."""
-  for name, student in settings.students.items():
-    for kind in ("GPU", "TPU"):
+  """Raises UserError if a student and an accelerator do not make a run."""
+  kinds: tuple[AcceleratorType, ...] = ("GPU", "TPU")
+  # An accelerator may be wrong, too, without a student of the operator.
+  for name in settings.students or ("t5-small",):
+    student = settings.student(name)
+    assert student is not None
+    for kind in kinds:
       wish = Wish("distill", "project", "rows", name, "model", accelerator_type=kind)
       try:
         _config(wish, settings, student, None, "rows", None, Registry("registry"), "model")

@@ -176,6 +176,7 @@ def read_parameters(values: Mapping[str, Any], problems: list[str]) -> dict[str,
       parameter has its default, or None.
   """
   given: dict[str, Any] = {}
+  spelled: dict[str, str] = {}
   for name, value in values.items():
     known = SYNONYMS.get(name, name)
     if known not in PARAMETERS:
@@ -189,6 +190,7 @@ def read_parameters(values: Mapping[str, Any], problems: list[str]) -> dict[str,
       problems.append(f"{name} is {shown(value)}, but its other name says {shown(given[known])}")
     else:
       given[known] = value
+      spelled[known] = name
   read = {}
   for name, parameter in PARAMETERS.items():
     default = None if parameter.default is REQUIRED else parameter.default
@@ -200,7 +202,7 @@ def read_parameters(values: Mapping[str, Any], problems: list[str]) -> dict[str,
     try:
       read[name] = parameter.read(given[name])
     except ValueError as error:
-      problems.append(f"{name} is {shown(given[name])}, but must be {error}")
+      problems.append(f"{spelled[name]} is {shown(given[name])}, but must be {error}")
   return read
 
 

@@ -158,8 +158,9 @@ def _count_rows(uri: str, field: str, settings: Settings) -> int:
   """
   try:
     path = resolve(settings, uri, field)
-    return check_rows(path) if is_file(path) else 0
-  except UserError as error:
-    raise invalid(str(error)) from None
   except ApiError:
     return 0
+  try:
+    return check_rows(path) if is_file(path) else 0
+  except UserError as error:
+    raise invalid(str(error).replace(path, uri)) from None

@@ -17,7 +17,6 @@ TINY = {
     "T5Config.num_encoder_layers": 1,
     "T5Config.num_decoder_layers": 1,
     "RunConfig.batch_size": 4,
-    "MeshConfig.data": 1,
   },
 }
 
