@@ -15,14 +15,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from dss_jax.errors import UserError
 from dss_jax.jobs.devices import Need, environment_of
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import DeviceSet, Quota
 from dss_jax.jobs.store import CANCELLED_ERROR, ENDED, STARTED, Job
-from dss_jax.jobs.worker_lock import holder, try_lock, write_holder
+from dss_jax.jobs.worker_lock import FILE, holder, try_lock, write_holder
 from dss_jax.progress import say
 from dss_jax.storage.atomic import make_folder, withdraw, writing
 
@@ -89,17 +89,18 @@ class Runner:
 
   def tick(self) -> None:
     """Looks at every job that has not ended once."""
-    for job in self._store.in_states(STARTED):
+    started = self._store.in_states(STARTED)
+    for job in started:
       self._watch(job)
     self._start_waiting()
+    for name in self._children.keys() - {job.name for job in started}:
+      if self._children[name].poll() is not None:
+        del self._children[name]
 
   def _watch(self, job: Job) -> None:
-    child = self._children.get(job.name)
-    if child is not None and child.poll() is not None:
-      del self._children[job.name]
     folder = self._service.folder(job)
     make_folder(folder)
-    lock = try_lock(folder)
+    lock = try_lock(folder / FILE)
     if lock is None:
       if job.state == "CANCELLING":
         self._tell_to_stop(job)
@@ -112,28 +113,52 @@ class Runner:
       self._told.pop(job.name, None)
       if current.state == "CANCELLING":
         self._store.change(job.name, ("CANCELLING",), state="CANCELLED", error=CANCELLED_ERROR)
-      elif holder(folder) is None and child is None:
-        # The last server ended before it could start the process.
-        self._spawn(current, lock)
       else:
-        self._restart(current, lock)
+        self._start(current, lock)
     finally:
       os.close(lock)
 
-  def _restart(self, job: Job, lock: int) -> None:
-    """Starts the process of a job again, unless it has ended too often at the same place."""
+  def _start(self, job: Job, lock: int) -> None:
+    """Starts the process of a job, for the first time or again."""
+    account = self._service.settings.service_accounts.get(job.account or "")
+    sets = {each.name: each for each in self._service.settings.device_sets}
+    device_set = sets.get(job.device_set or "")
+    if device_set is None or (account is None and job.account):
+      what = f"serviceAccount {job.account}" if device_set else f"device set {job.device_set}"
+      self._fail(job, 9, f"the {what} is no longer configured here")
+      return
+    device_lock = try_lock(self._lock_of(device_set))
+    if device_lock is None:
+      # The process of the job before is about to end.
+      return
+    try:
+      if self._may_start(job):
+        self._spawn(job, device_set, {} if account is None else account.environment,
+                    lock, device_lock)  # fmt: skip
+    finally:
+      os.close(device_lock)
+
+  def _may_start(self, job: Job) -> bool:
+    """Returns whether a job may be started; one that ends too often at the same place fails."""
+    if job.name not in self._children and holder(self._service.folder(job)) is None:
+      # It has never run: the last server ended before it could start the process.
+      return True
     progress = self._progress(job)
     restarts = job.restarts + 1 if progress == job.progress else 1
     if restarts > self._service.settings.restarts:
-      message = (
-        f"the job's process ended {restarts} times without progress; the job's log may say why"
+      self._fail(
+        job,
+        13,
+        f"the job's process ended {restarts} times without progress; the job's log may say why",
       )
-      error = {"code": 13, "message": message}
-      self._store.change(job.name, ("PENDING", "RUNNING"), state="FAILED", error=error)
-      return
-    if self._store.change(job.name, ("PENDING", "RUNNING"), restarts=restarts, progress=progress):
-      say(f"{job.name}: its process ended; it goes on from what is saved")
-      self._spawn(job, lock)
+      return False
+    say(f"{job.name}: its process ended; it goes on from what is saved")
+    changes = {"restarts": restarts, "progress": progress}
+    return self._store.change(job.name, ("PENDING", "RUNNING"), **changes)
+
+  def _fail(self, job: Job, code: int, message: str) -> None:
+    error = {"code": code, "message": message}
+    self._store.change(job.name, ("PENDING", "RUNNING"), state="FAILED", error=error)
 
   def _progress(self, job: Job) -> str:
     """Returns how far a job is: tasks that ended, the newest checkpoint, answers of the teacher."""
@@ -149,7 +174,8 @@ class Runner:
     for job in self._store.in_states(("QUEUED",)):
       need = Need(job.plan["platform"], job.plan["devices"])
       fitting = self._service.device_sets(job.accelerator, job.location, need)
-      free = next((each for each in fitting if each.name not in busy), None)
+      unused = (each for each in fitting if each.name not in busy)
+      free = next((each for each in unused if self._is_free(each)), None)
       if free is None or not self._is_within_quota(job, started):
         continue
       if not self._store.change(job.name, ("QUEUED",), state="PENDING", device_set=free.name):
@@ -167,33 +193,38 @@ class Runner:
       if _counts(quota, job)
     )
 
-  def _spawn(self, job: Job, lock: int) -> None:
-    """Starts the process of a job, which inherits the lock."""
-    settings = self._service.settings
-    account = settings.service_accounts.get(job.account or "")
-    device_set = self._device_set(job)
-    if device_set is None or (account is None and job.account):
-      what = f"serviceAccount {job.account}" if device_set else f"device set {job.device_set}"
-      error = {"code": 9, "message": f"the {what} is no longer configured here"}
-      self._store.change(job.name, ("PENDING", "RUNNING"), state="FAILED", error=error)
-      return
+  def _spawn(
+    self,
+    job: Job,
+    device_set: DeviceSet,
+    account: Mapping[str, str],
+    lock: int,
+    device_lock: int,
+  ) -> None:
+    """Starts the process of a job, which inherits the locks."""
     write_holder(lock, None)
     command = [sys.executable, "-m", self._worker, str(self._service.root), job.name]
     with (self._service.folder(job) / LOG).open("ab") as log:
       self._children[job.name] = subprocess.Popen(
-        [*command, str(lock)],
-        env=environment_of(device_set, {} if account is None else account.environment),
+        [*command, str(lock), str(device_lock)],
+        env=environment_of(device_set, account),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         # Signals to the server and its terminal are not for the job.
         start_new_session=True,
-        pass_fds=(lock,),
+        pass_fds=(lock, device_lock),
       )
 
-  def _device_set(self, job: Job) -> DeviceSet | None:
-    sets = self._service.settings.device_sets
-    return next((each for each in sets if each.name == job.device_set), None)
+  def _lock_of(self, device_set: DeviceSet) -> pathlib.Path:
+    return self._service.root / f"device-set-{device_set.name}.lock"
+
+  def _is_free(self, device_set: DeviceSet) -> bool:
+    """Returns whether no process has the devices, not even one whose job has just ended."""
+    lock = try_lock(self._lock_of(device_set))
+    if lock is not None:
+      os.close(lock)
+    return lock is not None
 
   def _tell_to_stop(self, job: Job) -> None:
     """Asks the process of a job to save and end; kills it if it takes too long."""

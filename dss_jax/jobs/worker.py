@@ -1,4 +1,4 @@
-"""The process of one job: `python -m dss_jax.jobs.worker ROOT NAME LOCK`.
+"""The process of one job: `python -m dss_jax.jobs.worker ROOT NAME LOCK LOCK`.
 
 Runs the job's tasks one after the other, with the code of the command line, and writes each
 change of state. What a killed worker had begun, the next one resumes: the annotation from its
@@ -51,15 +51,19 @@ class Work(Protocol):
     ...
 
 
-def main(root: str, name: str, lock: str, *, work: Callable[..., Work] | None = None) -> None:
+def main(
+  root: str, name: str, lock: str, device_lock: str, *, work: Callable[..., Work] | None = None
+) -> None:
   """Runs a job to its end, or until a signal stops it.
 
   Args:
-    lock: the number of the job's open lock file, which this process inherited.
+    lock, device_lock: the numbers of the open lock files of the job and of its device set, which
+      this process inherited.
     work: makes the job's work from root, store and job; by default its tasks.
   """
-  # Programs that this one starts must not hold the lock after its end.
-  os.set_inheritable(int(lock), False)
+  for handle in (lock, device_lock):
+    # Programs that this one starts must not hold the locks after its end.
+    os.set_inheritable(int(handle), False)
   write_holder(int(lock), os.getpid())
   signal.signal(signal.SIGTERM, _stop)
   terminal.prepare()

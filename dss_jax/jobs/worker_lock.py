@@ -1,8 +1,8 @@
-"""The lock file of a job: whoever holds it runs the job, so that nobody else does.
+"""The lock files of jobs and device sets: whoever holds them runs the job on the devices.
 
-The server locks the file and gives it, open, to the worker that it starts. The lock lasts until
-the worker ends, however it ends, and does not depend on the server. Nobody has to guess from a
-process's number whether a worker lives.
+The server locks the files and gives them, open, to the worker that it starts. The locks last until
+the worker ends, however it ends, and do not depend on the server. Nobody has to guess from a
+process's number whether a worker lives, and a job that has ended has also left its devices.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ import pathlib
 FILE = "worker.lock"
 
 
-def try_lock(folder: pathlib.Path) -> int | None:
-  """Returns the open lock file of a job, locked; None while a worker holds it."""
-  handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o600)
+def try_lock(path: pathlib.Path) -> int | None:
+  """Returns the open lock file, locked; None while a worker holds it."""
+  handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
