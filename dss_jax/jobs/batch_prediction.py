@@ -120,9 +120,9 @@ class BatchPredictions:
     prefix = job["outputConfig"]["gcsDestination"]["outputUriPrefix"].rstrip("/")
     own = "".join(each if each.isalnum() else "_" for each in job["createTime"])
     uri = f"{prefix}/prediction-{version.name}-{own}"
-    folder = self._service.resolve(uri, "outputConfig.gcsDestination.outputUriPrefix")
+    folder = self._service.resolve(uri, "outputConfig.gcsDestination.outputUriPrefix", name.project)
     files = [
-      self._service.resolve(each, "inputConfig.gcsSource.uris")
+      self._service.resolve(each, "inputConfig.gcsSource.uris", name.project)
       for each in job["inputConfig"]["gcsSource"]["uris"]
     ]
     key = await self._pool.ready(name.project, version)

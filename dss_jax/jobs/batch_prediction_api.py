@@ -96,10 +96,11 @@ class BatchPredictionApi:
     parameters_of(job)
     version = self._jobs.version_of(job, parts["project"])
     for uri in sent.input_config.gcs_source.uris:
-      self._service.resolve(uri, "inputConfig.gcsSource.uris")
+      self._service.resolve(uri, "inputConfig.gcsSource.uris", parts["project"])
     self._service.resolve(
       sent.output_config.gcs_destination.output_uri_prefix,
       "outputConfig.gcsDestination.outputUriPrefix",
+      parts["project"],
     )
     moment = now()
     job.update(

@@ -168,7 +168,7 @@ def _file(wish: Wish, name: str, settings: Settings, problems: list[str]) -> str
     return None
   field = wish.field(name)
   try:
-    path = resolve(settings, uri, field)
+    path = resolve(settings, uri, field, wish.project)
     if is_file(path):
       return path
     problems.append(f"{field} is {shown(uri)}, where there is no file")
@@ -184,15 +184,16 @@ def _teacher(
   reference = wish.teacher_model_reference
   if reference is None:
     return None
-  if reference in settings.teachers:
-    return settings.teachers[reference]
+  teachers = {name: each for name, each in settings.teachers.items() if each.is_for(wish.project)}
+  if reference in teachers:
+    return teachers[reference]
   match = _MODEL.fullmatch(reference)
   if match and match["project"] == wish.project:
     try:
       return Teacher(name=f"t5:{registry.version(match['model']).folder}")
     except UserError:
       pass
-  known = ", ".join(sorted(settings.teachers)) or "none"
+  known = ", ".join(sorted(teachers)) or "none"
   problems.append(
     f"{wish.field('teacher_model_reference')} is {shown(reference)}, which the operator has not"
     f" configured (there are {known})"

@@ -122,7 +122,7 @@ class ModelsApi:
     self._registry(request).prepare(name)
     if not sent.model.artifact_uri:
       raise invalid("model.artifactUri: is required; give the folder of a student")
-    folder = self._service.resolve(sent.model.artifact_uri, "model.artifactUri")
+    folder = self._service.resolve(sent.model.artifact_uri, "model.artifactUri", project)
     if "://" in folder:
       raise invalid("model.artifactUri: must be on a disk of the server; copy the student there")
     try:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dss_jax.jobs.api_error import ApiError, invalid
+from dss_jax.jobs.schema import shown
 from dss_jax.jobs.settings import Settings
 from dss_jax.storage.files import is_url, join
 
@@ -13,13 +14,14 @@ _MAX_CHARACTERS = 1024
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9_.-]{1,221}")
 
 
-def resolve(settings: Settings, uri: str, field: str) -> str:
+def resolve(settings: Settings, uri: str, field: str, project: str) -> str:
   """Returns the path, or the URL of real storage, that a request's URI means.
 
   Links are followed before the path is compared with the operator's folders.
 
   Args:
     field: of the request, for messages.
+    project: of the request.
 
   Raises:
     ApiError: INVALID_ARGUMENT for a URI that is none, PERMISSION_DENIED for a place that the
@@ -31,22 +33,26 @@ def resolve(settings: Settings, uri: str, field: str) -> str:
     )
   if uri.startswith("gs://"):
     bucket, _, name = uri.removeprefix("gs://").partition("/")
-    if not _BUCKET.fullmatch(bucket) or bucket not in settings.buckets:
+    place = settings.buckets.get(bucket) if _BUCKET.fullmatch(bucket) else None
+    if place is None or not place.is_for(project):
       raise ApiError(
         "PERMISSION_DENIED",
-        f"{field}: the bucket {bucket!r} is not configured here; the operator's settings name"
-        " `buckets`",
+        f"{field}: the bucket {shown(bucket)} is not configured here for {project}; the operator's"
+        " settings name `buckets`",
       )
     _check_parts(name, field)
-    root = settings.buckets[bucket]
+    root = place.path
     parts = list(filter(None, name.split("/")))
     return join(root, *parts) if is_url(root) else _below([root], join(root, *parts), field)
   if is_url(uri):
-    raise invalid(f"{field}: {uri.partition(':')[0]}:// is not read here; give a gs:// URI")
+    raise invalid(f"{field}: {uri.partition(':')[0][:20]}:// is not read here; give a gs:// URI")
   _check_parts(uri, field)
   if not os.path.isabs(uri):
-    raise invalid(f"{field}: {uri!r} is relative; give a gs:// URI, or a path that begins with /")
-  return _below(settings.folders, uri, field)
+    raise invalid(
+      f"{field}: {shown(uri)} is relative; give a gs:// URI, or a path that begins with /"
+    )
+  roots = [place.path for place in settings.folders if place.is_for(project)]
+  return _below(roots, uri, field)
 
 
 def _check_parts(name: str, field: str) -> None:

@@ -92,9 +92,9 @@ class JobService:
     folder = pathlib.Path(self.settings.registry or self.root / "registry")
     return Registry(folder / project)
 
-  def resolve(self, uri: str, field: str) -> str:
+  def resolve(self, uri: str, field: str, project: str) -> str:
     """Returns where a URI of a request leads; raises ApiError as places.resolve does."""
-    return places.resolve(self.settings, uri, field)
+    return places.resolve(self.settings, uri, field, project)
 
   def folder(self, job: Job) -> pathlib.Path:
     """Returns the folder of a job: model/ (the run), worker.log, worker.lock, evaluation.json."""
@@ -132,8 +132,12 @@ class JobService:
       parsed = read_body(PipelineBody, body, "PipelineJob")
       wish, values = pipeline_wish(parsed, project, location, problems)
       output, evaluation_output = (
-        self._output(parsed.runtime_config.gcs_output_directory, "gcsOutputDirectory", problems),
-        self._output(values["evaluation_output_root_dir"], "evaluation_output_root_dir", problems),
+        self._output(
+          parsed.runtime_config.gcs_output_directory, "gcsOutputDirectory", project, problems
+        ),
+        self._output(
+          values["evaluation_output_root_dir"], "evaluation_output_root_dir", project, problems
+        ),
       )
       account, display_name, target = (
         parsed.service_account,
@@ -145,7 +149,8 @@ class JobService:
       wish = tuning_wish(parsed, project, self.settings, problems)
       output, evaluation_output, target = None, None, location
       account, display_name = parsed.service_account, parsed.tuned_model_display_name
-    if account and account not in self.settings.service_accounts:
+    known = self.settings.service_accounts.get(account)
+    if account and (known is None or not known.is_for(project)):
       problems.append(f"serviceAccount is {shown(account)}, which the operator has not configured")
     job_id = job_id or _new_id(kind)
     folder = f"{job_id}-{secrets.token_hex(4)}"
@@ -241,13 +246,13 @@ class JobService:
         return job
     return None
 
-  def _output(self, uri: str | None, field: str, problems: list[str]) -> str | None:
+  def _output(self, uri: str | None, field: str, project: str, problems: list[str]) -> str | None:
     if not uri:
       if field == "gcsOutputDirectory":
         problems.append(f"{field} is required")
       return None
     try:
-      return self.resolve(uri, field)
+      return self.resolve(uri, field, project)
     except ApiError as error:
       problems.append(str(error))
       return None

@@ -21,7 +21,38 @@ class _Settings(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
-class Teacher(_Settings):
+class _OfProjects(_Settings):
+  """What requests may name.
+
+  Attributes:
+    projects: whose requests may; None: all.
+  """
+
+  projects: tuple[str, ...] | None = None
+
+  def is_for(self, project: str) -> bool:
+    return self.projects is None or project in self.projects
+
+
+class Place(_OfProjects):
+  """A folder below which requests may name files.
+
+  Attributes:
+    path: a local folder; of a bucket, also a URL, such as gs://NAME itself.
+  """
+
+  path: str
+
+
+def _place(value: Any) -> Any:
+  """Takes a text as a place's path."""
+  return {"path": value} if isinstance(value, str) else value
+
+
+_Place = Annotated[Place, pydantic.BeforeValidator(_place)]
+
+
+class Teacher(_OfProjects):
   """A teacher that requests may name.
 
   Attributes:
@@ -87,7 +118,7 @@ class Quota(_Settings):
   jobs: Annotated[int, pydantic.Field(ge=0)]
 
 
-class ServiceAccount(_Settings):
+class ServiceAccount(_OfProjects):
   """What a request's serviceAccount selects: variables of its job's environment."""
 
   environment: dict[str, str] = {}
@@ -109,8 +140,8 @@ class Settings(_Settings):
 
   Attributes:
     projects: those that requests may name; None for any.
-    buckets: what gs://NAME means: a local folder, or a URL such as gs://NAME itself.
-    folders: local folders below which requests may name files.
+    buckets: what gs://NAME means: a path, or a place with its projects.
+    folders: local folders below which requests may name files, each as a bucket is given.
     teachers, students: by the names of requests' teacher_model_reference and
       student_model_reference; the t5-* students are there without being named.
     publisher_models: which registered student, NAME or NAME@VERSION of the request's project,
@@ -122,8 +153,8 @@ class Settings(_Settings):
   """
 
   projects: tuple[str, ...] | None = None
-  buckets: dict[str, str] = {}
-  folders: tuple[str, ...] = ()
+  buckets: dict[str, _Place] = {}
+  folders: tuple[_Place, ...] = ()
   teachers: dict[str, Teacher] = {}
   students: dict[str, Student] = {}
   publisher_models: dict[str, str] = {}
@@ -181,6 +212,9 @@ def _with_absolute_paths(settings: Settings, folder: pathlib.Path) -> Settings:
   def absolute(path: str) -> str:
     return path if "://" in path else os.path.normpath(folder / os.path.expanduser(path))
 
+  def place(given: Place) -> Place:
+    return given.model_copy(update={"path": absolute(given.path)})
+
   def teacher(given: Teacher) -> Teacher:
     kind, _, rest = given.name.partition(":")
     return given.model_copy(
@@ -195,8 +229,8 @@ def _with_absolute_paths(settings: Settings, folder: pathlib.Path) -> Settings:
     update={
       "teachers": {name: teacher(given) for name, given in settings.teachers.items()},
       "students": {name: student(given) for name, given in settings.students.items()},
-      "buckets": {name: absolute(path) for name, path in settings.buckets.items()},
-      "folders": tuple(map(absolute, settings.folders)),
+      "buckets": {name: place(given) for name, given in settings.buckets.items()},
+      "folders": tuple(map(place, settings.folders)),
       "registry": None if settings.registry is None else absolute(settings.registry),
     }
   )

@@ -115,7 +115,7 @@ def tuning_wish(body: TuningBody, project: str, settings: Settings, problems: li
     or hyper.batch_size
     or batch_size(accelerator, settings)
   )
-  rows = _count_rows(dataset, f"{place}.{dataset_field}", settings) if dataset else 0
+  rows = _count_rows(dataset, f"{place}.{dataset_field}", settings, project) if dataset else 0
   return Wish(
     kind="tune" if supervised is not None else "distill",
     project=project,
@@ -151,13 +151,13 @@ def _last_part(model: str) -> str:
   return model.rpartition("/")[2]
 
 
-def _count_rows(uri: str, field: str, settings: Settings) -> int:
+def _count_rows(uri: str, field: str, settings: Settings, project: str) -> int:
   """Returns the number of rows; raises ApiError for rows that no run could use.
 
   A file that is not there has none: what reads the configuration says so.
   """
   try:
-    path = resolve(settings, uri, field)
+    path = resolve(settings, uri, field, project)
   except ApiError:
     return 0
   try:

@@ -15,18 +15,25 @@ def settings(tmp_path):
   (tmp_path / "bucket" / "out").symlink_to(tmp_path / "secret")
   (tmp_path / "bucket" / "in").symlink_to(tmp_path / "bucket" / "rows.jsonl")
   return Settings(
-    buckets={"my-bucket": str(tmp_path / "bucket"), "real": "gs://real-one/below"},
+    buckets={
+      "my-bucket": str(tmp_path / "bucket"),
+      "real": "gs://real-one/below",
+      "theirs": {"path": str(tmp_path / "bucket"), "projects": ["q"]},
+    },
     folders=(str(tmp_path / "open"),),
   )
 
 
 def test_what_is_open(settings, tmp_path):
-  assert resolve(settings, "gs://my-bucket/rows.jsonl", "x") == str(tmp_path / "bucket/rows.jsonl")
-  assert resolve(settings, "gs://my-bucket//a//b", "x") == str(tmp_path / "bucket/a/b")
-  assert resolve(settings, "gs://my-bucket", "x") == str(tmp_path / "bucket")
-  assert resolve(settings, "gs://my-bucket/in", "x") == str(tmp_path / "bucket/rows.jsonl")
-  assert resolve(settings, f"{tmp_path}/open/new", "x") == f"{tmp_path}/open/new"
-  assert resolve(settings, "gs://real/a.jsonl", "x") == "gs://real-one/below/a.jsonl"
+  assert resolve(settings, "gs://my-bucket/rows.jsonl", "x", "p") == str(
+    tmp_path / "bucket/rows.jsonl"
+  )
+  assert resolve(settings, "gs://my-bucket//a//b", "x", "p") == str(tmp_path / "bucket/a/b")
+  assert resolve(settings, "gs://my-bucket", "x", "p") == str(tmp_path / "bucket")
+  assert resolve(settings, "gs://my-bucket/in", "x", "p") == str(tmp_path / "bucket/rows.jsonl")
+  assert resolve(settings, f"{tmp_path}/open/new", "x", "p") == f"{tmp_path}/open/new"
+  assert resolve(settings, "gs://theirs/a", "x", "q") == str(tmp_path / "bucket/a")
+  assert resolve(settings, "gs://real/a.jsonl", "x", "p") == "gs://real-one/below/a.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,7 @@ def test_what_is_open(settings, tmp_path):
     ("gs://my-bucket/out/rows.jsonl", "PERMISSION_DENIED"),
     ("gs://my-bucket/out", "PERMISSION_DENIED"),
     ("gs://other/rows.jsonl", "PERMISSION_DENIED"),
+    ("gs://theirs/rows.jsonl", "PERMISSION_DENIED"),
     ("gs:///rows.jsonl", "PERMISSION_DENIED"),
     ("gs://../rows.jsonl", "PERMISSION_DENIED"),
     ("TMP/secret/rows.jsonl", "PERMISSION_DENIED"),
@@ -58,6 +66,6 @@ def test_what_is_open(settings, tmp_path):
 )
 def test_what_is_not(settings, tmp_path, uri, kind):
   with pytest.raises(ApiError, match=r"^field: ") as error:
-    resolve(settings, uri.replace("TMP", str(tmp_path)), "field")
+    resolve(settings, uri.replace("TMP", str(tmp_path)), "field", "p")
   assert error.value.kind == kind
   assert str(tmp_path / "bucket") not in str(error.value)

@@ -145,6 +145,20 @@ def test_a_registered_student_may_teach(service, create):
     create(service, {"teacher_model_reference": other})
 
 
+def test_what_is_of_other_projects_cannot_be_named(workplace, create):
+  settings = workplace.settings
+  teacher, bucket = settings["teachers"]["text-unicorn@001"], settings["buckets"]["my-bucket"]
+  theirs = {"projects": ["other-project"]}
+  for changes, says in (
+    ({"teachers": {"text-unicorn@001": {**teacher, **theirs}}}, "(there are none)"),
+    ({"buckets": {"my-bucket": {"path": bucket, **theirs}}}, "is not configured here for my-proj"),
+    ({"service_accounts": {"me@x": theirs}}, "serviceAccount is 'me@x', which the operator has"),
+  ):
+    with pytest.raises(ApiError) as error:
+      create(workplace.open(**changes), serviceAccount="me@x")
+    assert says in str(error.value)
+
+
 def test_a_key_cannot_be_used(service):
   for body in (
     pipeline(encryptionSpec={"kmsKeyName": "projects/p/k"}),
@@ -239,7 +253,7 @@ def test_settings_that_are_no_yaml(tmp_path):
     "students: {s: {student: tiny, initial_checkpoint: w}}\nregistry: r\nfolders: [f]\n"
   )
   settings = read_settings(tmp_path)
-  assert settings.buckets == {"a-b": f"{tmp_path}/data"}
+  assert settings.buckets["a-b"].path == f"{tmp_path}/data"
   assert settings.teachers["t"].name == f"recorded:{tmp_path}/a.jsonl"
   assert settings.students["s"].initial_checkpoint == f"{tmp_path}/w"
-  assert (settings.registry, settings.folders) == (f"{tmp_path}/r", (f"{tmp_path}/f",))
+  assert (settings.registry, settings.folders[0].path) == (f"{tmp_path}/r", f"{tmp_path}/f")
