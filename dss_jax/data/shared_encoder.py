@@ -35,8 +35,8 @@ def check_shared_encoder(config: RunConfig) -> None:
   if alpha in (0.0, 1.0):
     raise UserError(
       f"--shared-encoder: with --alpha {alpha:g} a row has its "
-      f"{TARGET_KINDS[LABEL if alpha else RATIONALE]} alone, so there is nothing to share; leave it "
-      "out, or give an --alpha between 0 and 1"
+      f"{TARGET_KINDS[LABEL if alpha else RATIONALE]} alone, so there is nothing to share; leave "
+      "it out, or give an --alpha between 0 and 1"
     )
   if config.on_policy.share:
     raise UserError(
