@@ -13,7 +13,10 @@ from dss_jax.errors import UserError
 # What a run trains on targets by cross-entropy: at most one of them.
 _BASES = {"step-by-step": "runs/distill.gin", "labels": "runs/tune.gin"}
 # The other kinds, each runs/NAME.gin with an underscore for a hyphen.
-KINDS = ("response", "feature", "on-policy")
+KINDS = (
+  *("response", "feature", "relation", "attention", "self-average", "self-layers"),
+  *("mutual-information", "on-policy"),
+)
 
 OPTIONS = options.options(
   option("--kind", metavar="KIND,...", default_text="step-by-step",
@@ -22,6 +25,8 @@ OPTIONS = options.options(
   option("--kind-weight", "kind_weights", multiple=True, metavar="KIND=X",
          help="The weight of a kind's loss; may be repeated.",
          default_text="that of its file in gin_configs/runs"),
+  option("--term-gradients/--no-term-gradients", field="EvaluationConfig.term_gradients",
+         help="At every evaluation, log the gradient norm of each term of the loss by itself."),
   option("--teacher-model", field="SignalConfig.model", metavar="DIR|NAME[@VERSION]|CHECKPOINT",
          help="A T5-family teacher whose next tokens and states the kinds compare with."),
   option("--on-policy-share", field="OnPolicyConfig.share",

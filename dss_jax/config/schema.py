@@ -17,7 +17,15 @@ from dss_jax.config.bounds import (
   Share,
   TermWeight,
 )
-from dss_jax.config.kinds import FeatureConfig
+from dss_jax.config.kinds import (
+  AttentionConfig,
+  FeatureConfig,
+  MutualInformationConfig,
+  RelationConfig,
+  ResponseConfig,
+  SelfAverageConfig,
+  SelfLayersConfig,
+)
 from dss_jax.errors import UserError
 
 # What a sequence teaches the student to write: a row's label or its rationale.
@@ -160,21 +168,6 @@ class DecodingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResponseConfig:
-  """How the student's next-token distribution is compared with another (losses/response.py)."""
-
-  divergence: Literal[
-    "forward", "reverse", "skewed-forward", "skewed-reverse", "jensen-shannon"
-  ] = "forward"
-  # Both logits are divided by it.
-  temperature: Annotated[float, Bounds(0.01, 100)] = 1.0
-  # The share of the first distribution in what a skewed divergence compares it with.
-  skew: Share = 0.1
-  # The share of the teacher in the mixture of Jensen-Shannon.
-  mixture: Share = 0.5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
   """alpha * label + (1 - alpha) * rationale; alpha 1.0 is plain supervised tuning."""
 
@@ -188,8 +181,15 @@ class LossConfig:
   agreement_weights: bool = False
   label_smoothing: Annotated[float, Bounds(0, 0.99)] = 0.0
   z_loss: NonNegative = 0.0
-  response: ResponseConfig = ResponseConfig()
+  response: ResponseConfig = dataclasses.field(default_factory=ResponseConfig)
   feature: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
+  relation: RelationConfig = dataclasses.field(default_factory=RelationConfig)
+  attention: AttentionConfig = dataclasses.field(default_factory=AttentionConfig)
+  self_average: SelfAverageConfig = dataclasses.field(default_factory=SelfAverageConfig)
+  self_layers: SelfLayersConfig = dataclasses.field(default_factory=SelfLayersConfig)
+  mutual_information: MutualInformationConfig = dataclasses.field(
+    default_factory=MutualInformationConfig
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,6 +258,8 @@ class EvaluationConfig:
   min_improvement: NonNegative = 0.0
   checkpoint_selection: bool = True
   selection: Literal["noise-aware", "token-accuracy"] = "noise-aware"
+  # Whether the gradient norm of each term by itself is computed, too, on the step's batch.
+  term_gradients: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -355,6 +357,7 @@ MUTABLE_ON_RESUME = (
   "MeshConfig.weights_over_data",
   "MeshConfig.platform",
   "T5Config.remat",
+  "EvaluationConfig.term_gradients",
   "SignalConfig.model",
   "SignalConfig.logits",
   "SignalConfig.vocabulary",

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dss_jax.config.schema import TARGET_KINDS
 from dss_jax.data.packing import Costs, Packer, Packing, RowShape
 
 Batch = dict[str, np.ndarray]
@@ -75,6 +76,11 @@ class PackedBatches:
   With a shared encoder (data/shared_encoder.py) an example has one input, that of its first
   target, which all its targets in the same row read:
     decoder_cross_segment_ids: int32 [R, M], the encoder segment that each target position reads
+
+  On demand also
+    encoder_sequence_ids, decoder_sequence_ids: int32 [R, L] and [R, M], 1 + 2 * e + kind of the
+      batch's example e, which counts each example of the store once; 0 is padding. An input that
+      several targets read has the number of the first.
   """
 
   def __init__(
@@ -88,6 +94,7 @@ class PackedBatches:
     length_multiple: int = 8,
     example_weights: np.ndarray | None = None,
     shared_starts: tuple[int, int] | None = None,
+    sequence_ids: bool = False,
   ):
     """Plans the shapes.
 
@@ -100,11 +107,13 @@ class PackedBatches:
       example_weights: the weight of each example of the store; None for 1.
       shared_starts: the decoder's start token for each kind, with a shared encoder; None for an
         input for each target.
+      sequence_ids: whether batches have them.
     """
     self._store = store
     self._kinds = kinds
     self._example_weights = example_weights
     self._shared_starts = shared_starts
+    self.sequence_ids = sequence_ids
     sample = [self._lengths(self.sequences(examples)) for examples in planned_for]
     self.packer = Packer(
       sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
@@ -136,7 +145,13 @@ class PackedBatches:
   ) -> Batch:
     """Returns the arrays of the given rows of a packed batch."""
     return filled_rows(
-      self._store, packing, sequences, rows, self._example_weights, self._shared_starts
+      self._store,
+      packing,
+      sequences,
+      rows,
+      self._example_weights,
+      self._shared_starts,
+      self.sequence_ids,
     )
 
   def padding_shares(self) -> dict[str, float]:
@@ -197,6 +212,7 @@ class TrainBatches:
     length_multiple: int = 8,
     example_weights: np.ndarray | None = None,
     shared_starts: tuple[int, int] | None = None,
+    sequence_ids: bool = False,
   ):
     self._batch_size = batch_size
     self._seed = seed
@@ -211,6 +227,7 @@ class TrainBatches:
       length_multiple=length_multiple,
       example_weights=example_weights,
       shared_starts=shared_starts,
+      sequence_ids=sequence_ids,
     )
 
   def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:
@@ -283,27 +300,34 @@ def filled_rows(
   rows: slice,
   example_weights: np.ndarray | None = None,
   shared_starts: tuple[int, int] | None = None,
+  sequence_ids: bool = False,
 ) -> Batch:
   """Returns the arrays of the given rows of a packed batch, as PackedBatches describes them.
 
   Args:
     sequences: the (example, kind) of each sequence number in the rows.
     example_weights: None for 1.
-    shared_starts: as for PackedBatches.
+    shared_starts, sequence_ids: as for PackedBatches.
   """
   is_shared = shared_starts is not None
   members = packing.members[rows]
-  batch = empty_batch(packing.shape._replace(rows=len(members)), is_shared)
+  batch = empty_batch(packing.shape._replace(rows=len(members)), is_shared, sequence_ids)
+  # Every host has all sequences of the batch, and so counts its examples alike.
+  examples = dict.fromkeys(example for example, _ in sequences)
+  places = {example: place for place, example in enumerate(examples)}
   for row, numbers in enumerate(members):
     start_input = start_target = source = 0
     for segment, number in enumerate(numbers, start=1):
       example, kind = sequences[number]
+      sequence_id = 1 + len(TARGET_KINDS) * places[example] + kind
       if not (is_shared and _shares_input(sequences, number)):
         source += 1
         tokens = tokens_of.input_tokens(example, kind)
         here = slice(start_input, start_input + len(tokens))
         batch["encoder_input_tokens"][row, here] = tokens
         batch["encoder_segment_ids"][row, here] = source
+        if sequence_ids:
+          batch["encoder_sequence_ids"][row, here] = sequence_id
         start_input = here.stop
       tokens = tokens_of.target_tokens(example, kind)
       here = slice(start_target, start_target + len(tokens))
@@ -317,6 +341,8 @@ def filled_rows(
       weight = 1.0 if example_weights is None else example_weights[example]
       batch["decoder_loss_weights"][row, here] = weight
       batch["decoder_target_kinds"][row, here] = kind
+      if sequence_ids:
+        batch["decoder_sequence_ids"][row, here] = sequence_id
       start_target = here.stop
   return batch
 
@@ -332,12 +358,12 @@ def _shares_input(sequences: list[tuple[int, int]], number: int) -> bool:
   return before == example and earlier_kind < kind
 
 
-def empty_batch(shape: RowShape, shared_encoder: bool = False) -> Batch:
+def empty_batch(shape: RowShape, shared_encoder: bool = False, sequence_ids: bool = False) -> Batch:
   """Returns a batch of padding."""
   rows, inputs, targets = shape
   encoder, decoder = (rows, inputs), (rows, targets)
   shared = {"decoder_cross_segment_ids": np.zeros(decoder, np.int32)} if shared_encoder else {}
-  return {
+  batch = {
     "encoder_input_tokens": np.zeros(encoder, np.int32),
     "encoder_segment_ids": np.zeros(encoder, np.int32),
     "decoder_input_tokens": np.zeros(decoder, np.int32),
@@ -347,3 +373,7 @@ def empty_batch(shape: RowShape, shared_encoder: bool = False) -> Batch:
     "decoder_target_kinds": np.zeros(decoder, np.int32),
     **shared,
   }
+  if sequence_ids:
+    batch["encoder_sequence_ids"] = np.zeros(encoder, np.int32)
+    batch["decoder_sequence_ids"] = np.zeros(decoder, np.int32)
+  return batch

@@ -138,7 +138,13 @@ class OnPolicyBatches:
 
   def fill(self, packing: Packing, sampled: SampledTargets, rows: slice = slice(None)) -> Batch:
     """Returns the arrays of the given rows of a packed batch."""
-    return filled_rows(_Pairs(self._store, sampled), packing, sampled.sequences, rows)
+    return filled_rows(
+      _Pairs(self._store, sampled),
+      packing,
+      sampled.sequences,
+      rows,
+      sequence_ids=self._train_batches.packed.sequence_ids,
+    )
 
 
 class _Pairs:

@@ -44,6 +44,8 @@ class Term:
     token_loss: a function of the student's logits; None is the cross-entropy of the targets.
     source: who gives the next tokens that the token loss compares them with (losses/signals.py);
       None for a loss of the student alone. Such terms are trained on, but not evaluated.
+    layer: the decoder layer whose output the student's logits are made of, through the final norm;
+      None for the usual logits, dropout included.
   """
 
   name: str
@@ -51,6 +53,7 @@ class Term:
   kinds: tuple[int, ...]
   token_loss: TokenLoss | None = None
   source: str | None = None
+  layer: int | None = None
 
   def token_weights(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the weight of each target token in the term's mean, float32 [R, M]."""

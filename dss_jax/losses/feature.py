@@ -146,9 +146,10 @@ def layer_pairs(
   return layer_map
 
 
-def check_layer(layer: int, count: int, who: str, place: str) -> None:
+def check_layer(layer: int, count: int, who: str, place: str, *, first: int = 0) -> None:
   """Raises UserError, beginning with `place`, unless a network has the layer."""
-  if layer > count:
+  if not first <= layer <= count:
+    named = "0 (the input)" if first == 0 else str(first)
     raise UserError(
-      f"{place}: the {who} has no layer {layer}; give one of 0 (the input) to {count} (the last)"
+      f"{place}: the {who} has no layer {layer}; give one of {named} to {count} (the last)"
     )

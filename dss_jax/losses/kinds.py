@@ -2,15 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from dss_jax.config.schema import TARGET_KINDS, LossConfig, RunConfig, T5Config
 from dss_jax.errors import UserError
+from dss_jax.losses.attention import attention_terms
 from dss_jax.losses.base import StateTerm, Term, TokenLoss
 from dss_jax.losses.entropy import entropy
 from dss_jax.losses.feature import feature_terms
+from dss_jax.losses.mutual_information import MutualInformationLoss
 from dss_jax.losses.objective import Objective
+from dss_jax.losses.relation import relation_terms
 from dss_jax.losses.response import ResponseLoss
+from dss_jax.losses.self_layers import self_layers_terms
 from dss_jax.losses.signals import Source
 from dss_jax.losses.step_by_step import kind_shares, step_by_step_terms
 
@@ -20,13 +24,16 @@ TOKEN_LOSSES: dict[str, TokenLoss] = {"entropy": entropy}
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-  """The architectures that terms are made for.
+  """The architectures that terms are made for, and the batches that they see.
 
-  The teacher's is None without one, as in evaluation; terms of its states are left out then.
+  Attributes:
+    teacher: None without one, as in evaluation; terms of its states are left out then.
+    examples: the most examples in a batch.
   """
 
   student: T5Config
   teacher: T5Config | None
+  examples: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +42,17 @@ class Kind:
 
   Attributes:
     needs: what it needs of a teacher, and in words.
-    source: who gives it: the teacher network unless another one is named.
+    source: who gives it: the teacher network unless another one is named; None where the student
+      alone is needed.
     terms: makes its terms from the run's losses and networks, and the weight.
+    compares_examples: whether it compares the examples of a batch with each other, so that a
+      batch is computed at once, and its arrays say which example each position belongs to.
   """
 
   needs: Literal["next tokens", "hidden states"] | None
-  source: Source
-  terms: Callable[[str, float, LossConfig, Networks, Source], tuple[Term | StateTerm, ...]]
+  source: Source | None
+  terms: Callable[[str, float, LossConfig, Networks, Any], tuple[Term | StateTerm, ...]]
+  compares_examples: bool = False
 
 
 def _by_kind(
@@ -64,9 +75,54 @@ def _feature(name, weight, config, networks, source):
   return feature_terms(name, weight, config.feature, networks.student, networks.teacher, source)
 
 
+def _relation(name, weight, config, networks, source):
+  if networks.teacher is None:
+    return ()
+  return relation_terms(
+    name,
+    weight,
+    config.relation,
+    networks.student,
+    networks.teacher,
+    source,
+    networks.examples,
+  )
+
+
+def _attention(name, weight, config, networks, source):
+  if networks.teacher is None:
+    return ()
+  return attention_terms(name, weight, config.attention, networks.student, networks.teacher, source)
+
+
+def _self_layers(name, weight, config, networks, source):
+  return self_layers_terms(name, weight, config, networks.student, source)
+
+
+def _mutual_information(name, weight, config, networks, source):
+  if config.alpha in (0.0, 1.0):
+    trained = "labels" if config.alpha else "rationales"
+    raise UserError(
+      f"--kind mutual-information compares labels with rationales, and alpha {config.alpha:g} "
+      f"trains on {trained} alone; give --kind step-by-step,mutual-information with an --alpha "
+      "between 0 and 1"
+    )
+  loss = MutualInformationLoss(
+    config.mutual_information.temperature,
+    networks.student.num_decoder_layers,
+    networks.examples,
+  )
+  return (StateTerm(name, weight, loss, source),)
+
+
 KINDS: dict[str, Kind] = {
   "response": Kind("next tokens", "teacher", _response),
   "feature": Kind("hidden states", "teacher", _feature),
+  "relation": Kind("hidden states", "teacher", _relation, compares_examples=True),
+  "attention": Kind("hidden states", "teacher", _attention),
+  "self-average": Kind("next tokens", "average", _response),
+  "self-layers": Kind("next tokens", "student", _self_layers),
+  "mutual-information": Kind(None, None, _mutual_information, compares_examples=True),
 }
 
 
@@ -92,11 +148,11 @@ def make_objective(config: LossConfig) -> Objective:
 def training_objective(config: RunConfig, teacher: T5Config | None = None) -> Objective:
   """Returns the objective that a run trains on: make_objective's, and the terms of its kinds."""
   objective = make_objective(config.loss)
-  networks = Networks(config.model, teacher)
+  networks = Networks(config.model, teacher, config.batch_size)
   made = [
     term
     for name, (kind, source, weight) in chosen_kinds(config).items()
-    for term in kind.terms(name.replace("-", "_"), weight, config.loss, networks, source)
+    for term in kind.terms(_term_prefix(name), weight, config.loss, networks, source)
   ]
   return dataclasses.replace(
     objective,
@@ -105,19 +161,34 @@ def training_objective(config: RunConfig, teacher: T5Config | None = None) -> Ob
   )
 
 
-def chosen_kinds(config: RunConfig) -> Mapping[str, tuple[Kind, Source, float]]:
+def compares_examples(config: RunConfig) -> bool:
+  """Returns whether a kind of the run compares the examples of a batch with each other."""
+  return any(kind.compares_examples for kind, _, _ in chosen_kinds(config).values())
+
+
+def chosen_kinds(config: RunConfig) -> Mapping[str, tuple[Kind, Source | None, float]]:
   """Returns the kinds of a run by name, each with its source and its weight."""
   chosen = {}
   for name, weight in config.loss.extra_terms.items():
     if kind := KINDS.get(name):
       from_file = kind.needs == "next tokens" and config.signals.logits is not None
-      source: Source = "file" if from_file and kind.source == "teacher" else kind.source
+      source: Source | None = "file" if from_file and kind.source == "teacher" else kind.source
       chosen[name] = (kind, source, weight)
   return chosen
 
 
+def kind_of(term: str) -> str | None:
+  """Returns the kind that a term belongs to, by their names; None for other terms."""
+  fitting = [name for name in KINDS if f"{term}_".startswith(f"{_term_prefix(name)}_")]
+  return max(fitting, key=len, default=None)
+
+
+def _term_prefix(kind: str) -> str:
+  return kind.replace("-", "_")
+
+
 def check_signals(config: RunConfig) -> None:
-  """Raises UserError unless the run has the teacher that its kinds need, and no other."""
+  """Raises UserError unless the run has what its kinds need: their teacher alone, whole batches."""
   signals, chosen = config.signals, chosen_kinds(config)
   if signals.model is not None and signals.logits is not None:
     raise UserError(
@@ -128,6 +199,11 @@ def check_signals(config: RunConfig) -> None:
   for name, (kind, source, _) in chosen.items():
     if source == "teacher" and signals.model is None:
       raise UserError(_missing(name, kind, config))
+    if kind.compares_examples and config.accumulation_steps > 1:
+      raise UserError(
+        f"--kind {name} compares the examples of a batch with each other, which "
+        f"RunConfig.accumulation_steps = {config.accumulation_steps} would separate; set it to 1"
+      )
   for flag, value, source in (
     ("--teacher-model", signals.model, "teacher"),
     ("--teacher-logits", signals.logits, "file"),

@@ -4,7 +4,7 @@ Step, loop, evaluation and metrics see its sums as `dict[str, LossSum]` and know
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from dss_jax.config.schema import TARGET_KINDS
 from dss_jax.losses.base import LossSum, StateTerm, Term
 from dss_jax.losses.cross_entropy import TokenLosses, cross_entropy
 from dss_jax.losses.signals import NetworkOutputs
+from dss_jax.model.states import decoder_hidden
 
 Sums = dict[str, LossSum]
 
@@ -68,9 +69,19 @@ class Objective:
       state_terms=tuple(term for term in self.state_terms if term.source == source),
     )
 
+  def alone(self, name: str) -> "Objective":
+    """Returns the objective of one term."""
+    return dataclasses.replace(
+      self,
+      terms=tuple(term for term in self.terms if term.name == name),
+      state_terms=tuple(term for term in self.state_terms if term.name == name),
+    )
+
   def kept_layers(self, source: str | None) -> dict[str, tuple[int, ...]]:
     """Returns the states that the terms read, by stack: a source's, or (None) the student's."""
     layers: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
+    if source is None:
+      layers["decoder"].update(layer for layer in self._by_layer() if layer is not None)
     for term in self.state_terms:
       read = term.loss.student_layers if source is None else {}
       if source is not None and term.source == source:
@@ -104,33 +115,64 @@ class Objective:
     """Computes the token terms' part of the total loss, and each position's figures.
 
     The parts of microbatches and hosts add up to the loss of the whole batch, and so do the sums
-    of the figures (see sums). All terms share one pass over the logits, which exist for a chunk
-    of positions at a time.
+    of the figures (see sums). All terms of the same logits share one pass over them, in which they
+    exist for a chunk of positions at a time.
 
     Args:
       batch: `decoder_target_tokens`, `decoder_loss_weights` and `decoder_target_kinds`, [R, M].
       denominators: those of the whole batch.
-      signals: the NextTokens or NetworkOutputs of each source.
+      signals: the NextTokens or NetworkOutputs of each source but the student.
       shards: the number of devices that the logits are sharded over.
     """
-    return cross_entropy(
-      student.hidden_RMD,
-      student.kernel_DV,
-      batch["decoder_target_tokens"],
-      self.cross_entropy_weights(batch, denominators),
-      extra=[
-        (
-          term.token_loss,
-          term.token_weights(batch) * _factor(term, denominators),
-          None if term.source is None else _next_tokens((signals or {})[term.source]),
-        )
-        for term in self.terms
-        if term.token_loss is not None
-      ],
-      label_smoothing=self.label_smoothing if training else 0.0,
-      z_loss=self.z_loss if training else 0.0,
-      shards=shards,
-    )
+    signals = {**(signals or {}), "student": student}
+    targets_RM = batch["decoder_target_tokens"]
+
+    def one_pass(
+      hidden_RMD: jax.Array, cross_entropy_weights: jax.Array, terms: Sequence[Term]
+    ) -> tuple[jax.Array, TokenLosses]:
+      return cross_entropy(
+        hidden_RMD,
+        student.kernel_DV,
+        targets_RM,
+        cross_entropy_weights,
+        extra=[
+          (
+            term.token_loss,
+            term.token_weights(batch) * _factor(term, denominators),
+            None if term.source is None else _next_tokens(signals[term.source]),
+          )
+          for term in terms
+          if term.token_loss is not None
+        ],
+        label_smoothing=self.label_smoothing if training else 0.0,
+        z_loss=self.z_loss if training else 0.0,
+        shards=shards,
+      )
+
+    by_layer = self._by_layer()
+    usual = by_layer.pop(None, [])
+    weights = self.cross_entropy_weights(batch, denominators)
+    total, losses = one_pass(student.hidden_RMD, weights, usual)
+    extra = dict(zip((term.name for term in usual), losses.extra, strict=True))
+    for layer, terms in by_layer.items():
+      assert layer is not None
+      assert student.config is not None
+      hidden_RMD = decoder_hidden(student.params, student.config, student.decoder[layer])
+      part, of_layer = one_pass(hidden_RMD, jnp.zeros_like(weights), terms)
+      total += part
+      extra |= zip((term.name for term in terms), of_layer.extra, strict=True)
+    return total, losses._replace(extra=tuple(extra[term.name] for term in self._beside()))
+
+  def _beside(self) -> list[Term]:
+    """Returns the token terms that are not cross-entropies."""
+    return [term for term in self.terms if term.token_loss is not None]
+
+  def _by_layer(self) -> dict[int | None, list[Term]]:
+    """Returns those terms by the decoder layer of their logits."""
+    by_layer: dict[int | None, list[Term]] = {}
+    for term in self._beside():
+      by_layer.setdefault(term.layer, []).append(term)
+    return by_layer
 
   def state_loss(
     self,

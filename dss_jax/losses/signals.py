@@ -13,8 +13,9 @@ from flax import struct
 from dss_jax.config.schema import T5Config
 from dss_jax.model.t5 import Outputs, output_kernel
 
-# Who gives a signal: a teacher network, the average of the student's weights, a file of logits.
-Source = Literal["teacher", "average", "file"]
+# Who gives a signal: a teacher network, the average of the student's weights, the student's own
+# last layer, a file of logits.
+Source = Literal["teacher", "average", "student", "file"]
 # Log probabilities of a teacher and of the student over the same outcomes, float32 [R, m, O].
 Outcomes = tuple[jax.Array, jax.Array]
 

@@ -16,7 +16,7 @@ from dss_jax.data.on_policy import OnPolicyBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import PreparedData, prepare
 from dss_jax.data.shared_encoder import check_shared_encoder, shared_starts
-from dss_jax.losses.kinds import check_signals, make_objective
+from dss_jax.losses.kinds import check_signals, compares_examples, make_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.parallel import processes
 from dss_jax.parallel.mesh import make_mesh
@@ -95,6 +95,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     length_multiple=aligned_tokens(config.model.dtype),
     example_weights=data.train.example_weights,
     shared_starts=starts,
+    sequence_ids=compares_examples(config),
   )
   eval_batches = None
   if data.evaluation is not None:

@@ -25,7 +25,7 @@ from dss_jax.train.step import TrainState
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 # The fields of a TrainState that few runs have; each is an item of a checkpoint unless empty.
-BESIDE = ("projections",)
+BESIDE = ("projections", "average")
 
 
 def has_checkpoint(directory: pathlib.Path) -> bool:

@@ -30,6 +30,7 @@ from dss_jax.train.metrics import MetricsWriter, NoWriter, named_metrics, on_pol
 from dss_jax.train.on_policy import OnPolicy
 from dss_jax.train.selection import Scores, Standing, compare
 from dss_jax.train.step import Trainer, TrainState
+from dss_jax.train.term_balance import TermBalance
 
 
 @dataclasses.dataclass
@@ -79,6 +80,7 @@ class Loop:
     self._objective = trainer.objective
     self._directory = pathlib.Path(config.model_dir)
     self._progress = Progress()
+    self._balance = TermBalance(trainer.objective)
 
   def run(
     self,
@@ -163,6 +165,8 @@ class Loop:
         self._log(*pending, clock, line)
         pending = None
         self._check_finite(step, {"the norm of the weights": self._trainer.weight_norm(state)})
+        if evaluate_now:
+          self._compare_terms(state, batch, step, line)
         ranking = None
         if evaluate_now and self._eval_batches is not None:
           ranking = self._evaluate(state, step, line)
@@ -202,6 +206,7 @@ class Loop:
       objective = self._trainer.on_policy_objective
       named = on_policy_metrics(objective, sums, metrics["sampled"])
     else:
+      self._balance.add(sums)
       named = named_metrics(self._objective, sums, "train")
     named["train_gradient_norm"] = float(gradient_norm)
     self._check_finite(step, named)
@@ -226,6 +231,22 @@ class Loop:
       "--learning-rate-multiplier, OptimizerConfig.warmup_steps, a smaller "
       "OptimizerConfig.clip_norm, or T5Config.dtype = 'float32', in a new --model-dir"
     )
+
+  def _compare_terms(
+    self, state: TrainState, batch: dict[str, jax.Array] | None, step: int, line: ProgressLine
+  ) -> None:
+    """Writes the gradient norms of the terms on demand, and warns once of terms that are lost.
+
+    Args:
+      batch: the step's; None if the student has sampled it, and not all terms are computed.
+    """
+    norms: dict[str, float] = {}
+    if self._config.evaluation.term_gradients and batch is not None:
+      norms = self._trainer.term_gradient_norms(state, batch)
+      named = {f"{name}/train_gradient_norm": norm for name, norm in norms.items()}
+      self._writer.write(step, named)
+    if warning := self._balance.warning(norms):
+      line.say(f"warning: {warning}")
 
   def _evaluate(self, state: TrainState, step: int, line: ProgressLine) -> dict[str, float]:
     """Evaluates, updates early stopping, and returns the metrics that rank the checkpoint."""

@@ -13,56 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dss_jax.config.schema import RunConfig, T5Config
 from dss_jax.data.batches import empty_batch
 from dss_jax.data.packing import RowShape
 from dss_jax.losses.cross_entropy import TokenLosses
-from dss_jax.losses.kinds import training_objective
+from dss_jax.losses.kinds import compares_examples, training_objective
 from dss_jax.losses.objective import Objective, Sums
 from dss_jax.losses.signals import Signals
 from dss_jax.model.t5 import init_params
 from dss_jax.parallel.sharding import logical_rules, param_shardings, rows_sharding, shardings_like
 from dss_jax.train.compile_ahead import CompiledAhead
 from dss_jax.train.teacher_network import TeacherNetwork, network_outputs
+from dss_jax.train.train_state import TrainState, split_trained, trained_tree
 
 Arrays = dict[str, jax.Array]
-
-
-@struct.dataclass
-class TrainState:
-  """What a checkpoint saves.
-
-  Attributes:
-    step: the number of steps taken, int32.
-    params: the student's weights.
-    opt_state: the optimizer's state, of the tree that `trained_tree` makes.
-    projections: the weights that terms train beside the student's, by term; {} for none.
-  """
-
-  step: jax.Array
-  params: Any
-  opt_state: Any
-  projections: Any = struct.field(default_factory=dict)
-
-
-# The branch of the trained tree beside the student's own.
-_PROJECTIONS = "projections"
-
-
-def trained_tree(params: Any, projections: Any) -> Any:
-  """Returns all that the optimizer sees as one tree: the student's own if there is no more."""
-  return {**params, _PROJECTIONS: projections} if projections else params
-
-
-def split_trained(trained: Any) -> tuple[Any, Any]:
-  """Returns the student's weights and the projections of a trained tree."""
-  if _PROJECTIONS not in trained:
-    return trained, {}
-  params = dict(trained)
-  return params, params.pop(_PROJECTIONS)
 
 
 class Trainer:
@@ -108,6 +74,7 @@ class Trainer:
         mesh,
       ),
       projections=projection_shardings,
+      average=weight_shardings if state_shape.average else {},
     )
     self.state_shape = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -126,6 +93,12 @@ class Trainer:
         donate_argnums=0,
       )
       for objective in (self.objective, self.on_policy_objective)
+    )
+    self._term_norm = jax.jit(
+      self._term_gradient_norm,
+      static_argnums=0,
+      in_shardings=(self.state_shardings, batch_sharding, replicated, teacher_shardings),
+      out_shardings=replicated,
     )
     self._evaluate = jax.jit(
       self._eval_step, in_shardings=(weight_shardings, batch_sharding), out_shardings=replicated
@@ -175,6 +148,19 @@ class Trainer:
     teacher = None if self.teacher is None else self.teacher.params
     return self._on_mesh(train, state, batch, self._seed, teacher)
 
+  def term_gradient_norms(self, state: TrainState, batch: Arrays) -> dict[str, float]:
+    """Computes the gradient norm of each term's part of the loss by itself, by term.
+
+    Each term is a program of its own, compiled when this is first called.
+    """
+    teacher = None if self.teacher is None else self.teacher.params
+    norms = {
+      term.name: self._on_mesh(self._term_norm, term.name, state, batch, self._seed, teacher)
+      for term in self.objective.every_term
+      if term.weight
+    }
+    return {name: float(norm) for name, norm in norms.items()}
+
   def compile_ahead(self, train: Iterable[RowShape], evaluate: Iterable[RowShape]) -> None:
     """Starts compiling the steps for batches of these shapes, in this order, in other threads."""
     self.stop_compiling()
@@ -193,7 +179,7 @@ class Trainer:
 
     The mesh may consist of devices that are not attached, such as a TPU topology to plan for.
     """
-    batch_shape = self._batch_shape(shape)
+    batch_shape = self._batch_shape(shape, compares_examples(self.config))
     return self._on_mesh(
       self._train.lower, self.state_shape, batch_shape, self._seed, self._teacher_shape
     )
@@ -235,11 +221,13 @@ class Trainer:
       for name in pieces
     }
 
-  def _batch_shape(self, shape: RowShape) -> dict[str, jax.ShapeDtypeStruct]:
+  def _batch_shape(
+    self, shape: RowShape, sequence_ids: bool = False
+  ) -> dict[str, jax.ShapeDtypeStruct]:
     sharding = rows_sharding(self.mesh)
     return {
       name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-      for name, array in empty_batch(shape, self.config.data.shared_encoder).items()
+      for name, array in empty_batch(shape, self.config.data.shared_encoder, sequence_ids).items()
     }
 
   def _on_mesh(self, function, *arguments):
@@ -255,31 +243,56 @@ class Trainer:
       params=params,
       opt_state=self._optimizer.init(trained_tree(params, projections)),
       projections=projections,
+      # A copy, since a step takes over the memory of both.
+      average=jax.tree.map(jnp.copy, params) if "average" in self.objective.sources else {},
     )
 
   def _train_step(
     self, objective: Objective, state: TrainState, batch: Arrays, seed: jax.Array, teacher: Any
   ) -> tuple[TrainState, Arrays]:
-    # fold_in 1 is for the initial weights.
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), state.step)
+    gradient, sums = self._gradient(objective, state, batch, seed, teacher)
     trained = trained_tree(state.params, state.projections)
-    gradient, sums = accumulated_gradient(
-      trained,
-      batch,
-      key,
-      config=self.config,
-      objective=objective,
-      signals_of=functools.partial(self._signals, objective, teacher),
-      # A chunk's logits are sharded over the whole mesh: rows over data, vocabulary over model.
-      shards=self.mesh.size,
-    )
     with jax.named_scope("optimizer"):
       updates, opt_state = self._optimizer.update(gradient, state.opt_state, trained)
       metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradient)}
       params, projections = split_trained(optax.apply_updates(trained, updates))
-    return TrainState(state.step + 1, params, opt_state, projections), metrics
+      average = self._followed(state.average, params, state.step)
+    return TrainState(state.step + 1, params, opt_state, projections, average), metrics
 
-  def _signals(self, objective: Objective, teacher: Any, batch: Arrays) -> Signals:
+  def _gradient(
+    self, objective: Objective, state: TrainState, batch: Arrays, seed: jax.Array, teacher: Any
+  ) -> tuple[Any, Sums]:
+    # fold_in 1 is for the initial weights.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), state.step)
+    return accumulated_gradient(
+      trained_tree(state.params, state.projections),
+      batch,
+      key,
+      config=self.config,
+      objective=objective,
+      signals_of=functools.partial(self._signals, objective, teacher, state.average),
+      # A chunk's logits are sharded over the whole mesh: rows over data, vocabulary over model.
+      shards=self.mesh.size,
+    )
+
+  def _term_gradient_norm(
+    self, term: str, state: TrainState, batch: Arrays, seed: jax.Array, teacher: Any
+  ) -> jax.Array:
+    objective = self.objective.alone(term)
+    return optax.tree.norm(self._gradient(objective, state, batch, seed, teacher)[0])
+
+  def _followed(self, average: Any, params: Any, step: jax.Array) -> Any:
+    """Moves the average towards the weights after a step, whose number counts from 0.
+
+    decay * average + (1 - decay) * weights; 1 - decay begins with 1 / (step + 1), so that the
+    initial weights do not count (Tarvainen and Valpola 2017, as their code does).
+    """
+    decay = jnp.minimum(self.config.loss.self_average.decay, 1.0 - 1.0 / (step + 1.0))
+    return jax.tree.map(
+      lambda kept, new: decay * kept + (1.0 - decay) * new, average, params if average else {}
+    )
+
+  def _signals(self, objective: Objective, teacher: Any, average: Any, batch: Arrays) -> Signals:
     """Returns what the terms need beside the student's outputs, by source."""
     signals = {}
     if "teacher" in objective.sources:
@@ -287,6 +300,10 @@ class Trainer:
       layers = objective.kept_layers("teacher")
       with jax.named_scope("teacher"):
         signals["teacher"] = self.teacher.outputs(teacher, batch, layers)
+    if "average" in objective.sources:
+      layers = objective.kept_layers("average")
+      with jax.named_scope("average"):
+        signals["average"] = network_outputs(average, self.config.model, batch, layers)
     return signals
 
   def _eval_step(self, params: Any, batch: Arrays) -> tuple[Sums, TokenLosses]:

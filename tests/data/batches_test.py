@@ -185,6 +185,30 @@ def test_the_fields_of_a_batch():
   }
 
 
+def test_sequence_ids_say_which_example_and_kind_a_position_belongs_to():
+  store, examples = make_store(6), np.array([3, 0, 1, 3, 4])
+  packed = PackedBatches(
+    store, kinds=BOTH, planned_for=[examples], costs=costs, row_multiple=2, sequence_ids=True
+  )
+  packing, sequences = packed.pack(examples)
+  batch = packed.fill(packing, sequences)
+  # Example 1 has no label; the second copy of example 3 is the same sequence.
+  places = {example: place for place, example in enumerate([3, 0, 4, 1])}
+  for row, members in enumerate(packing.members):
+    for segment, number in enumerate(members, start=1):
+      example, kind = sequences[number]
+      for stack in ("encoder", "decoder"):
+        here = batch[f"{stack}_segment_ids"][row] == segment
+        assert set(batch[f"{stack}_sequence_ids"][row][here]) == {1 + 2 * places[example] + kind}
+  for stack in ("encoder", "decoder"):
+    ids, segments = batch[f"{stack}_sequence_ids"], batch[f"{stack}_segment_ids"]
+    assert np.array_equal(ids > 0, segments > 0)
+  assert batch.keys() == empty_batch(packing.shape, sequence_ids=True).keys()
+  # A host that fills other rows gives them the same numbers.
+  last = packed.fill(packing, sequences, slice(1, 2))
+  assert np.array_equal(last["decoder_sequence_ids"], batch["decoder_sequence_ids"][1:2])
+
+
 def test_decoder_inputs_are_the_targets_shifted_within_their_segment():
   packed = packed_batches()
   batch = packed.fill(*packed.pack(np.arange(12)))

@@ -12,8 +12,18 @@ TEACHER = (
   *("--gin", "T5Config.num_decoder_layers=3"),
 )
 KINDS = (
-  *("--kind", "step-by-step,feature", "--teacher-model", "teacher"),
-  *("--train-steps", "6"),
+  *(
+    "--kind",
+    "step-by-step,feature,relation,attention,self-average,self-layers,mutual-information",
+  ),
+  *("--teacher-model", "teacher", "--train-steps", "6"),
+  *("--gin", "T5Config.num_decoder_layers=2", "--gin", "AttentionConfig.relation_heads=4"),
+  *("--gin", "SelfAverageConfig.decay=0.5"),
+)
+TERMS = (
+  *("feature_encoder", "feature_decoder", "relation_distance", "relation_angle"),
+  *("attention_encoder", "attention_decoder", "self_average_label", "self_average_rationale"),
+  *("self_layers_1_label", "self_layers_1_rationale", "mutual_information"),
 )
 # Step 4 is saved when the checkpoint of step 2 is whole.
 DIES = """
@@ -46,9 +56,11 @@ def test_killed_and_resumed(taught):
   assert "going on after step" in outcome.err
   assert_same_run(taught, "killed", taught, "whole")
   checkpoint = taught.folder / "killed" / "checkpoints" / "6"
-  assert (checkpoint / "projections").is_dir()
-  last = taught.numbers("killed")[-2]
-  assert last["feature_encoder/train_loss"] > 0
+  assert {"projections", "average"} <= {path.name for path in checkpoint.iterdir()}
+  lines = [line for line in taught.numbers("killed") if "train_total_loss" in line]
+  assert len(lines) == 6
+  for term in TERMS:
+    assert lines[-1][f"{term}/train_loss"] > 0, term
   use_as_any_student(taught, "killed")
 
 
@@ -68,3 +80,31 @@ def use_as_any_student(dss, model):
   kept = {path.name for path in (dss.folder / "registry/adder/1/checkpoints").glob("*/*")}
   assert "params" in kept
   assert not kept & {"optimizer", "projections", "average"}
+
+
+def test_born_again(dss):
+  """A student of the same size learns from an earlier one, by response alone."""
+  dss.train("first")
+  outcome = dss.train(
+    *("again", "--kind", "labels,response", "--teacher-model", "first", "--seed", "1"),
+    *("--term-gradients", "--kind-weight", "response=0.001"),
+  )
+  lines = dss.numbers("again")
+  assert lines[0]["response_label/train_loss"] > 0
+  norms = [line for line in lines if "response_label/train_gradient_norm" in line]
+  assert [line["step"] for line in norms] == [2, 4]
+  assert all(line["label/train_gradient_norm"] > 0 for line in norms)
+  assert "so it teaches next to nothing; raise --kind-weight response=X" in outcome.err
+  assert outcome.err.count("teaches next to nothing") == 1
+
+
+@pytest.mark.parametrize(
+  ("kinds", "says"),
+  [
+    ("feature", "--kind feature needs a teacher's hidden states"),
+    ("labels,mutual-information", "alpha 1 trains on labels alone"),
+    ("self-layers", "has 1 decoder layers, and each of these must be before the last"),
+  ],
+)
+def test_what_a_kind_lacks_is_said_before_anything_is_written(refuses, dss, kinds, says):
+  refuses("distill", *dss.flags("student", "--kind", kinds), says=[says])

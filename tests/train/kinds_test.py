@@ -4,6 +4,7 @@ All kinds are trained at once, since each has sums of its own; a gradient is tha
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,36 @@ import numpy as np
 import optax
 import pytest
 
-from dss_jax.config.schema import LossConfig
+from dss_jax.config.schema import AttentionConfig, LossConfig, SelfAverageConfig, SignalConfig
 from dss_jax.data.batches import PackedBatches
 from dss_jax.data.packing import Packing, RowShape
+from dss_jax.errors import UserError
 from dss_jax.losses import cross_entropy
+from dss_jax.losses.kinds import check_signals
 from dss_jax.model.layer_stacks import stacked_params
-from dss_jax.train.step import Trainer, batch_loss
+from dss_jax.train.step import Trainer, batch_loss, trained_tree
 from dss_jax.train.teacher_network import TeacherNetwork
 
 EXAMPLES = np.arange(12)
 STUDENT = {"num_encoder_layers": 2, "num_decoder_layers": 2}
 # Another width and depth than the student's.
 TEACHER = {"emb_dim": 24, "num_encoder_layers": 3, "num_decoder_layers": 3}
-KINDS = {"response": 1.0, "feature": 2.0}
-TERMS = {"response_label", "response_rationale", "feature_encoder", "feature_decoder"}
+KINDS = {
+  "response": 1.0,
+  "feature": 2.0,
+  "attention": 3.0,
+  "self-average": 1.5,
+  "self-layers": 2.5,
+}
+# Those that a batch in microbatches cannot have.
+OF_WHOLE_BATCHES = {"relation": 25.0, "mutual-information": 0.1}
+TERMS = {
+  *("response_label", "response_rationale", "feature_encoder", "feature_decoder"),
+  *("self_average_label", "self_average_rationale"),
+  *("self_layers_1_label", "self_layers_1_rationale"),
+  *("attention_encoder", "attention_decoder"),
+  *("relation_distance", "relation_angle", "mutual_information"),
+}
 
 
 def keep_gradient():
@@ -47,8 +64,12 @@ def many_chunks():
 def config(make_config):
   """A run of some kinds."""
 
-  def config(kinds=KINDS, **changes):
-    loss = LossConfig(alpha=0.3, extra_terms=kinds)
+  def config(kinds=None, **changes):
+    loss = LossConfig(
+      alpha=0.3,
+      extra_terms=KINDS | OF_WHOLE_BATCHES if kinds is None else kinds,
+      attention=AttentionConfig(relation_heads=8),
+    )
     return make_config(model=STUDENT, loss=loss, batch_size=len(EXAMPLES), **changes)
 
   return config
@@ -81,9 +102,10 @@ def trainer(make_trainer):
 
 @pytest.fixture(scope="module")
 def state(trainer, random_params):
-  """Fresh projections and weights drawn at random, off the devices."""
+  """Fresh projections, and weights and an average of them drawn at random, off the devices."""
   state = jax.device_get(trainer.init_state())
-  return dataclasses.replace(state, params=random_params(trainer.config.model, seed=3))
+  params, average = (random_params(trainer.config.model, seed=seed) for seed in (3, 4))
+  return dataclasses.replace(state, params=params, average=average)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +133,7 @@ def packed(make_store, row_costs):
       planned_for=[EXAMPLES],
       costs=row_costs,
       row_multiple=row_multiple,
+      sequence_ids=True,
     )
 
   return packed
@@ -171,32 +194,87 @@ def test_scanned_layers(config, make_trainer, step_of, state, batch, wanted):
   run = config()
   run = dataclasses.replace(run, model=dataclasses.replace(run.model, scan_layers=True))
   scanned = dataclasses.replace(
-    state, params=stacked_params(state.params), opt_state=stacked_params(state.opt_state)
+    state,
+    params=stacked_params(state.params),
+    opt_state=stacked_params(state.opt_state),
+    average=stacked_params(state.average),
   )
   want = wanted[0], stacked_params(wanted[1])
   assert_close(step_of(make_trainer(run), batch, scanned), want)
 
 
-def test_microbatches(config, make_trainer, step_of, batch, wanted):
-  run = config(accumulation_steps=2)
-  assert_close(step_of(make_trainer(run), batch), wanted)
+def test_microbatches(config, make_trainer, step_of, batch):
+  batch = {name: array for name, array in batch.items() if not name.endswith("sequence_ids")}
+  runs = [config(KINDS, accumulation_steps=parts) for parts in (1, 2)]
+  whole, split = (step_of(make_trainer(run), batch) for run in runs)
+  assert_close(split, whole)
 
 
-def test_no_gradient_flows_to_the_teacher(trainer, teacher_params, state, batch):
-  """Nor does any of its weights change the loss of labels and rationales."""
+@pytest.mark.parametrize("kind", OF_WHOLE_BATCHES)
+def test_microbatches_of_kinds_that_compare_examples_are_refused(config, kind):
+  run = config({kind: 1.0}, accumulation_steps=2, signals=SignalConfig(model="teacher"))
+  with pytest.raises(UserError, match=rf"--kind {kind} compares .* accumulation_steps = 2 would"):
+    check_signals(run)
+
+
+def test_no_gradient_flows_to_a_teacher(trainer, teacher_params, state, batch):
   objective = trainer.objective
 
-  def loss(teacher):
-    signals = trainer._signals(teacher, batch)
+  def loss(teacher, average):
     return batch_loss(
-      {**state.params, "projections": state.projections},
+      trained_tree(state.params, state.projections),
       batch,
       objective.denominators(batch),
       None,
       config=trainer.config,
       objective=objective,
-      signals_of=lambda batch: signals,
+      signals_of=functools.partial(trainer._signals, objective, teacher, average),
     )[0]
 
-  gradient = trainer._on_mesh(jax.jit(jax.grad(loss)), teacher_params)
+  differentiate = jax.jit(jax.grad(loss, argnums=(0, 1)))
+  gradient = trainer._on_mesh(differentiate, teacher_params, state.average)
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_gradient_norm_of_a_term(config, make_trainer, state, batch):
+  """Of the only term with a weight, it is that of the step."""
+  run = config({"self-layers": 2.5})
+  run = dataclasses.replace(
+    run, loss=dataclasses.replace(run.loss, alpha=1.0, cross_entropy_weight=0.0)
+  )
+  trainer = make_trainer(run)
+  on_mesh = trainer.to_mesh(
+    len(batch["encoder_segment_ids"]), lambda part: {k: v[part] for k, v in batch.items()}
+  )
+  current = trainer.state_from_params(jax.tree.map(jnp.asarray, state.params))
+  norms = trainer.term_gradient_norms(current, on_mesh)
+  _, metrics = trainer.train_step(current, on_mesh)
+  assert norms == {"self_layers_1_label": pytest.approx(float(metrics["gradient_norm"]), rel=1e-5)}
+  assert norms["self_layers_1_label"] > 0
+
+
+def test_the_average_follows_the_weights(config, make_trainer, state, batch):
+  """The weights after the first step, and then at most a share 1 - decay of each next ones."""
+  run = config({"self-average": 1.0})
+  run = dataclasses.replace(
+    run, loss=dataclasses.replace(run.loss, self_average=SelfAverageConfig(decay=0.6))
+  )
+  trainer = make_trainer(run, optimizer=optax.sgd(0.1))
+  current = trainer.state_from_params(jax.tree.map(jnp.asarray, state.params))
+  jax.tree.map(np.testing.assert_array_equal, current.average, current.params)
+  on_mesh = trainer.to_mesh(
+    len(batch["encoder_segment_ids"]), lambda part: {k: v[part] for k, v in batch.items()}
+  )
+  weights, losses = [], []
+  for _ in range(3):
+    current, metrics = trainer.train_step(current, on_mesh)
+    losses.append(float(metrics["sums"]["self_average_label/loss"].total))
+    weights.append(jax.device_get(current.params))
+  # Of decays 0, 1/2 and 0.6, the least of it and 2/3.
+  by_hand = jax.tree.map(lambda one, two, three: 0.6 * (one + two) / 2 + 0.4 * three, *weights)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), current.average, by_hand
+  )
+  # Both are equal before the first step and after it.
+  assert losses[:2] == pytest.approx([0.0, 0.0], abs=1e-4)
+  assert losses[2] > 1e-3
