@@ -1,22 +1,29 @@
 """The teacher's commands: `dss annotate` and `dss annotate report`. Imports nothing heavy."""
 
+import itertools
 import json
 from typing import Any
 
 import click
 
 from dss_jax.cli import options
+from dss_jax.cli.annotate_logits import annotate_logits
 from dss_jax.cli.options import option
 from dss_jax.errors import UserError
 from dss_jax.terminal import echo
 
 
 class _AnnotateCommand(click.Command):
-  """Runs `annotate report ...` as its own command; a data file named report is ./report."""
+  """Runs `annotate report ...` as its own command; a data file named report is ./report.
+
+  So it does `annotate --signal logits ...`, which has other flags.
+  """
 
   def make_context(self, info_name, args, parent=None, **extra):
     if args[:1] == ["report"]:
       return annotate_report.make_context("annotate report", args[1:], parent=parent, **extra)
+    if "--signal=logits" in args or ("--signal", "logits") in itertools.pairwise(args):
+      return annotate_logits.make_context(info_name, args, parent=parent, **extra)
     return super().make_context(info_name, args, parent=parent, **extra)
 
 
@@ -25,6 +32,9 @@ class _AnnotateCommand(click.Command):
   short_help="Ask a teacher for labels and rationales; `annotate report` on its answers.",
 )
 @click.argument("data", metavar="DATA.jsonl")
+@option("--signal", type=click.Choice(["text", "logits"]), default="text", show_default=True,
+        help="What the teacher gives: text, or next tokens (dss annotate --signal logits "
+        "--help).")  # fmt: skip
 @options.teacher("The teacher.", required=True)
 @options.output("Where the annotated rows go.", required=False)
 @options.LABELS_AS_TEXT

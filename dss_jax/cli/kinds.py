@@ -14,10 +14,19 @@ from dss_jax.errors import UserError
 _BASES = {"step-by-step": "runs/distill.gin", "labels": "runs/tune.gin"}
 # The other kinds, each runs/NAME.gin with an underscore for a hyphen.
 KINDS = (
-  *("response", "feature", "relation", "attention", "self-average", "self-layers"),
+  *("response", "universal", "feature", "relation", "attention", "self-average", "self-layers"),
   *("mutual-information", "on-policy"),
 )
 
+TEACHER_MODEL = options.options(
+  option("--teacher-model", field="SignalConfig.model", metavar="DIR|NAME[@VERSION]|CHECKPOINT",
+         help="A T5-family teacher whose next tokens and states the kinds compare with."),
+  option("--teacher-vocabulary", field="SignalConfig.vocabulary", metavar="bytes|FILE",
+         help="The vocabulary of a teacher model that has none beside it.",
+         default_text="the student's"),
+  option("--teacher-weights", field="SignalConfig.weights",
+         help="How the teacher model is kept in memory."),
+)  # fmt: skip
 OPTIONS = options.options(
   option("--kind", metavar="KIND,...", default_text="step-by-step",
          help="What the student is trained on, together: step-by-step or labels, and "
@@ -27,13 +36,13 @@ OPTIONS = options.options(
          default_text="that of its file in gin_configs/runs"),
   option("--term-gradients/--no-term-gradients", field="EvaluationConfig.term_gradients",
          help="At every evaluation, log the gradient norm of each term of the loss by itself."),
-  option("--teacher-model", field="SignalConfig.model", metavar="DIR|NAME[@VERSION]|CHECKPOINT",
-         help="A T5-family teacher whose next tokens and states the kinds compare with."),
+  TEACHER_MODEL,
+  option("--teacher-logits", field="SignalConfig.logits", metavar="DIR",
+         help="A teacher's next tokens that `dss annotate --signal logits` wrote, in place of the "
+         "model."),
   option("--on-policy-share", field="OnPolicyConfig.share",
          default_text="0.5 with --kind on-policy",
          help="Share of the steps whose targets the student samples for the teacher model."),
-  option("--teacher-weights", field="SignalConfig.weights",
-         help="How the teacher model is kept in memory."),
 )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def sweep(file: str, **flags: Any) -> None:
     ]
     values.append(Binding("MODEL_DIR", model_dir, "--model-dir"))
     chosen = {**flags, "kind": point.get("KIND", flags["kind"])}
-    files, bindings = _files_and_bindings("runs/distill.gin", chosen)
+    files, bindings = files_and_bindings("runs/distill.gin", chosen)
     student = [student_file(point["STUDENT"], file)] if "STUDENT" in point else []
     config = load_config(RunConfig, [*files, *student], bindings + values)
     # One teacher is given for all kinds, and some need none.
@@ -152,10 +152,10 @@ def sweep(file: str, **flags: Any) -> None:
 
 def _train(base: str, flags: dict[str, Any]) -> None:
   with in_processes(flags):
-    _run(*_files_and_bindings(base, flags))
+    _run(*files_and_bindings(base, flags))
 
 
-def _files_and_bindings(base: str, flags: dict[str, Any]) -> tuple[list[str], list[Any]]:
+def files_and_bindings(base: str, flags: dict[str, Any]) -> tuple[list[str], list[Any]]:
   """Returns the gin files and bindings of a command line, as `dss train` takes them.
 
   Args:

@@ -25,6 +25,14 @@ class ResponseConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UniversalConfig:
+  """How sorted next-token probabilities are compared (losses/universal.py)."""
+
+  # Both logits are divided by it.
+  temperature: Annotated[float, Bounds(0.01, 100)] = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
   """Which hidden states of student and teacher are compared, and how (losses/feature.py)."""
 

@@ -25,6 +25,7 @@ from dss_jax.config.kinds import (
   ResponseConfig,
   SelfAverageConfig,
   SelfLayersConfig,
+  UniversalConfig,
 )
 from dss_jax.errors import UserError
 
@@ -190,6 +191,7 @@ class LossConfig:
   mutual_information: MutualInformationConfig = dataclasses.field(
     default_factory=MutualInformationConfig
   )
+  universal: UniversalConfig = dataclasses.field(default_factory=UniversalConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

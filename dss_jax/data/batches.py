@@ -4,8 +4,9 @@ Every host computes the same example numbers and the same packing, and fills the
 devices only.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +39,23 @@ class SequenceStore(Sequences, Protocol):
   @property
   def target_lengths(self) -> np.ndarray:
     """The number of tokens of each target, likewise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetFeature:
+  """A further array of batches with values of each target position, such as a teacher's logits.
+
+  Attributes:
+    name: its key in a batch.
+    shape: of one position's values; () for a number.
+    dtype: of the array; padding is 0.
+    values: (example, kind) -> the values at the positions of its target, [tokens, *shape].
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  values: Callable[[int, int], np.ndarray]
 
 
 def example_numbers(step: int, *, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
@@ -81,6 +99,8 @@ class PackedBatches:
     encoder_sequence_ids, decoder_sequence_ids: int32 [R, L] and [R, M], 1 + 2 * e + kind of the
       batch's example e, which counts each example of the store once; 0 is padding. An input that
       several targets read has the number of the first.
+
+  Further features are arrays [R, M, *feature.shape].
   """
 
   def __init__(
@@ -95,6 +115,7 @@ class PackedBatches:
     example_weights: np.ndarray | None = None,
     shared_starts: tuple[int, int] | None = None,
     sequence_ids: bool = False,
+    features: Sequence[TargetFeature] = (),
   ):
     """Plans the shapes.
 
@@ -108,12 +129,14 @@ class PackedBatches:
       shared_starts: the decoder's start token for each kind, with a shared encoder; None for an
         input for each target.
       sequence_ids: whether batches have them.
+      features: further arrays of the store's target positions.
     """
     self._store = store
     self._kinds = kinds
     self._example_weights = example_weights
     self._shared_starts = shared_starts
     self.sequence_ids = sequence_ids
+    self._features = features
     sample = [self._lengths(self.sequences(examples)) for examples in planned_for]
     self.packer = Packer(
       sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
@@ -152,6 +175,7 @@ class PackedBatches:
       self._example_weights,
       self._shared_starts,
       self.sequence_ids,
+      self._features,
     )
 
   def padding_shares(self) -> dict[str, float]:
@@ -213,6 +237,7 @@ class TrainBatches:
     example_weights: np.ndarray | None = None,
     shared_starts: tuple[int, int] | None = None,
     sequence_ids: bool = False,
+    features: Sequence[TargetFeature] = (),
   ):
     self._batch_size = batch_size
     self._seed = seed
@@ -228,6 +253,7 @@ class TrainBatches:
       example_weights=example_weights,
       shared_starts=shared_starts,
       sequence_ids=sequence_ids,
+      features=features,
     )
 
   def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:
@@ -262,6 +288,7 @@ class EvalBatches:
     row_multiple: int = 1,
     length_multiple: int = 8,
     shared_starts: tuple[int, int] | None = None,
+    features: Sequence[TargetFeature] = (),
   ):
     examples = usable_examples(store, kinds)
     self._store = store
@@ -276,6 +303,7 @@ class EvalBatches:
       row_multiple=row_multiple,
       length_multiple=length_multiple,
       shared_starts=shared_starts,
+      features=features,
     )
 
   @functools.cached_property
@@ -301,17 +329,18 @@ def filled_rows(
   example_weights: np.ndarray | None = None,
   shared_starts: tuple[int, int] | None = None,
   sequence_ids: bool = False,
+  features: Sequence[TargetFeature] = (),
 ) -> Batch:
   """Returns the arrays of the given rows of a packed batch, as PackedBatches describes them.
 
   Args:
     sequences: the (example, kind) of each sequence number in the rows.
     example_weights: None for 1.
-    shared_starts, sequence_ids: as for PackedBatches.
+    shared_starts, sequence_ids, features: as for PackedBatches.
   """
   is_shared = shared_starts is not None
   members = packing.members[rows]
-  batch = empty_batch(packing.shape._replace(rows=len(members)), is_shared, sequence_ids)
+  batch = empty_batch(packing.shape._replace(rows=len(members)), is_shared, sequence_ids, features)
   # Every host has all sequences of the batch, and so counts its examples alike.
   examples = dict.fromkeys(example for example, _ in sequences)
   places = {example: place for place, example in enumerate(examples)}
@@ -343,6 +372,8 @@ def filled_rows(
       batch["decoder_target_kinds"][row, here] = kind
       if sequence_ids:
         batch["decoder_sequence_ids"][row, here] = sequence_id
+      for feature in features:
+        batch[feature.name][row, here] = feature.values(example, kind)
       start_target = here.stop
   return batch
 
@@ -358,11 +389,17 @@ def _shares_input(sequences: list[tuple[int, int]], number: int) -> bool:
   return before == example and earlier_kind < kind
 
 
-def empty_batch(shape: RowShape, shared_encoder: bool = False, sequence_ids: bool = False) -> Batch:
+def empty_batch(
+  shape: RowShape,
+  shared_encoder: bool = False,
+  sequence_ids: bool = False,
+  features: Sequence[TargetFeature] = (),
+) -> Batch:
   """Returns a batch of padding."""
   rows, inputs, targets = shape
   encoder, decoder = (rows, inputs), (rows, targets)
   shared = {"decoder_cross_segment_ids": np.zeros(decoder, np.int32)} if shared_encoder else {}
+  further = {each.name: np.zeros((*decoder, *each.shape), each.dtype) for each in features}
   batch = {
     "encoder_input_tokens": np.zeros(encoder, np.int32),
     "encoder_segment_ids": np.zeros(encoder, np.int32),
@@ -372,6 +409,7 @@ def empty_batch(shape: RowShape, shared_encoder: bool = False, sequence_ids: boo
     "decoder_loss_weights": np.zeros(decoder, np.float32),
     "decoder_target_kinds": np.zeros(decoder, np.int32),
     **shared,
+    **further,
   }
   if sequence_ids:
     batch["encoder_sequence_ids"] = np.zeros(encoder, np.int32)

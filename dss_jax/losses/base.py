@@ -46,6 +46,8 @@ class Term:
       None for a loss of the student alone. Such terms are trained on, but not evaluated.
     layer: the decoder layer whose output the student's logits are made of, through the final norm;
       None for the usual logits, dropout included.
+    weights_from: the batch's float32 [R, M] array that further weights the tokens, such as
+      whether the source knows the position.
   """
 
   name: str
@@ -54,10 +56,11 @@ class Term:
   token_loss: TokenLoss | None = None
   source: str | None = None
   layer: int | None = None
+  weights_from: str | None = None
 
   def token_weights(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the weight of each target token in the term's mean, float32 [R, M]."""
-    return jnp.where(self.mask(batch), batch["decoder_loss_weights"], 0.0)
+    return jnp.where(self.mask(batch), self._weights(batch), 0.0)
 
   def denominator(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the summed weights of the term's tokens, a float32 scalar.
@@ -65,7 +68,11 @@ class Term:
     It follows from the batch alone, so that microbatches and hosts can divide by that of the
     whole batch and their losses add up.
     """
-    return jnp.sum(batch["decoder_loss_weights"], where=self.mask(batch))
+    return jnp.sum(self._weights(batch), where=self.mask(batch))
+
+  def _weights(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    weights_RM = batch["decoder_loss_weights"]
+    return weights_RM if self.weights_from is None else weights_RM * batch[self.weights_from]
 
   def mask(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Returns which target positions are of the term's kinds, bool [R, M]."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dss_jax.losses.base import TokenLoss
-from dss_jax.losses.signals import NextTokens
+from dss_jax.losses.signals import Signal
 
 # A chunk's float32 logits stay below this on one device, unless one position exceeds it.
 CHUNK_BYTES = 128 * 2**20
@@ -37,7 +37,7 @@ def cross_entropy(
   targets_RM: jax.Array,
   token_weights_RM: jax.Array,
   *,
-  extra: Sequence[tuple[TokenLoss, jax.Array, NextTokens | None]] = (),
+  extra: Sequence[tuple[TokenLoss, jax.Array, Signal | None]] = (),
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
   shards: int = 1,

@@ -15,8 +15,9 @@ from dss_jax.losses.objective import Objective
 from dss_jax.losses.relation import relation_terms
 from dss_jax.losses.response import ResponseLoss
 from dss_jax.losses.self_layers import self_layers_terms
-from dss_jax.losses.signals import Source
+from dss_jax.losses.signals import ALIGNED, Source
 from dss_jax.losses.step_by_step import kind_shares, step_by_step_terms
+from dss_jax.losses.universal import UniversalLoss
 
 # Losses of the student's own logits. A task file of one's own may add to them.
 TOKEN_LOSSES: dict[str, TokenLoss] = {"entropy": entropy}
@@ -56,11 +57,23 @@ class Kind:
 
 
 def _by_kind(
-  name: str, weight: float, alpha: float, token_loss: TokenLoss, source: str
+  name: str,
+  weight: float,
+  alpha: float,
+  token_loss: TokenLoss,
+  source: str,
+  weights_from: str | None = None,
 ) -> tuple[Term, ...]:
   """Returns a token loss as one term for labels and one for rationales, weighted by alpha."""
   return tuple(
-    Term(f"{name}_{TARGET_KINDS[kind]}", weight * share, (kind,), token_loss, source)
+    Term(
+      f"{name}_{TARGET_KINDS[kind]}",
+      weight * share,
+      (kind,),
+      token_loss,
+      source,
+      weights_from=weights_from,
+    )
     for kind, share in kind_shares(alpha)
   )
 
@@ -115,8 +128,13 @@ def _mutual_information(name, weight, config, networks, source):
   return (StateTerm(name, weight, loss, source),)
 
 
+def _universal(name, weight, config, networks, source):
+  return _by_kind(name, weight, config.alpha, UniversalLoss(config.universal), source, ALIGNED)
+
+
 KINDS: dict[str, Kind] = {
   "response": Kind("next tokens", "teacher", _response),
+  "universal": Kind("next tokens", "file", _universal),
   "feature": Kind("hidden states", "teacher", _feature),
   "relation": Kind("hidden states", "teacher", _relation, compares_examples=True),
   "attention": Kind("hidden states", "teacher", _attention),
@@ -197,20 +215,21 @@ def check_signals(config: RunConfig) -> None:
     )
   sources = {source for _, source, _ in chosen.values()}
   for name, (kind, source, _) in chosen.items():
-    if source == "teacher" and signals.model is None:
+    given = {"teacher": signals.model, "file": signals.logits}
+    if source in given and given[source] is None:
       raise UserError(_missing(name, kind, config))
     if kind.compares_examples and config.accumulation_steps > 1:
       raise UserError(
         f"--kind {name} compares the examples of a batch with each other, which "
         f"RunConfig.accumulation_steps = {config.accumulation_steps} would separate; set it to 1"
       )
-  for flag, value, source in (
-    ("--teacher-model", signals.model, "teacher"),
-    ("--teacher-logits", signals.logits, "file"),
+  for flag, value, source, users in (
+    ("--teacher-model", signals.model, "teacher", "response"),
+    ("--teacher-logits", signals.logits, "file", "response or universal"),
   ):
     if value is not None and source not in sources:
       raise UserError(
-        f"{flag} {value}: no kind of this run uses it; add --kind response, or leave it out"
+        f"{flag} {value}: no kind of this run uses it; add --kind {users}, or leave it out"
       )
 
 
@@ -235,7 +254,10 @@ def _missing(name: str, kind: Kind, config: RunConfig) -> str:
     given = f", and --teacher {config.teacher.name} writes text alone"
   elif config.signals.logits is not None:
     given = f", and --teacher-logits {config.signals.logits} holds next tokens alone"
+  files = "--teacher-logits with what `dss annotate --signal logits` wrote"
+  if kind.source == "file":
+    return f"--kind {name} needs a file of a teacher's next tokens; give {files}"
   mend = "give --teacher-model with a T5-family teacher"
   if kind.needs == "next tokens":
-    mend += ", or --teacher-logits with what `dss annotate --signal logits` wrote"
+    mend += f", or {files}"
   return f"--kind {name} needs a teacher's {kind.needs}{given}; {mend}"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dss_jax.config.schema import ResponseConfig
-from dss_jax.losses.signals import NextTokens
+from dss_jax.losses.signals import NextTokens, SampledLogits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,16 @@ class ResponseLoss:
 
   config: ResponseConfig
 
-  def __call__(self, logits_RmV: jax.Array, targets_Rm: jax.Array, signal: NextTokens) -> jax.Array:
-    """Computes the divergence at each position, float32 [R, m]."""
+  def __call__(
+    self, logits_RmV: jax.Array, targets_Rm: jax.Array, signal: NextTokens | SampledLogits
+  ) -> jax.Array:
+    """Computes the divergence at each position, float32 [R, m]; of draws, an estimate of it."""
     del targets_Rm
     config = self.config
+    if isinstance(signal, SampledLogits):
+      # Of draws, no other divergence can be estimated; a run with one is refused at its start.
+      assert config.divergence == "forward"
+      return config.temperature**2 * signal.forward_kl(logits_RmV, config.temperature)
     teacher, student = signal.outcomes(logits_RmV, config.temperature)
     match config.divergence:
       case "forward":

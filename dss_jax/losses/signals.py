@@ -19,18 +19,25 @@ Source = Literal["teacher", "average", "student", "file"]
 # Log probabilities of a teacher and of the student over the same outcomes, float32 [R, m, O].
 Outcomes = tuple[jax.Array, jax.Array]
 
+# The batch's array of 1 where a file has read the same text as the student, and 0 elsewhere.
+ALIGNED = "teacher_aligned"
+
 # The least probability of the words outside a sparse distribution, which float32 cannot resolve.
 _LEAST_TAIL = 1e-7
 
 
-class NextTokens(Protocol):
-  """A teacher's distribution of the next token, at each target position or at a chunk of them."""
+class Signal(Protocol):
+  """What is known of a teacher's next token, at each target position or at a chunk of them."""
 
-  def split(self) -> tuple["NextTokens", Any]:
+  def split(self) -> tuple[Any, Any]:
     """Returns the arrays [R, M, ...], which are cut into chunks, and what all chunks share."""
 
-  def joined(self, shared: Any) -> "NextTokens":
+  def joined(self, shared: Any) -> Any:
     """Returns the whole signal of a chunk."""
+
+
+class NextTokens(Signal, Protocol):
+  """A teacher's distribution of the next token."""
 
   def outcomes(self, logits_RmV: jax.Array, temperature: float) -> Outcomes:
     """Returns log probabilities, the teacher's and the student's, at a temperature."""
@@ -83,15 +90,19 @@ class DenseLogits:
     """See NextTokens. Embedding rows that only one of the two has are padding and left out."""
     assert self.kernel_DV is not None
     words = min(self.kernel_DV.shape[1], logits_RmV.shape[-1])
-    teacher_RmV = jnp.einsum(
+    return (
+      jax.nn.log_softmax(self.logits(words) / temperature),
+      jax.nn.log_softmax(logits_RmV[..., :words] / temperature),
+    )
+
+  def logits(self, words: int) -> jax.Array:
+    """Computes the logits of the first words, float32 [R, M, words]."""
+    assert self.kernel_DV is not None
+    return jnp.einsum(
       "rmd,dv->rmv",
       self.hidden_RMD,
       self.kernel_DV[:, :words].astype(self.hidden_RMD.dtype),
       preferred_element_type=jnp.float32,
-    )
-    return (
-      jax.nn.log_softmax(teacher_RmV / temperature),
-      jax.nn.log_softmax(logits_RmV[..., :words] / temperature),
     )
 
 
@@ -101,11 +112,13 @@ class SparseLogits:
 
   Attributes:
     ids_RMK: int32.
-    log_probabilities_RMK: float32, at the temperature of the file.
+    log_probabilities_RMK: float32, at the temperature of the file, the likeliest first.
+    words: the teacher's number of words; a student's further embedding rows are padding.
   """
 
   ids_RMK: jax.Array
   log_probabilities_RMK: jax.Array
+  words: int = struct.field(pytree_node=False)
 
   def split(self) -> tuple["SparseLogits", None]:
     return self, None
@@ -115,9 +128,69 @@ class SparseLogits:
 
   def outcomes(self, logits_RmV: jax.Array, temperature: float) -> Outcomes:
     """See NextTokens: the K words, then the tail. The teacher's are of the file's temperature."""
-    every = jax.nn.log_softmax(logits_RmV / temperature)
+    every = jax.nn.log_softmax(logits_RmV[..., : self.words] / temperature)
     student_RmK = jnp.take_along_axis(every, self.ids_RMK, axis=-1)
+    if self.ids_RMK.shape[-1] == self.words:
+      return self.log_probabilities_RMK, student_RmK
     return _with_tail(self.log_probabilities_RMK), _with_tail(student_RmK)
+
+  def sorted_probabilities(self) -> jax.Array:
+    """Returns the largest probabilities, falling, float32 [R, M, K]."""
+    return jnp.exp(self.log_probabilities_RMK)
+
+
+@struct.dataclass
+class SampledLogits:
+  """Next tokens drawn from a teacher's distribution (Anshumann et al. 2025).
+
+  Attributes:
+    ids_RMK: int32, the distinct words that were drawn; the others are 0.
+    counts_RMK: float32, how often each was drawn; 0 for those others.
+    entropy_RM: float32, of the whole distribution.
+    draws, words: the number of draws of each position, and of the teacher's words.
+  """
+
+  ids_RMK: jax.Array
+  counts_RMK: jax.Array
+  entropy_RM: jax.Array
+  draws: int = struct.field(pytree_node=False)
+  words: int = struct.field(pytree_node=False)
+
+  def split(self) -> tuple["SampledLogits", None]:
+    return self, None
+
+  def joined(self, shared: None) -> "SampledLogits":
+    return self
+
+  def forward_kl(self, logits_RmV: jax.Array, temperature: float) -> jax.Array:
+    """Computes an estimate of KL(q || p) at each position, float32 [R, m].
+
+    -H(q) - sum_k counts_k / draws * log p_k. The expectation over the draws is the divergence,
+    and that of its gradient the divergence's; one estimate may be negative.
+    """
+    every = jax.nn.log_softmax(logits_RmV[..., : self.words] / temperature)
+    student_RmK = jnp.take_along_axis(every, self.ids_RMK, axis=-1)
+    return -self.entropy_RM - jnp.sum(self.counts_RMK * student_RmK, axis=-1) / self.draws
+
+
+@struct.dataclass
+class SortedProbabilities:
+  """A teacher's largest next-token probabilities, whatever their words are.
+
+  Attributes:
+    probabilities_RMK: float32, falling.
+  """
+
+  probabilities_RMK: jax.Array
+
+  def split(self) -> tuple["SortedProbabilities", None]:
+    return self, None
+
+  def joined(self, shared: None) -> "SortedProbabilities":
+    return self
+
+  def sorted_probabilities(self) -> jax.Array:
+    return self.probabilities_RMK
 
 
 def _with_tail(log_probabilities: jax.Array) -> jax.Array:

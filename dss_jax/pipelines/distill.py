@@ -27,6 +27,8 @@ from dss_jax.student.initialise import InitialCheckpoint, check_initial_settings
 from dss_jax.student.registration import register_student
 from dss_jax.student.registry import Registry
 from dss_jax.student.teacher_model import TeacherModel
+from dss_jax.teachers.logit_files import read_meta
+from dss_jax.teachers.logit_store import LogitStore, check_model, check_run
 from dss_jax.train.loop import Loop, Outcome
 from dss_jax.train.on_policy import OnPolicy, check_on_policy, max_tokens, sampled_kinds
 from dss_jax.train.optimizer import make_optimizer
@@ -54,6 +56,14 @@ def run(config: RunConfig) -> dict[str, Any]:
   kinds = make_objective(config.loss).kinds
   check_on_policy(config)
   check_signals(config)
+  logits = None if config.signals.logits is None else read_meta(config.signals.logits)
+  if logits is not None:
+    check_run(logits, config)
+    processes.agree(
+      "the processes have read different next tokens",
+      {"--teacher-logits": logits.digest[:8]},
+      "give every one the same folder",
+    )
   # Only process 0 asks the teacher, so that each request is sent once.
   annotated, annotation = processes.broadcast("annotated", lambda: annotate_training_rows(config))
   by_agreement = config.loss.agreement_weights
@@ -63,6 +73,9 @@ def run(config: RunConfig) -> dict[str, Any]:
   _agree_on_data(config, data)
   if annotation is not None:
     data.report["annotation"] = annotation
+  file = None
+  if logits is not None and config.signals.logits is not None:
+    file = LogitStore(config.signals.logits, logits, data.train, data.vocabulary, config.data)
   teacher = None
   if config.signals.model is not None:
     teacher = TeacherModel(config, data.vocabulary)
@@ -76,10 +89,12 @@ def run(config: RunConfig) -> dict[str, Any]:
       for note in initial.notes:
         say(note)
   config = students.with_vocab_size(config, data.vocabulary)
+  if logits is not None:
+    check_model(logits, config)
   students.check_directory(config)
   network = None if teacher is None else teacher.network(mesh)
   optimizer = make_optimizer(config.optimizer, config.train_steps)
-  trainer = Trainer(config, optimizer, mesh, network)
+  trainer = Trainer(config, optimizer, mesh, network, file)
   layers = None if initial is None else initial.layers
   initial_states = [] if initial is None else [initial.state(trainer)]
   row_multiple = mesh.shape["data"] * config.accumulation_steps
@@ -96,6 +111,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     example_weights=data.train.example_weights,
     shared_starts=starts,
     sequence_ids=compares_examples(config),
+    features=() if file is None else file.features,
   )
   eval_batches = None
   if data.evaluation is not None:
@@ -126,7 +142,7 @@ def run(config: RunConfig) -> dict[str, Any]:
       eos_id=data.vocabulary.eos_id,
       pad_id=data.vocabulary.pad_id,
     )
-  digest = None if teacher is None else teacher.digest
+  digest = logits.digest if logits is not None else None if teacher is None else teacher.digest
   with _model_dir(config) as directory:
     card = processes.broadcast("card", lambda: students.begin(config, data, digest, layers))
     if processes.broadcast("finished", lambda: students.is_finished(config, card)):
@@ -284,6 +300,8 @@ def _announce(
       f"the student samples the targets of {100 * config.on_policy.share:g} % of the steps, at "
       f"temperature {config.on_policy.temperature:g} and up to {max_tokens(config)} tokens each"
     )
+  if config.signals.logits is not None:
+    lines.append(f"the teacher's next tokens are those of {config.signals.logits}")
   if data.evaluation is None:
     lines.append("no evaluation data: no early stopping, and the last checkpoint is handed on")
   for line in lines:

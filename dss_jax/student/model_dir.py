@@ -184,7 +184,8 @@ def begin(
       )
     if (card.get("teacher_model") or {}).get("digest") != teacher_digest:
       raise UserError(
-        f"--model-dir {path}: this run began with another teacher than {config.signals.model}; "
+        f"--model-dir {path}: this run began with another teacher than "
+        f"{config.signals.model or config.signals.logits}; "
         "give a new folder, or the old teacher to resume"
       )
     return card
@@ -207,7 +208,7 @@ def begin(
     "data": {**fingerprints, "truncated": data.train.truncated, "report": data.report},
     "teacher_model": None
     if teacher_digest is None
-    else {"model": config.signals.model, "digest": teacher_digest},
+    else {"model": config.signals.model or config.signals.logits, "digest": teacher_digest},
     "initial_layers": initial_layers,
     "finished": False,
     "steps": 0,

@@ -22,22 +22,25 @@ class TeacherModel:
   """A student of ours, or a T5X or Hugging Face checkpoint, that is opened but not read.
 
   Attributes:
+    path: as it was named.
     config: its architecture (see as_teacher).
+    vocabulary: its own.
     digest: of what it is, so that a resumed run notices another one.
   """
 
-  def __init__(self, run: RunConfig, vocabulary: Vocabulary):
+  def __init__(self, run: RunConfig, vocabulary: Vocabulary, *, any_vocabulary: bool = False):
     """Opens the teacher.
 
     Args:
       vocabulary: the run's.
+      any_vocabulary: whether its own may be another one.
 
     Raises UserError if it is no T5-family model, has another vocabulary than the run, or is asked
     for rationales in another way.
     """
     signals = run.signals
     assert signals.model is not None
-    self._path = signals.model
+    self.path = signals.model
     self._weights = signals.weights
     path = str(student_folder(signals.model, run.registry))
     try:
@@ -45,15 +48,15 @@ class TeacherModel:
     except UserError as error:
       message = str(error).removeprefix("--initial-checkpoint ")
       raise UserError(f"--teacher-model {message}") from error
-    self._check_vocabulary(signals, vocabulary)
     source = self._source
     if isinstance(source, Student) and source.config.data.shared_encoder != run.data.shared_encoder:
       is_shared = source.config.data.shared_encoder
       raise UserError(
-        f"--teacher-model {self._path}: was trained with{'' if is_shared else 'out'} "
+        f"--teacher-model {self.path}: was trained with{'' if is_shared else 'out'} "
         f"--shared-encoder and the run is with{'out' if is_shared else ''} it, so they are asked "
         "for a rationale in different ways; train both alike"
       )
+    self.vocabulary = self._own_vocabulary(signals, vocabulary, any_vocabulary)
     model = source.config.model if isinstance(source, Student) else source.model
     self.config: T5Config = as_teacher(model, run.model)
     self.digest = digest_of(source) if isinstance(source, Student) else _digest_of_shapes(source)
@@ -69,29 +72,35 @@ class TeacherModel:
     else:
       network.load(lay_out(self._source.arrays, params_shape(self.config, network.mesh)))
 
-  def _check_vocabulary(self, signals: SignalConfig, vocabulary: Vocabulary) -> None:
+  def _own_vocabulary(
+    self, signals: SignalConfig, vocabulary: Vocabulary, any_vocabulary: bool
+  ) -> Vocabulary:
+    """Returns the teacher's vocabulary; raises UserError if it is unknown or must not differ."""
     mend = (
       "train the student with the teacher's --vocabulary, or write its next tokens by "
       "`dss annotate --signal logits` and add --kind universal"
     )
+    theirs = vocabulary
     if isinstance(self._source, Student):
       theirs = self._source.vocabulary
-    elif signals.vocabulary is not None:
-      theirs = load_vocabulary(signals.vocabulary)
+      rows = None
     else:
       rows = self._source.model.vocab_size or 0
-      if not 0 <= rows - vocabulary.size < MOST_PADDING_ROWS:
-        raise UserError(
-          f"--teacher-model {self._path}: has {rows:,} embedding rows, which the vocabulary "
-          f"{vocabulary.spec} with its {vocabulary.size:,} ids cannot have; {mend}"
-        )
-      return
-    if theirs.digest != vocabulary.digest:
+      if signals.vocabulary is not None:
+        theirs = load_vocabulary(signals.vocabulary)
+    if rows is not None and not 0 <= rows - theirs.size < MOST_PADDING_ROWS:
       raise UserError(
-        f"--teacher-model {self._path}: its vocabulary is {theirs.spec} (digest "
+        f"--teacher-model {self.path}: has {rows:,} embedding rows, which the vocabulary "
+        f"{theirs.spec} with its {theirs.size:,} ids cannot have; "
+        + ("give the --teacher-vocabulary that it was trained with" if any_vocabulary else mend)
+      )
+    if theirs.digest != vocabulary.digest and not any_vocabulary:
+      raise UserError(
+        f"--teacher-model {self.path}: its vocabulary is {theirs.spec} (digest "
         f"{theirs.digest[:8]}), and the student's is {vocabulary.spec} "
         f"({vocabulary.digest[:8]}), so their token ids mean other texts; {mend}"
       )
+    return theirs
 
 
 def as_teacher(teacher: T5Config, student: T5Config) -> T5Config:

@@ -5,8 +5,8 @@ same forward pass.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dss_jax.config.schema import RunConfig, T5Config
-from dss_jax.data.batches import empty_batch
+from dss_jax.data.batches import TargetFeature, empty_batch
 from dss_jax.data.packing import RowShape
 from dss_jax.losses.cross_entropy import TokenLosses
 from dss_jax.losses.kinds import compares_examples, training_objective
@@ -31,6 +31,17 @@ from dss_jax.train.train_state import TrainState, split_trained, trained_tree
 Arrays = dict[str, jax.Array]
 
 
+class SignalFile(Protocol):
+  """A file of a teacher's next tokens, which travel with the batches."""
+
+  @property
+  def features(self) -> Sequence[TargetFeature]:
+    """The arrays that it adds to a training batch."""
+
+  def signal(self, batch: Mapping[str, jax.Array]) -> Any:
+    """Returns the signal (losses/signals.py) that is in a batch's arrays."""
+
+
 class Trainer:
   """The compiled functions of a run on a mesh: initialise, train one step, evaluate a batch."""
 
@@ -40,16 +51,19 @@ class Trainer:
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     teacher: TeacherNetwork | None = None,
+    file: SignalFile | None = None,
   ):
     """Makes the functions.
 
     Args:
       teacher: the network whose outputs the terms of the objective need; its weights may be
         loaded later.
+      file: the file of next tokens that they need.
     """
     self.config = config
     self.mesh = mesh
     self.teacher = teacher
+    self._file = file
     self.objective = training_objective(config, None if teacher is None else teacher.config)
     # Of targets that the student has written itself: it learns nothing from predicting those.
     self.on_policy_objective = self.objective.of_source("teacher")
@@ -179,7 +193,8 @@ class Trainer:
 
     The mesh may consist of devices that are not attached, such as a TPU topology to plan for.
     """
-    batch_shape = self._batch_shape(shape, compares_examples(self.config))
+    features = () if self._file is None else self._file.features
+    batch_shape = self._batch_shape(shape, compares_examples(self.config), features)
     return self._on_mesh(
       self._train.lower, self.state_shape, batch_shape, self._seed, self._teacher_shape
     )
@@ -222,12 +237,17 @@ class Trainer:
     }
 
   def _batch_shape(
-    self, shape: RowShape, sequence_ids: bool = False
+    self,
+    shape: RowShape,
+    sequence_ids: bool = False,
+    features: Sequence[TargetFeature] = (),
   ) -> dict[str, jax.ShapeDtypeStruct]:
     sharding = rows_sharding(self.mesh)
     return {
       name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-      for name, array in empty_batch(shape, self.config.data.shared_encoder, sequence_ids).items()
+      for name, array in empty_batch(
+        shape, self.config.data.shared_encoder, sequence_ids, features
+      ).items()
     }
 
   def _on_mesh(self, function, *arguments):
@@ -304,6 +324,9 @@ class Trainer:
       layers = objective.kept_layers("average")
       with jax.named_scope("average"):
         signals["average"] = network_outputs(average, self.config.model, batch, layers)
+    if "file" in objective.sources:
+      assert self._file is not None
+      signals["file"] = self._file.signal(batch)
     return signals
 
   def _eval_step(self, params: Any, batch: Arrays) -> tuple[Sums, TokenLosses]:

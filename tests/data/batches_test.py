@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dss_jax.data.batches import (
   EvalBatches,
   PackedBatches,
+  TargetFeature,
   TrainBatches,
   empty_batch,
   example_numbers,
@@ -340,3 +341,35 @@ def test_the_shapes_of_coming_batches_are_told_in_their_order():
   assert train.shapes([]) == []
   evaluation = EvalBatches(STORE, batch_size=16, kinds=BOTH, costs=costs)
   assert evaluation.shapes() == list(dict.fromkeys(each.shape for each, _ in evaluation.packs))
+
+
+def test_features_stand_at_their_targets():
+  """Each position has its example, kind and place; padding is 0; the rest is as without them."""
+  store = make_store(12)
+  examples = usable_examples(store, BOTH)
+
+  def places(example, kind):
+    length = store.target_lengths[example, kind]
+    return np.stack([np.full(length, example), np.full(length, kind), np.arange(length)], axis=1)
+
+  features = [TargetFeature("places", (3,), np.dtype(np.uint16), places)]
+  made = {"kinds": BOTH, "planned_for": [examples], "costs": costs}
+  with_places, without = (
+    PackedBatches(store, **made, features=features),
+    PackedBatches(store, **made),
+  )
+  packing, sequences = with_places.pack(examples)
+  batch, plain = with_places.fill(packing, sequences), without.fill(packing, sequences)
+  found = batch.pop("places")
+  assert found.dtype == np.uint16
+  assert batch.keys() == plain.keys()
+  for name in plain:
+    np.testing.assert_array_equal(batch[name], plain[name], strict=True)
+  is_real = batch["decoder_segment_ids"] > 0
+  assert not np.any(found[~is_real])
+  for (example, kind, place), token in zip(
+    found[is_real], batch["decoder_target_tokens"][is_real], strict=True
+  ):
+    assert store.target_tokens(example, kind)[place] == token
+  half = with_places.fill(packing, sequences, slice(0, 1))
+  np.testing.assert_array_equal(half["places"], found[:1])

@@ -118,7 +118,7 @@ def test_extreme_logits_stay_finite(name):
 def test_sparse_logits_of_every_word_are_the_dense_ones(name):
   student, teacher = logits_of(9), logits_of(10)
   log_probabilities, ids = jax.lax.top_k(jax.nn.log_softmax(teacher), WORDS)
-  sparse = SparseLogits(ids, log_probabilities)
+  sparse = SparseLogits(ids, log_probabilities, WORDS)
   np.testing.assert_allclose(
     divergence(student, sparse, divergence=name),
     divergence(student, dense(teacher), divergence=name),
@@ -129,7 +129,7 @@ def test_sparse_logits_of_every_word_are_the_dense_ones(name):
 
 def test_the_tail_is_one_outcome():
   """Teacher (0.5, 0.3, 0.2) of which two are kept, student uniform over three."""
-  sparse = SparseLogits(jnp.asarray([[[0, 1]]]), jnp.log(jnp.asarray([[[0.5, 0.3]]])))
+  sparse = SparseLogits(jnp.asarray([[[0, 1]]]), jnp.log(jnp.asarray([[[0.5, 0.3]]])), words=3)
   wanted = 0.5 * np.log(1.5) + 0.3 * np.log(0.9) + 0.2 * np.log(0.6)
   np.testing.assert_allclose(divergence(jnp.zeros((1, 1, 3)), sparse), [[wanted]], rtol=1e-5)
 
