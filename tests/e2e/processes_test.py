@@ -96,6 +96,19 @@ def complaints(outcome):
   return [line for line in outcome.err.splitlines() if line.startswith("dss: ")]
 
 
+@pytest.mark.slow
+def test_two_processes_sample_what_one_samples(dss, several):
+  dss.train("teacher", "--seed", "7")
+  flags = (*FEW, "--kind", "on-policy", "--teacher-model", "teacher", "--on-policy-share", "1")
+  first, second = several("two", 2, *flags, devices=2)
+  assert (first.code, second.code) == (0, 0), first.err + second.err
+  (alone,) = several("one", 1, *flags, devices=2)
+  assert alone.code == 0, alone.err
+  lines = dss.numbers("one")
+  assert sum("on_policy/ended" in line for line in lines) == 4
+  assert_same_numbers(dss.numbers("two"), lines)
+
+
 @pytest.mark.parametrize(
   ("devices", "flags"),
   [(2, FEW), pytest.param(DEVICES, (), marks=pytest.mark.slow)],
