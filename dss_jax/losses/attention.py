@@ -89,8 +89,11 @@ def relation_divergence(teacher: jax.Array, student: jax.Array, bias: Bias) -> j
     bias: which positions are compared.
   """
   _, rows, heads, length, _ = student.shape
-  # Relations of both networks, and their gradients, are in memory for one product at a time.
-  block = query_block(bias, 4 * heads) or length
+  # Relations of both networks, and their gradients, are in memory for one product at a time. All
+  # devices of the model axis have the same.
+  mesh = jax.sharding.get_abstract_mesh()
+  copies = 1 if mesh.empty else mesh.shape["model"]
+  block = query_block(bias, 4 * heads * copies) or length
   blocks = math.ceil(length / block)
 
   def split(x: jax.Array, axis: int) -> jax.Array:

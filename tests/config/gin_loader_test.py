@@ -330,7 +330,8 @@ class TestShippedFile:
     kind = path.parent.name
     if kind == "sweeps":
       for name, values in load_config(SweepConfig, [str(path)]).grid.items():
-        for value in values:
+        # A kind and a student are gin files.
+        for value in values if name not in ("KIND", "STUDENT") else ():
           overrides = [Binding("MODEL_DIR", "x", "test"), Binding(name, value, "test")]
           load_config(RunConfig, ["runs/distill.gin"], overrides)
       return
@@ -353,7 +354,8 @@ class TestShippedFile:
       assert flag in known or (name == "train" and flag.startswith("--gin.")), flag
     for word in re.findall(r"gin_configs/\S+\.gin", text):
       assert (GIN.parent / word).is_file(), word
-    assert path.stem in command.group()
+    # A kind of distillation is written with hyphens.
+    assert path.stem.replace("-", "_") in command.group().replace("-", "_")
 
   def test_is_40_lines_or_less(self, path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 40

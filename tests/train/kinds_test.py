@@ -11,14 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
-from dss_jax.config.schema import AttentionConfig, LossConfig, SelfAverageConfig, SignalConfig
+from dss_jax.config.schema import (
+  AttentionConfig,
+  LossConfig,
+  OptimizerConfig,
+  SelfAverageConfig,
+  SignalConfig,
+)
 from dss_jax.data.batches import PackedBatches
 from dss_jax.data.packing import Packing, RowShape
 from dss_jax.errors import UserError
 from dss_jax.losses import cross_entropy
 from dss_jax.losses.kinds import check_signals
 from dss_jax.model.layer_stacks import stacked_params
+from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer, batch_loss, trained_tree
 from dss_jax.train.teacher_network import TeacherNetwork
 
@@ -201,6 +209,23 @@ def test_scanned_layers(config, make_trainer, step_of, state, batch, wanted):
   )
   want = wanted[0], stacked_params(wanted[1])
   assert_close(step_of(make_trainer(run), batch, scanned), want)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_optimizer_s_moments_of_projections(config, make_trainer, scan_layers):
+  """Both lie over the model axis by the teacher's width."""
+  run = config({"feature": 1.0})
+  run = dataclasses.replace(run, model=dataclasses.replace(run.model, scan_layers=scan_layers))
+  trainer = make_trainer(run, (2, 4), make_optimizer(OptimizerConfig(name="adafactor"), 10))
+  kernel = trainer.state_shape.projections["feature_encoder"]["kernel"]
+  assert (kernel.shape, kernel.sharding.spec) == ((16, 24), PartitionSpec(None, "model"))
+  leaves = jax.tree_util.tree_leaves_with_path(trainer.state_shape.opt_state)
+  moments = [
+    leaf
+    for path, leaf in leaves
+    if jax.tree_util.keystr(path).endswith(".v['projections']['feature_encoder']['kernel']")
+  ]
+  assert [(leaf.shape, leaf.sharding) for leaf in moments] == [(kernel.shape, kernel.sharding)]
 
 
 def test_microbatches(config, make_trainer, step_of, batch):
