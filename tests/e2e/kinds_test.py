@@ -61,25 +61,26 @@ def test_killed_and_resumed(taught):
   assert len(lines) == 6
   for term in TERMS:
     assert lines[-1][f"{term}/train_loss"] > 0, term
-  use_as_any_student(taught, "killed")
 
 
-def use_as_any_student(dss, model):
-  """Evaluates, predicts, exports and registers it, and starts another run from its weights."""
-  common = ("--mesh", "data=1", "--model", model, "--dataset", "eval.jsonl")
-  for command in (
-    ("evaluate", *common),
-    ("predict", *common, "--output", "answers.jsonl"),
-    ("export", "--model", model, "--format", "hf", "--output", "exported"),
-    # A finished run that is given a name is registered.
-    ("distill", *dss.flags(model, *KINDS), "--display-name", "adder", "--registry", "registry"),
-    ("distill", *dss.flags("next", *KINDS), "--initial-checkpoint", model),
-  ):
-    outcome = dss(*command)
-    assert outcome.code == 0, outcome.err
-  kept = {path.name for path in (dss.folder / "registry/adder/1/checkpoints").glob("*/*")}
+def test_it_is_used_as_any_student(taught):
+  """What lies beside its weights is left behind in the run's own checkpoints."""
+  kinds = ("--kind", "step-by-step,feature,self-average", "--teacher-model", "teacher")
+  taught.train("student", *kinds, "--display-name", "adder", "--registry", "registry")
+  saved = {path.name for path in (taught.folder / "student/checkpoints").glob("*/*")}
+  assert {"params", "optimizer", "projections", "average"} <= saved
+  kept = {path.name for path in (taught.folder / "registry/adder/1/checkpoints").glob("*/*")}
   assert "params" in kept
   assert not kept & {"optimizer", "projections", "average"}
+  common = ("--mesh", "data=1", "--registry", "registry", "--dataset", "eval.jsonl")
+  for command in (
+    ("evaluate", "--model", "adder", *common),
+    ("predict", "--model", "adder", *common, "--output", "answers.jsonl"),
+    ("export", "--model", "student", "--format", "hf", "--output", "exported"),
+    ("distill", *taught.flags("next", *kinds), "--initial-checkpoint", "student"),
+  ):
+    outcome = taught(*command)
+    assert outcome.code == 0, outcome.err
 
 
 def test_born_again(dss):
