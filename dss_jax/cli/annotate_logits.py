@@ -27,6 +27,7 @@ _MOST_DRAWS = 2**16 - 1
   help="Whose labels a task trains on: its own, or the teacher's recorded ones.",
 )
 @options.LABELS_AS_TEXT
+@options.SHARED_ENCODER
 @options.vocabulary("T5's published one")
 @options.lengths()
 @option(

@@ -201,6 +201,11 @@ LABELS_AS_TEXT = option(
   field="DataConfig.labels_as_text",
   help="Take labels that are numbers or booleans as text; else they are refused.",
 )
+SHARED_ENCODER = option(
+  "--shared-encoder/--no-shared-encoder",
+  field="DataConfig.shared_encoder",
+  help="Encode a row once for its label and its rationale, not once for each.",
+)
 
 
 def vocabulary(default_text: str) -> Decorator:

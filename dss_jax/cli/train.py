@@ -62,8 +62,7 @@ _NAME = options.options(
 _STEP_BY_STEP = options.options(
   option("--alpha", field="LossConfig.alpha", macro="ALPHA",
          help="Weight of the label's loss; the rationale's is the rest."),
-  option("--shared-encoder/--no-shared-encoder", field="DataConfig.shared_encoder",
-         help="Encode a row once for its label and its rationale, not once for each."),
+  options.SHARED_ENCODER,
 )  # fmt: skip
 
 
