@@ -244,7 +244,7 @@ HEAVY |= {"scipy", "rouge_score", "nltk"}
 
 
 def test_help_imports_nothing_heavy():
-  names = ("distill", "train", "predict", "evaluate", "validate", "plan", "models", "serve")
+  names = ("distill", "train", "predict", "evaluate", "validate", "plan", "models", "serve", "jobs")
   commands = [[], *([name] for name in names)]
   for modules in modules_after(*([*command, "--help"] for command in commands)):
     assert "click" in modules

@@ -20,6 +20,7 @@ from dss_jax.jobs.store import Job
 
 _KIND = "pipelineJobs"
 _MAX_BATCH = 32
+_USER = "pipelineJobUserId"
 _TIMES = {
   f"{name}_time": Field(f"{name}Time", "time") for name in ("create", "start", "update", "end")
 }
@@ -29,7 +30,7 @@ _FIELDS = {
   "display_name": Field("displayName"),
   "template_uri": Field("templateUri"),
   "template_metadata.version": Field("templateMetadata.version"),
-  "pipeline_job_user_id": Field("pipelineJobUserId"),
+  "pipeline_job_user_id": Field(_USER),
   "labels": Field("labels", "labels"),
   **_TIMES,
 }
@@ -66,13 +67,18 @@ class PipelineJobsApi:
       parts["location"],
       body,
       job_id=query.get("pipelineJobId") or query.get("pipeline_job_id"),
+      user=request.state.caller.name,
     )
     return JSONResponse(pipeline_json(job, self._service.store.tasks(job.name)))
 
   def _list(self, request: Request) -> Response:
     parts = request.path_params
     jobs = self._service.of_parent("pipelineJobs", parts["project"], parts["location"])
-    found = page([pipeline_json(job) for job in jobs], request.query_params, _FIELDS, key=_KIND)
+    # A filter may ask who created a job, which the job itself does not say.
+    listed = [{**pipeline_json(job), _USER: job.user} for job in jobs]
+    found = page(listed, request.query_params, _FIELDS, key=_KIND)
+    for each in found.get(_KIND, []):
+      del each[_USER]
     if mask := request.query_params.get("readMask"):
       found[_KIND] = [masked(each, mask) for each in found.get(_KIND, [])]
     return JSONResponse(found)

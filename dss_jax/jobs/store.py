@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import ApiError
 
 FILE = "jobs.sqlite"
@@ -129,10 +130,15 @@ class Store:
   """The jobs under a root folder."""
 
   def __init__(self, root: pathlib.Path):
-    """Opens the store, and makes it if it is not there."""
+    """Opens the store, and makes it if it is not there; raises UserError if it cannot be used."""
     self._path = root / FILE
-    with self._connection() as database:
-      database.executescript("pragma journal_mode = wal;" + _SCHEMA)
+    try:
+      with self._connection() as database:
+        database.executescript("pragma journal_mode = wal;" + _SCHEMA)
+    except sqlite3.Error as error:
+      raise UserError(
+        f"--root {root}: {FILE} cannot be used ({error}); give another folder, or restore the file"
+      ) from None
 
   def create(self, job: Job) -> Job:
     """Adds a job and its tasks; raises ApiError ALREADY_EXISTS if the name is taken."""

@@ -44,7 +44,12 @@ class TuningJobsApi:
     body = await read_object(request)
     parts = request.path_params
     job = await run_in_threadpool(
-      self._service.create, "tuningJobs", parts["project"], parts["location"], body
+      self._service.create,
+      "tuningJobs",
+      parts["project"],
+      parts["location"],
+      body,
+      user=request.state.caller.name,
     )
     return JSONResponse(tuning_json(job))
 

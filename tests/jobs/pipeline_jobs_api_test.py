@@ -117,6 +117,8 @@ def test_lists_have_no_details(client, service):
   assert found(filter='display_name:"my*" AND create_time>"2020-01-01T00:00:00Z"') == [
     "job-2", "job-1", "job-0",
   ]  # fmt: skip
+  assert len(found(filter="pipeline_job_user_id=local")) == 3
+  assert found(filter="pipeline_job_user_id=other") == []
   content = client.get(URL, params={"readMask": "name,state"}).json()
   assert set(content["pipelineJobs"][0]) == {"name", "state"}
   assert client.get(f"/v1/{PARENT.replace('my-', 'other-')}/pipelineJobs").json() == {}

@@ -1,0 +1,97 @@
+"""`dss jobs`, on a folder without a server."""
+
+import json
+
+import pytest
+
+from dss_jax.jobs.runner import LOG
+from tests.e2e.conftest import Dss
+from tests.jobs.workplace import PARENT, Workplace, pipeline
+
+
+@pytest.fixture
+def workplace(tmp_path):
+  workplace = Workplace(tmp_path)
+  workplace.open()
+  return workplace
+
+
+@pytest.fixture
+def jobs(workplace, tmp_path):
+  """Runs `dss jobs COMMAND --root DIR`."""
+  dss = Dss.__new__(Dss)
+  dss.folder = tmp_path
+  return lambda command, *arguments: dss(
+    "jobs", command, "--root", workplace.root, *arguments
+  )  # fmt: skip
+
+
+@pytest.fixture
+def create(jobs, tmp_path):
+  def create(body, *arguments):
+    path = tmp_path / "request.json"
+    path.write_text(body if isinstance(body, str) else json.dumps(body))
+    parent = ("--project", "my-project", "--location", "europe-west4")
+    return jobs("create", *parent, "-f", path, *arguments)
+
+  return create
+
+
+def test_a_job_from_its_creation_to_its_end(jobs, create, workplace):
+  assert "there are no jobs" in jobs("list").out
+  name = f"{PARENT}/pipelineJobs/one"
+  assert create(pipeline(), "--job-id", "one").json == {"name": name, "state": "QUEUED"}
+  assert jobs("list").out.startswith("QUEUED ")
+  shown = jobs("show", "one").json
+  assert shown == jobs("show", name).json
+  assert (shown["name"], shown["state"]) == (name, "PIPELINE_STATE_QUEUED")
+  assert jobs("cancel", "one").json["state"] == "CANCELLED"
+  listed = jobs("list", "--json").json
+  assert [(job["name"], job["state"]) for job in listed] == [(name, "CANCELLED")]
+  assert jobs("logs", "one").out == ""
+  service = workplace.open()
+  folder = service.folder(service.get(name))
+  folder.mkdir(parents=True)
+  (folder / LOG).write_text("step 1\n\x1b[2Jstep 2\n")
+  assert jobs("logs", "one", "--follow").out == "step 1\n\\x1b[2Jstep 2\n"
+
+
+def test_a_tuning_job(jobs, create):
+  spec = {"trainingDatasetUri": "gs://my-bucket/labelled.jsonl"}
+  created = create({"baseModel": "t5-small", "supervisedTuningSpec": spec})
+  assert "/tuningJobs/" in created.json["name"]
+  assert jobs("show", created.json["name"]).json["state"] == "JOB_STATE_QUEUED"
+
+
+@pytest.mark.parametrize(
+  ("body", "says"),
+  [
+    ("{", "is not JSON"),
+    ("[]", "the body must be the JSON object of a TuningJob"),
+    (pipeline({"train_steps": 0}), "train_steps is 0, but must be a whole number"),
+    (pipeline({"accelerator_type": "GPU"}), "needs 8 devices of GPU"),
+  ],
+)
+def test_a_wrong_request_is_one_sentence(create, body, says):
+  outcome = create(body)
+  assert (outcome.code, outcome.out) == (2, "")
+  assert says in outcome.err
+  assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["show", "cancel", "logs"])
+def test_a_job_that_is_not_there(jobs, command):
+  outcome = jobs(command, "none")
+  assert (outcome.code, outcome.err) == (
+    2,
+    "dss: dss jobs: none: does not exist here; list what does\n",
+  )
+
+
+def test_a_root_that_is_none(jobs, workplace):
+  (workplace.root / "jobs.yaml").write_text("bucket: {}\n")
+  assert "bucket: Extra inputs are not permitted" in jobs("list").err
+  (workplace.root / "jobs.yaml").unlink()
+  (workplace.root / "jobs.sqlite").write_bytes(b"no database" * 100)
+  outcome = jobs("list")
+  assert outcome.code == 2
