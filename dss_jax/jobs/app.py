@@ -80,7 +80,7 @@ def make_app(
 
   @contextlib.asynccontextmanager
   async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    operations.abort_unfinished()
+    operations.tidy()
     endpoints.reconcile()
     async with batches.running():
       yield
@@ -95,7 +95,7 @@ def make_app(
       Mount("/ui", app=_router(operations.routes())),
       *routes,
     ],
-    exception_handlers=google_errors.handlers(service.root),
+    exception_handlers=google_errors.handlers(service),
     lifespan=lifespan,
   )
   app.router.redirect_slashes = False
@@ -144,7 +144,7 @@ class _Gate:
         )
         self._check(request, caller)
       except Exception as error:
-        refused = google_errors.refused(error, self._service.root)
+        refused = google_errors.refused(error, self._service)
         await google_errors.response(refused)(scope, receive, send_with_headers)
         return
       request.state.caller = caller

@@ -12,13 +12,13 @@ from typing import Any
 
 from dss_jax.jobs.api_error import ApiError
 from dss_jax.jobs.google_errors import failure
-from dss_jax.jobs.models_api import find_version
 from dss_jax.jobs.names import Name, parse, published, split
 from dss_jax.jobs.publishers_api import answering
 from dss_jax.jobs.resources import Resources
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import now
 from dss_jax.jobs.student_pool import StudentPool
+from dss_jax.jobs.versions import find_version
 from dss_jax.serving.errors import QueueFull
 from dss_jax.serving.generation import Answer, Generation, Writing, check
 from dss_jax.serving.models import ServedModel
@@ -112,7 +112,7 @@ class BatchPredictions:
         raise
     # Whatever a line, a file or a device raises ends the job, not the server.
     except Exception as caught:
-      error = failure(caught, self._service.root)
+      error = failure(caught, self._service)
     self._resources.change(name, lambda job: _finish(job, error))
 
   async def _answer(self, name: Name, job: Mapping[str, Any]) -> None:
@@ -192,6 +192,9 @@ def _lines(files: Sequence[str]) -> Iterator[tuple[Any, str | None]]:
       number = 0
       while line := file.readline(_MAX_LINE):
         number += 1
+        # The rest of a line that is too long.
+        while not line.endswith("\n") and (rest := file.readline(_MAX_LINE)):
+          line = line[:_MAX_LINE] + rest[-1:]
         if line.strip():
           instance, problem = _instance(line)
           place = f"line {number}" if len(files) == 1 else f"file {position + 1}, line {number}"

@@ -12,6 +12,7 @@ from dss_jax.jobs.api_error import ApiError, invalid
 from dss_jax.jobs.names import Name, new_id, split
 from dss_jax.jobs.resources import Resources
 from dss_jax.jobs.store import now
+from dss_jax.jobs.versions import find_version
 from dss_jax.student.registry import Registry, Version
 
 _KIND = "endpoints"
@@ -174,7 +175,7 @@ class Endpoints:
       )
     (own,) = random.choices(list(shares), list(shares.values()))
     model, number = _version_of(by_id[own])
-    return by_id[own], self._registry_of(name.project).version(f"{model}@{number}")
+    return by_id[own], find_version(self._registry_of(name.project), f"{model}@{number}")
 
   def reconcile(self) -> None:
     """Releases versions that a killed process marked as used by an endpoint, and did not deploy."""

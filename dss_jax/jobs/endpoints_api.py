@@ -14,7 +14,6 @@ from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.filters import Field
 from dss_jax.jobs.google_errors import failure
 from dss_jax.jobs.model_body import Description, DisplayName, Sent, etag
-from dss_jax.jobs.models_api import find_version
 from dss_jax.jobs.names import Name, check_id, new_id, parse
 from dss_jax.jobs.operations import Operations
 from dss_jax.jobs.paging import page
@@ -23,6 +22,7 @@ from dss_jax.jobs.predictions import Predictions
 from dss_jax.jobs.requests import changed, read_object
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.student_pool import StudentPool, key_of
+from dss_jax.jobs.versions import find_version
 from dss_jax.serving.validation import validated
 from dss_jax.student.registry import Version
 
@@ -166,7 +166,7 @@ class EndpointsApi:
       )
     # Whatever happens, a client waits for the operation.
     except Exception as error:
-      self._operations.fail(operation, failure(error, self._service.root))
+      self._operations.fail(operation, failure(error, self._service))
     else:
       response = {"deployedModel": deployed}
       self._operations.finish(operation, "DeployModelResponse", response)

@@ -1,7 +1,6 @@
 """Google's error bodies, for whatever a request of this API can end with."""
 
 import logging
-import pathlib
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -10,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import CODES, ApiError, invalid, not_found
+from dss_jax.jobs.service import JobService
 from dss_jax.serving.errors import Refused, google_error, refusal_of
 
 _DOMAIN = "dss-jax"
@@ -23,25 +23,21 @@ _REASONS = {
 _LOG = logging.getLogger("dss_jax.jobs")
 
 
-def refused(error: Exception, root: pathlib.Path) -> Refused:
-  """Returns what a client is told of an exception.
-
-  Args:
-    root: the server's folder, whose place on its disk is not the client's business.
-  """
+def refused(error: Exception, service: JobService) -> Refused:
+  """Returns what a client is told of an exception; where files are on a disk, it is not told."""
   if isinstance(error, HTTPException):
     return _of_route(error)
   if isinstance(error, UserError):
-    return invalid(str(error).replace(str(root), "ROOT"))
+    return invalid(_without_places(str(error), service))
   try:
     return refusal_of(error)
   except Exception:
     return ApiError("INTERNAL", "the server failed; its log says why")
 
 
-def failure(error: Exception, root: pathlib.Path) -> ApiError:
+def failure(error: Exception, service: JobService) -> ApiError:
   """Returns the same for what failed after its request was answered: it has a number of gRPC."""
-  found = refused(error, root)
+  found = refused(error, service)
   if found.status == 500:
     _LOG.error("a request failed", exc_info=error)
   if isinstance(found, ApiError):
@@ -72,11 +68,11 @@ def response(error: Refused) -> Response:
   return JSONResponse(body(error), error.status, headers=error.headers)
 
 
-def handlers(root: pathlib.Path) -> dict[Any, Any]:
+def handlers(service: JobService) -> dict[Any, Any]:
   """Returns the exception handlers of an application."""
 
   async def answer(request: Request, error: Exception) -> Response:
-    return response(refused(error, root))
+    return response(refused(error, service))
 
   return dict.fromkeys((HTTPException, Refused, UserError, TimeoutError, Exception), answer)
 
@@ -88,3 +84,16 @@ def _of_route(error: HTTPException) -> Refused:
   if error.status_code == 405:
     return Refused(405, "this path does not take that method", headers=error.headers)
   return Refused(error.status_code, error.detail, headers=error.headers)
+
+
+def _without_places(message: str, service: JobService) -> str:
+  """Returns a message with names for the server's folders."""
+  settings = service.settings
+  places = {str(service.root): "ROOT"}
+  places |= {folder: f"gs://{name}" for name, folder in settings.buckets.items()}
+  if settings.registry is not None:
+    places[settings.registry] = "REGISTRY"
+  # The inner ones first.
+  for folder in sorted(places, key=len, reverse=True):
+    message = message.replace(folder, places[folder])
+  return message

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dss_jax.errors import UserError
-from dss_jax.jobs.api_error import ApiError, invalid, not_found
+from dss_jax.jobs.api_error import ApiError, invalid
 from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.filters import Field
 from dss_jax.jobs.job_config import model_id
@@ -20,6 +20,7 @@ from dss_jax.jobs.paging import page
 from dss_jax.jobs.requests import changed, read_object
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import now
+from dss_jax.jobs.versions import find_version
 from dss_jax.serving.validation import validated
 from dss_jax.student.registry import Registry, Version
 
@@ -163,20 +164,6 @@ class ModelsApi:
       model_json(version, project, location, deployments.get((version.name, version.number), []))
       for version in versions
     ]
-
-
-def find_version(registry: Registry, given: str, field: str = "model") -> Version:
-  """Returns the version of NAME, NAME@VERSION or NAME@ALIAS.
-
-  Raises ApiError NOT_FOUND, with nothing of other models' names.
-  """
-  name, version = parse_model(given, field)
-  if name not in registry.names():
-    raise not_found(f"models/{name}")
-  try:
-    return registry.version(given if version else name)
-  except UserError:
-    raise not_found(f"models/{given}") from None
 
 
 def _register(folder: str, name: str, registry: Registry) -> Version:

@@ -1,5 +1,6 @@
 """Long-running operations: what a change answers with, at once or when it is done."""
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dss_jax.jobs.api_error import ApiError, invalid
-from dss_jax.jobs.filters import Field
+from dss_jax.jobs.filters import Field, time_of
 from dss_jax.jobs.names import Name, check_id, new_id, split
 from dss_jax.jobs.paging import page
 from dss_jax.jobs.requests import api_version
@@ -18,6 +19,7 @@ from dss_jax.jobs.store import now
 _KIND = "operations"
 _TYPE = "type.googleapis.com/google.cloud.aiplatform"
 EMPTY = "google.protobuf.Empty"
+_KEPT = datetime.timedelta(days=30)
 _FIELDS = {"create_time": Field("metadata.genericMetadata.createTime", "time")}
 
 
@@ -74,11 +76,14 @@ class Operations:
     """Returns a new operation that is done already; see begin and finish."""
     return self.finish(self.begin(request, metadata_type), response_type, response or {})
 
-  def abort_unfinished(self) -> None:
-    """Ends the operations that an earlier process of the server left."""
+  def tidy(self) -> None:
+    """Ends the operations that an earlier process of the server left, and deletes old ones."""
+    oldest = datetime.datetime.now(datetime.UTC) - _KEPT
     for operation in self._resources.list(_KIND):
       if not operation["done"]:
         self.fail(operation, ApiError("ABORTED", "the server was restarted meanwhile; try again"))
+      elif time_of(operation["metadata"]["genericMetadata"]["updateTime"]) < oldest:
+        self._resources.delete(split(operation["name"]))
 
   def routes(self) -> list[Route]:
     """Returns the routes, below the version of the API."""

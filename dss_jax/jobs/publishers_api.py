@@ -13,10 +13,10 @@ from starlette.routing import Route
 
 from dss_jax.jobs.api_error import ApiError, invalid, not_found
 from dss_jax.jobs.model_body import schema_of
-from dss_jax.jobs.models_api import find_version
 from dss_jax.jobs.names import published
 from dss_jax.jobs.predictions import Predictions
 from dss_jax.jobs.service import JobService
+from dss_jax.jobs.versions import find_version
 from dss_jax.student.registry import Version
 
 _MODEL = "publishers/google/models/"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dss_jax.errors import UserError
 from dss_jax.jobs import google_errors
 from dss_jax.jobs.api_error import ApiError
 from dss_jax.serving.errors import QueueFull, Refused
@@ -125,7 +126,7 @@ def test_a_fault_says_nothing_of_the_program(server, monkeypatch):
   assert (error["status"], error["message"]) == ("INTERNAL", "the server failed; its log says why")
 
 
-def test_errors_have_googles_form(tmp_path):
+def test_errors_have_googles_form(server):
   for error, code, status, reason in (
     (ApiError("ABORTED", "x"), 409, "ABORTED", "ABORTED"),
     (ApiError("FAILED_PRECONDITION", "x"), 400, "FAILED_PRECONDITION", "FAILED_PRECONDITION"),
@@ -135,8 +136,18 @@ def test_errors_have_googles_form(tmp_path):
     (TimeoutError(), 504, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
     (ZeroDivisionError("secret"), 500, "INTERNAL", "INTERNAL"),
   ):
-    body = google_errors.body(google_errors.refused(error, tmp_path))["error"]
+    body = google_errors.body(google_errors.refused(error, server.service))["error"]
     assert (body["code"], body["status"], body["details"][0]["reason"]) == (code, status, reason)
     assert "secret" not in body["message"]
-  assert google_errors.failure(QueueFull(3), tmp_path).grpc_code == 8
-  assert google_errors.failure(ZeroDivisionError(), tmp_path).grpc_code == 13
+  assert google_errors.failure(QueueFull(3), server.service).grpc_code == 8
+  assert google_errors.failure(ZeroDivisionError(), server.service).grpc_code == 13
+
+
+def test_errors_do_not_say_where_files_are(tmp_path):
+  server = ApiServer(tmp_path, registry=str(tmp_path / "elsewhere"))
+  message = (
+    f"{tmp_path}/bucket/rows.jsonl:1: and {tmp_path}/elsewhere/sums: and {tmp_path}/jobs: no"
+  )
+  found = google_errors.refused(UserError(message), server.service)
+  assert str(found) == "gs://data/rows.jsonl:1: and REGISTRY/sums: and ROOT/jobs: no"
+  server.stop()

@@ -80,17 +80,19 @@ def test_lines_that_are_none_are_listed(server):
   uri = write(
     server, {"prompt": "good"}, "{", "[]", {"prompt": 7}, {"prompt": " "},
     {"prompt": "x" * 30_001}, '{"prompt": "\\ud800"}', '{"prompt": NaN}', "[" * 100_000,
+    {"prompt": "x" * 2**21}, [],
   )  # fmt: skip
   job = wait(server, server.call("POST", JOBS, body(uri)))
-  assert job["completionStats"] == {"successfulCount": "1", "failedCount": "8"}
+  assert job["completionStats"] == {"successfulCount": "1", "failedCount": "10"}
   assert len(output(server, job)) == 1
   errors = [line["error"] for line in output(server, job, "errors_0001.jsonl")]
   assert {error["code"] for error in errors} == {3}
   messages = [error["message"] for error in errors]
   assert messages[0] == "line 2: is not JSON"
+  assert messages[-1].startswith("line 11: has no")
   assert [message.partition(": ")[2][:10] for message in messages] == [
     "is not JSO", 'has no "pr', 'has no "pr', "the prompt", "the prompt", "is not JSO",
-    "is not JSO", "is not JSO",
+    "is not JSO", "is not JSO", "is not JSO", 'has no "pr',
   ]  # fmt: skip
 
 

@@ -1,5 +1,8 @@
 """Operations: they are kept, listed and deleted, and answer under all three prefixes."""
 
+from dss_jax.jobs.names import split
+from dss_jax.jobs.resources import Resources
+
 PARENT = "projects/sums/locations/us-central1/operations"
 
 
@@ -25,3 +28,15 @@ def test_operations(server):
   server.call("GET", f"/v1/{name.replace('sums', 'other')}", status=404)
   # Only operations are answered there.
   server.call("GET", "/ui/projects/sums/locations/us-central1/endpoints", status=404)
+
+
+def test_old_operations_are_forgotten(server):
+  names = [server.call("POST", "/endpoints", {})["name"] for _ in range(2)]
+  resources = Resources(server.root)
+  resources.change(
+    split(names[0]),
+    lambda value: value["metadata"]["genericMetadata"].update(updateTime="2020-01-01T00:00:00Z"),
+  )
+  server.start()
+  server.call("GET", f"/v1/{names[0]}", status=404)
+  server.call("GET", f"/v1/{names[1]}")
