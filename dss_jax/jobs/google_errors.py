@@ -90,7 +90,7 @@ def _without_places(message: str, service: JobService) -> str:
   """Returns a message with names for the server's folders."""
   settings = service.settings
   places = {str(service.root): "ROOT"}
-  places |= {folder: f"gs://{name}" for name, folder in settings.buckets.items()}
+  places |= {bucket.path: f"gs://{name}" for name, bucket in settings.buckets.items()}
   if settings.registry is not None:
     places[settings.registry] = "REGISTRY"
   # The inner ones first.

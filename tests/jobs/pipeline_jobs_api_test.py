@@ -63,8 +63,10 @@ def test_the_documentations_request(client):
   assert client.get(f"/v1beta1/{job['name']}").json() == job
 
 
-def test_an_id_is_taken_once(client):
+def test_an_id_is_taken_once(client, service):
   assert client.post(f"{URL}?pipelineJobId=one&$alt=json", json=pipeline()).status_code == 200
+  # Without tokens, whoever sends a request is of this machine.
+  assert service.get(f"{PARENT}/pipelineJobs/one").user == "local"
   response = client.post(f"{URL}?pipelineJobId=one", json=pipeline())
   assert response.status_code == 409
   assert "exists already" in error_of(response, status="ALREADY_EXISTS")
