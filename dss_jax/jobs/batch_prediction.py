@@ -78,12 +78,13 @@ class BatchPredictions:
 
   def version_of(self, job: Mapping[str, Any], project: str) -> Version:
     """Returns the version that answers a job; raises ApiError."""
+    registry, own = self._service.registry(project), job.get("modelVersionId")
     if (name := published(job["model"])) is not None:
-      return answering(self._service, project, name)
-    model = parse(job["model"], "models", project, "model")
-    own = job.get("modelVersionId")
-    reference = model.id if own is None else f"{model.id.partition('@')[0]}@{own}"
-    return find_version(self._service.registry(project), reference)
+      reference = answering(self._service, project, name).reference
+    else:
+      reference = parse(job["model"], "models", project, "model").id
+    # What an alias means may have changed since the job was created.
+    return find_version(registry, reference if own is None else f"{_plain(reference)}@{own}")
 
   async def _work(self) -> None:
     while True:
@@ -125,8 +126,6 @@ class BatchPredictions:
       self._service.resolve(each, "inputConfig.gcsSource.uris", name.project)
       for each in job["inputConfig"]["gcsSource"]["uris"]
     ]
-    key = await self._pool.ready(name.project, version)
-    model, _ = self._pool.models.get(key)
     make_folder(folder)
     counts = {"successfulCount": 0, "failedCount": 0}
     errors: list[bytes] = []
@@ -135,6 +134,9 @@ class BatchPredictions:
       while window := await asyncio.to_thread(lambda: list(itertools.islice(lines, _WINDOW))):
         good = [instance for instance, problem in window if problem is None]
         bad = [(instance, problem) for instance, problem in window if problem is not None]
+        # Each time: it may have made room for a student of other requests.
+        key = await self._pool.ready(name.project, version)
+        model, _ = self._pool.models.get(key)
         for instance, predictions in await _predictions(model, good, job.get("modelParameters")):
           file.write(_json({"instance": instance, "predictions": predictions, "status": ""}))
         for instance, problem in bad:
@@ -212,6 +214,11 @@ def _instance(line: str) -> tuple[Any, str | None]:
   if not _prompt(instance).strip() or len(_prompt(instance)) > _MAX_PROMPT:
     return instance, f"the prompt must have 1 to {_MAX_PROMPT:,} characters"
   return instance, None
+
+
+def _plain(reference: str) -> str:
+  """Returns the name of NAME@VERSION."""
+  return reference.partition("@")[0]
 
 
 def _prompt(instance: Mapping[str, Any]) -> Any:

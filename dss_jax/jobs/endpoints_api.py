@@ -21,7 +21,7 @@ from dss_jax.jobs.pipeline_body import Labels
 from dss_jax.jobs.predictions import Predictions
 from dss_jax.jobs.requests import changed, read_object
 from dss_jax.jobs.service import JobService
-from dss_jax.jobs.student_pool import StudentPool, key_of
+from dss_jax.jobs.student_pool import StudentPool
 from dss_jax.jobs.versions import find_version
 from dss_jax.serving.validation import validated
 from dss_jax.student.registry import Version
@@ -177,13 +177,13 @@ class EndpointsApi:
     gone = self._endpoints.undeploy(name, sent.deployed_model_id, sent.traffic_split)
     model, number = gone["model"].rpartition("/")[2], gone["modelVersionId"]
     if (model, int(number)) not in self._endpoints.deployments(name.project):
-      self._pool.drop(key_of(name.project, f"{model}@{number}"))
+      self._pool.drop(name.project, f"{model}@{number}")
     return JSONResponse(
       self._operations.done(request, "UndeployModelOperationMetadata", "UndeployModelResponse")
     )
 
   async def _ask(self, request: Request) -> Response:
-    """Runs predict, serverStreamingPredict or countTokens."""
+    """Runs a verb of predictions.py."""
     name = _name(request)
     deployed, version = self._endpoints.chosen(name)
     return await self._predictions.answer(
@@ -210,6 +210,4 @@ def _shown(endpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _unimplemented(request: Request) -> Response:
-  raise ApiError(
-    "UNIMPLEMENTED", "endpoints here answer predict, serverStreamingPredict and countTokens"
-  )
+  raise ApiError("UNIMPLEMENTED", "endpoints here do not do this; see docs/jobs_api.md")

@@ -13,9 +13,13 @@ _SLOTS = 16
 _WARM_UP = "word " * 64
 
 
-def key_of(project: str, reference: str) -> str:
-  """Returns the name under which NAME@NUMBER of a project is in the pool."""
-  return f"{project}/{reference}"
+def key_of(project: str, version: Version) -> str:
+  """Returns the name under which a version is in the pool.
+
+  It has the time of the registration: the versions of a model that was deleted and registered
+  again have the same numbers.
+  """
+  return f"{project}/{version.reference}/{version.record.get('created')}"
 
 
 class StudentPool:
@@ -41,29 +45,33 @@ class StudentPool:
 
   async def ready(self, project: str, version: Version) -> str:
     """Returns the key of a version once its student is loaded; raises UserError if it cannot be."""
-    key = key_of(project, version.reference)
+    key = key_of(project, version)
     # One at a time: two that load need the memory of both.
     if key not in self._keys:
       async with self._loading:
         if key not in self._keys:
-          await self._add(key, version)
+          await self._add(key, project, version)
     # The newest is the last.
     self._keys.pop(key, None)
     self._keys[key] = None
     return key
 
-  def drop(self, key: str) -> None:
-    """Unloads a student, if it is loaded; it completes its answers."""
-    self._keys.pop(key, None)
+  def drop(self, project: str, reference: str) -> None:
+    """Unloads NAME@NUMBER of a project, if it is loaded; it completes its answers."""
+    for key in [each for each in self._keys if each.startswith(f"{project}/{reference}/")]:
+      self._remove(key)
+
+  def _remove(self, key: str) -> None:
+    del self._keys[key]
     self.models.remove(key)
 
-  async def _add(self, key: str, version: Version) -> None:
+  async def _add(self, key: str, project: str, version: Version) -> None:
     while len(self._keys) >= self._max_students:
-      self.drop(next(iter(self._keys)))
+      self._remove(next(iter(self._keys)))
     student = await asyncio.to_thread(self._load, version)
     self.models.put(key, str(version.number), student)
     self._keys[key] = None
-    say(f"loaded {key}")
+    say(f"loaded {project}/{version.reference}")
 
 
 def load_student(version: Version) -> Student:

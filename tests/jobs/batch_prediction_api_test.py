@@ -125,6 +125,34 @@ def test_a_job_that_a_stopped_server_left_is_begun_again(server):
   assert len(list(server.root.glob("bucket/out/*"))) == 1
 
 
+def test_a_student_that_made_room_is_loaded_again(server):
+  """Between two windows of lines, other students are asked."""
+  uri = write(server, *({"prompt": f"row {number}"} for number in range(60)))
+  for number in range(4):
+    server.register(f"other-{number}")
+  server.student.gate.clear()
+  job = wait(server, server.call("POST", JOBS, body(uri)), "RUNNING")
+  for number in range(4):
+    path = f"/v1/{server.call('POST', '/endpoints', {})['response']['name']}"
+    sent = {"deployedModel": {"model": MODEL.replace("sign", f"other-{number}")}}
+    server.wait(server.call("POST", f"{path}:deployModel", sent))
+  server.student.gate.set()
+  job = wait(server, job)
+  assert job["completionStats"]["successfulCount"] == "60"
+  assert server.loaded == ["sign@1", *(f"other-{number}@1" for number in range(4)), "sign@1"]
+
+
+def test_an_alias_that_moves_changes_no_job(server):
+  server.register("sign")
+  server.student.gate.clear()
+  uri = write(server, {"prompt": "x"})
+  jobs = [server.call("POST", JOBS, body(uri)) for _ in range(2)]
+  server.call("POST", "/models/sign@2:mergeVersionAliases", {"versionAliases": ["default"]})
+  server.student.gate.set()
+  assert [wait(server, job)["modelVersionId"] for job in jobs] == ["1", "1"]
+  assert server.loaded == ["sign@1"]
+
+
 def test_a_job_that_fails(server):
   uri = write(server, {"prompt": "break"})
   job = wait(server, server.call("POST", JOBS, body(uri)))

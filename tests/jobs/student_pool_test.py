@@ -5,13 +5,13 @@ import pathlib
 
 import pytest
 
-from dss_jax.jobs.student_pool import StudentPool, key_of
+from dss_jax.jobs.student_pool import StudentPool
 from dss_jax.student.registry import Version
 from tests.serving.conftest import EchoStudent
 
 
-def version(name):
-  return Version(name, 1, pathlib.Path(name), (), (), {}, {})
+def version(name, created="2026"):
+  return Version(name, 1, pathlib.Path(name), (), (), {"created": created}, {})
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_one_not_asked_for_the_longest_makes_room(pool, loaded):
 
   asyncio.run(ask("a", "b", "a", "c", "a", "b"))
   assert loaded == ["a", "b", "c", "b"]
-  assert {model.name for model in pool.models} == {"sums/a@1", "sums/b@1"}
+  assert {model.name for model in pool.models} == {"sums/a@1/2026", "sums/b@1/2026"}
 
 
 def test_many_requests_load_a_student_once(pool, loaded):
@@ -53,7 +53,7 @@ def test_projects_have_students_of_their_own(pool, loaded):
   async def ask():
     return [await pool.ready(project, version("a")) for project in ("sums", "other")]
 
-  assert asyncio.run(ask()) == ["sums/a@1", "other/a@1"]
+  assert asyncio.run(ask()) == ["sums/a@1/2026", "other/a@1/2026"]
   assert loaded == ["a", "a"]
 
 
@@ -62,8 +62,19 @@ def test_one_that_cannot_be_loaded_is_tried_again(pool, loaded):
     for _ in range(2):
       with pytest.raises(RuntimeError, match="out of memory"):
         await pool.ready("sums", version("broken"))
-    pool.drop(key_of("sums", "broken@1"))
+    pool.drop("sums", "broken@1")
 
   asyncio.run(ask())
   assert loaded == ["broken", "broken"]
+  assert list(pool.models) == []
+
+
+def test_a_version_that_was_registered_anew_is_another_one(pool, loaded):
+  async def ask():
+    for created in ("2026", "2027"):
+      await pool.ready("sums", version("a", created))
+    pool.drop("sums", "a@1")
+
+  asyncio.run(ask())
+  assert loaded == ["a", "a"]
   assert list(pool.models) == []
