@@ -1,6 +1,7 @@
 """`dss jobs serve`: the queue and the API until a signal; the jobs go on after it."""
 
 import dataclasses
+import os
 
 import uvicorn
 
@@ -52,6 +53,8 @@ def serve(options: ServerOptions) -> None:
       say(f"device set {name}: {devices.count} of {devices.platform.upper()}")
     say(f"ready: jobs of {service.root} at {listening(listener)}/v1")
     runner = Runner(service)
+    # JAX, which is loaded with the first student, would take the jobs' devices.
+    os.environ["JAX_PLATFORMS"] = service.settings.answer_on
     runner.start()
     try:
       # Ends by the signal itself, once all answers are complete.

@@ -6,7 +6,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from dss_jax.config.schema import RunConfig
@@ -43,11 +42,6 @@ def need_of(config: RunConfig) -> Need:
   return Need(mesh.platform, (mesh.data or 1) * mesh.model)
 
 
-def environment_of(device_set: DeviceSet, account: Mapping[str, str]) -> dict[str, str]:
-  """Returns the environment of a job's process: the server's, the account's, the devices'."""
-  return {**os.environ, **account, **device_set.environment}
-
-
 def find_devices(settings: Settings, root: pathlib.Path) -> dict[str, Devices]:
   """Returns the devices of each device set: as configured, as found before, or as found now.
 
@@ -79,7 +73,7 @@ def _probe(device_set: DeviceSet) -> Any:
   try:
     result = subprocess.run(
       [sys.executable, "-c", _PROBE],
-      env=environment_of(device_set, {}),
+      env={**os.environ, **device_set.environment},
       capture_output=True,
       text=True,
       timeout=_PROBE_SECONDS,

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dss_jax.jobs.pipeline_body import PipelineBody
 from dss_jax.jobs.store import Job, Task
-from dss_jax.jobs.tuning_body import TuningBody
 
 # What a client sends and gets back as it was.
 _OF_PIPELINE = (
@@ -29,7 +27,6 @@ def job_json(job: Job, tasks: Sequence[Task]) -> dict[str, Any]:
 
 def pipeline_json(job: Job, tasks: Sequence[Task] | None = None) -> dict[str, Any]:
   """Returns a PipelineJob; without tasks, as in lists, it has no jobDetail."""
-  body = PipelineBody.model_validate(job.request).model_dump(by_alias=True, exclude_unset=True)
   values: dict[str, Any] = {
     "name": job.name,
     "displayName": job.display_name,
@@ -39,7 +36,7 @@ def pipeline_json(job: Job, tasks: Sequence[Task] | None = None) -> dict[str, An
     "updateTime": job.update_time,
     "state": f"PIPELINE_STATE_{job.state}",
     "error": job.error,
-    **{name: body.get(name) for name in _OF_PIPELINE},
+    **{name: job.request.get(name) for name in _OF_PIPELINE},
   }
   if tasks is not None:
     values["jobDetail"] = {
@@ -70,12 +67,9 @@ def _task(number: int, task: Task) -> dict[str, Any]:
 
 def tuning_json(job: Job) -> dict[str, Any]:
   """Returns a TuningJob."""
-  body = TuningBody.model_validate(job.request).model_dump(
-    mode="json", by_alias=True, exclude_unset=True
-  )
   values: dict[str, Any] = {
     "name": job.name,
-    **{name: body.get(name) for name in _OF_TUNING},
+    **{name: job.request.get(name) for name in _OF_TUNING},
     "state": f"JOB_STATE_{job.state}",
     "createTime": job.create_time,
     "startTime": job.start_time,
@@ -90,9 +84,4 @@ def tuning_json(job: Job) -> dict[str, Any]:
       "model": f"{parent}/models/{made['model']}@{made['version']}",
       "endpoint": made["endpoint"],
     }
-  for spec in ("supervisedTuningSpec", "distillationSpec"):
-    epochs = (values[spec] or {}).get("hyperParameters", {}).get("epochCount")
-    if epochs is not None:
-      # An int64, which proto-JSON writes as a text.
-      values[spec]["hyperParameters"]["epochCount"] = str(epochs)
   return {name: value for name, value in values.items() if value not in (None, "", {}, [])}

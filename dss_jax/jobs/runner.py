@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 
 from dss_jax.errors import UserError
-from dss_jax.jobs.devices import Need, environment_of
+from dss_jax.jobs.devices import Need
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import DeviceSet, Quota
 from dss_jax.jobs.store import CANCELLED_ERROR, ENDED, STARTED, Job
@@ -57,6 +57,8 @@ class Runner:
       worker: the module that is a job's process.
     """
     self._worker = worker
+    # Of the jobs; the server changes its own.
+    self._environment = dict(os.environ)
     self._service = service
     self._store = service.store
     # The processes that this server started, so that none of them stays a zombie.
@@ -207,7 +209,7 @@ class Runner:
     with (self._service.folder(job) / LOG).open("ab") as log:
       self._children[job.name] = subprocess.Popen(
         [*command, str(lock), str(device_lock)],
-        env=environment_of(device_set, account),
+        env={**self._environment, **account, **device_set.environment},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

@@ -190,7 +190,8 @@ class JobService:
         start_time=None,
         end_time=None,
         update_time=moment,
-        request=body,
+        # With the API's own names, whichever of the two spellings the client took.
+        request=parsed.model_dump(mode="json", by_alias=True, exclude_unset=True),
         config=to_gin(config),
         plan=dict(plan),
         folder=folder,

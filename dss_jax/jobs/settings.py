@@ -147,6 +147,7 @@ class Settings(_Settings):
     publisher_models: which registered student, NAME or NAME@VERSION of the request's project,
       answers for publishers/google/models/ID.
     registry: the folder of the registries, one a project; None: ROOT/registry.
+    answer_on: where the server's own students answer; the devices of jobs are the jobs'.
     restarts: of a job's process, without progress between them, before the job fails.
     cancel_seconds: how long a cancelled job may take to save its checkpoint.
     retention_days: how long an ended job is kept; None for ever.
@@ -163,6 +164,7 @@ class Settings(_Settings):
   quotas: tuple[Quota, ...] = ()
   service_accounts: dict[str, ServiceAccount] = {}
   registry: str | None = None
+  answer_on: Literal["cpu", "gpu", "tpu"] = "cpu"
   restarts: _Count = 5
   cancel_seconds: _Count = 120
   retention_days: _Count | None = None

@@ -59,7 +59,7 @@ class Job:
     accelerator: the type that was asked for.
     account: the request's serviceAccount.
     create_time, start_time, end_time, update_time: RFC 3339, in UTC.
-    request: the body that it was created with.
+    request: the body that it was created with, in camelCase.
     config: the run's RunConfig as gin text.
     plan: what the run's configuration does not say (see service.Plan).
     folder: the name of its folder, which no other job ever has.

@@ -26,7 +26,9 @@ class HyperParameters(Body):
     adapter_size: taken, and without effect: students are trained whole.
   """
 
-  epoch_count: Annotated[int, pydantic.Field(ge=1, le=1_000_000)] | None = None
+  epoch_count: (
+    Annotated[int, pydantic.Field(ge=1, le=1_000_000), pydantic.PlainSerializer(str)] | None
+  ) = None
   learning_rate_multiplier: Annotated[float, pydantic.Field(gt=0, le=1e6)] = 1.0
   batch_size: Annotated[int, pydantic.Field(ge=1, le=65536)] | None = None
   adapter_size: Any = None

@@ -1,10 +1,11 @@
 """`dss jobs`, on a folder without a server."""
 
 import json
+import socket
 
 import pytest
 
-from dss_jax.jobs.runner import LOG
+from dss_jax.jobs.runner import LOG, locked
 from tests.e2e.conftest import Dss
 from tests.jobs.workplace import PARENT, Workplace, pipeline
 
@@ -86,6 +87,20 @@ def test_a_job_that_is_not_there(jobs, command):
     2,
     "dss: dss jobs: none: does not exist here; list what does\n",
   )
+
+
+def test_a_server_that_cannot_start(jobs, workplace):
+  with locked(workplace.root):
+    outcome = jobs("serve")
+  assert (outcome.code, outcome.out) == (2, "")
+  assert "another server runs its jobs" in outcome.err
+  with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    outcome = jobs("serve", "--port", taken.getsockname()[1])
+  assert (outcome.code, outcome.err.count("--port")) == (2, 2)
+  outcome = jobs("serve", "--host", "0.0.0.0")
+  assert outcome.code == 2
+  assert "without a token" in outcome.err
 
 
 def test_a_root_that_is_none(jobs, workplace):

@@ -2,11 +2,12 @@
 
 The work is in the request's labels: it counts to `count`, a number in `pause` thousandths of a
 second, and keeps the numbers in a file as training keeps checkpoints. With `crash` the process
-ends at that number, every time, before it keeps it.
+ends at that number, every time, before it keeps it; with `deaf` it does not hear SIGTERM.
 """
 
 import fcntl
 import os
+import signal
 import sys
 import time
 
@@ -21,6 +22,8 @@ class Count:
     self._labels = {"count": "1", "pause": "0", **job.request.get("labels", {})}
 
   def run(self):
+    if "deaf" in self._labels:
+      signal.signal(signal.SIGTERM, signal.SIG_IGN)
     folder = self._root / "jobs" / self._job.folder
     numbers = folder / "numbers"
     with (folder / "alone").open("a") as alone, (self._root / "starts").open("a") as starts:

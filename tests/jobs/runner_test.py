@@ -136,6 +136,17 @@ def test_cancelling(service, add, run):
   assert not numbers(service, waiting)
 
 
+def test_a_job_that_does_not_stop_is_killed(workplace, run):
+  service = workplace.open(cancel_seconds=1)
+  labels = {"count": "100000", "pause": "10", "deaf": "yes"}
+  name = service.create("pipelineJobs", "my-project", "us-east1", pipeline(labels=labels)).name
+  run(service)
+  wait(lambda: numbers(service, name))
+  service.cancel(name)
+  wait(lambda: state(service, name) == "CANCELLED")
+  assert not is_held(service, name)
+
+
 def test_quotas_of_region_and_accelerator(workplace, run):
   service = workplace.open(quotas=[{"region": "us-east1", "accelerator": "TPU", "jobs": 1}])
   labels = {"count": "100000", "pause": "10"}
