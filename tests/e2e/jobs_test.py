@@ -1,5 +1,6 @@
 """`dss jobs`: the old documentation's request against a server, and jobs that survive kills."""
 
+import collections
 import json
 import os
 import random
@@ -242,22 +243,27 @@ def test_kills_change_no_student(workplace, serve, tmp_path, kills):
     assert undisturbed.wait(name)["state"] == "PIPELINE_STATE_SUCCEEDED"
   service = services[workplace]
   server = serve().ready()
-  killed = {"server": 0, "job": 0}
-  while killed != {"server": kills, "job": kills}:
-    assert any(not job.has_ended for job in service.store.newest()), killed
-    time.sleep(dice.uniform(0.5, 12))
-    what = dice.choice([each for each in killed if killed[each] < kills])
-    if what == "server":
+  servers, jobs = 0, collections.Counter()
+  while servers < kills or jobs.total() < kills:
+    waiting = service.store.in_states(("QUEUED",))
+    started = service.store.in_states(("PENDING", "RUNNING"))
+    assert waiting or started, (servers, jobs)
+    time.sleep(dice.uniform(0.5, 8))
+    if servers < kills and dice.random() < 0.5:
       server.kill()
       server = serve()
-    else:
-      started = service.store.in_states(("PENDING", "RUNNING"))
-      holders = [(job, holder(service.folder(job))) for job in started]
-      living = [process for job, process in holders if process and is_held(service, job.name)]
-      if not living:
-        continue
-      os.kill(dice.choice(living), signal.SIGKILL)
-    killed[what] += 1
+      servers += 1
+    elif jobs.total() < kills:
+      # So that each of them is killed, and not the first ones alone.
+      left = [job for job in started if not waiting or jobs[job.job_id] < kills / len(names)]
+      holders = [(job, holder(service.folder(job))) for job in left]
+      living = [(job, each) for job, each in holders if each and is_held(service, job.name)]
+      if living:
+        job, process = dice.choice(living)
+        os.kill(process, signal.SIGKILL)
+        jobs[job.job_id] += 1
+  print(f"servers killed: {servers}, jobs killed: {dict(jobs)}")
+  assert min(jobs[f"job-{number}"] for number in range(len(names))) > 0
   server.kill()
   server = serve().ready()
   registry, expected = (each.registry("my-project") for each in (service, services[calm]))
