@@ -238,7 +238,9 @@ def test_microbatches(config, make_trainer, step_of, batch):
 @pytest.mark.parametrize("kind", OF_WHOLE_BATCHES)
 def test_microbatches_of_kinds_that_compare_examples_are_refused(config, kind):
   run = config({kind: 1.0}, accumulation_steps=2, signals=SignalConfig(model="teacher"))
-  with pytest.raises(UserError, match=rf"--kind {kind} compares .* accumulation_steps = 2 would"):
+  with pytest.raises(
+    UserError, match=rf"--kind {kind} compares .* which RunConfig.accumulation_steps = 2 "
+  ):
     check_signals(run)
 
 
