@@ -14,11 +14,10 @@ from dss_jax.jobs import places
 from dss_jax.jobs.api_error import ApiError, invalid, not_found
 from dss_jax.jobs.devices import Devices, Need, find_devices
 from dss_jax.jobs.job_config import Wish, check_students, run_config
-from dss_jax.jobs.pipeline_body import PipelineBody, pipeline_wish, read_body
+from dss_jax.jobs.job_request import read_request
 from dss_jax.jobs.schema import PLACE, shown
 from dss_jax.jobs.settings import DeviceSet, Settings, read_settings
 from dss_jax.jobs.store import CANCELLED_ERROR, STARTED, Job, Kind, Store, now
-from dss_jax.jobs.tuning_body import TuningBody, tuning_wish
 from dss_jax.storage.atomic import make_folder, withdraw
 from dss_jax.storage.files import PathLike, is_url
 from dss_jax.student.registry import Registry
@@ -128,30 +127,8 @@ class JobService:
         " do not begin with '-'"
       )
     problems: list[str] = []
-    if kind == "pipelineJobs":
-      parsed = read_body(PipelineBody, body, "PipelineJob")
-      wish, values = pipeline_wish(parsed, project, location, problems)
-      output, evaluation_output = (
-        self._output(
-          parsed.runtime_config.gcs_output_directory, "gcsOutputDirectory", project, problems
-        ),
-        self._output(
-          values["evaluation_output_root_dir"], "evaluation_output_root_dir", project, problems
-        ),
-      )
-      account, display_name, target = (
-        parsed.service_account,
-        parsed.display_name,
-        values["location"],
-      )
-    else:
-      parsed = read_body(TuningBody, body, "TuningJob")
-      wish = tuning_wish(parsed, project, self.settings, problems)
-      output, evaluation_output, target = None, None, location
-      account, display_name = parsed.service_account, parsed.tuned_model_display_name
-    known = self.settings.service_accounts.get(account)
-    if account and (known is None or not known.is_for(project)):
-      problems.append(f"serviceAccount is {shown(account)}, which the operator has not configured")
+    request = read_request(kind, body, project, location, self.settings, problems)
+    wish = request.wish
     job_id = job_id or _new_id(kind)
     folder = f"{job_id}-{secrets.token_hex(4)}"
     found = run_config(
@@ -165,12 +142,12 @@ class JobService:
     plan = Plan(
       platform=need.platform,
       devices=need.devices,
-      location=target,
+      location=request.location,
       display_name=wish.model_display_name,
       student=wish.student_model_reference,
       teacher=wish.teacher_model_reference,
-      output=output,
-      evaluation_output=evaluation_output,
+      output=request.output,
+      evaluation_output=request.evaluation_output,
       uris=_uris(config, wish),
     )
     moment = now()
@@ -181,17 +158,16 @@ class JobService:
         project=project,
         location=location,
         job_id=job_id,
-        display_name=display_name,
+        display_name=request.display_name,
         user=user,
         accelerator=wish.accelerator_type,
-        account=account or None,
+        account=request.account,
         state="QUEUED",
         create_time=moment,
         start_time=None,
         end_time=None,
         update_time=moment,
-        # With the API's own names, whichever of the two spellings the client took.
-        request=parsed.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        request=request.body,
         config=to_gin(config),
         plan=dict(plan),
         folder=folder,
@@ -246,17 +222,6 @@ class JobService:
       if job.project == project and (made["model"], made["version"]) == (model, version):
         return job
     return None
-
-  def _output(self, uri: str | None, field: str, project: str, problems: list[str]) -> str | None:
-    if not uri:
-      if field == "gcsOutputDirectory":
-        problems.append(f"{field} is required")
-      return None
-    try:
-      return self.resolve(uri, field, project)
-    except ApiError as error:
-      problems.append(str(error))
-      return None
 
   def _check_devices(self, wish: Wish, location: str, need: Need) -> None:
     if self.device_sets(wish.accelerator_type, location, need):
