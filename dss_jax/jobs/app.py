@@ -58,7 +58,7 @@ def make_app(
     routes: others, beside the API's; they check themselves who may use them.
     timeout_seconds: of one answer.
   """
-  pool = StudentPool(load or load_student)
+  pool = StudentPool(load or load_student, max_students=service.settings.loaded_students)
   resources = Resources(service.root)
   operations = Operations(resources)
   endpoints = Endpoints(resources, service.registry)

@@ -146,6 +146,7 @@ class Settings(_Settings):
       student_model_reference; the t5-* students are there without being named.
     publisher_models: which registered student, NAME or NAME@VERSION of the request's project,
       answers for publishers/google/models/ID.
+    loaded_students: that the server keeps in memory; others are loaded when they are asked.
     registry: the folder of the registries, one a project; None: ROOT/registry.
     answer_on: where the server's own students answer; the devices of jobs are the jobs'.
     restarts: of a job's process, without progress between them, before the job fails.
@@ -159,6 +160,7 @@ class Settings(_Settings):
   teachers: dict[str, Teacher] = {}
   students: dict[str, Student] = {}
   publisher_models: dict[str, str] = {}
+  loaded_students: _Count = 4
   accelerators: dict[AcceleratorType, Accelerator] = {}
   device_sets: tuple[DeviceSet, ...] = (DeviceSet(name="default"),)
   quotas: tuple[Quota, ...] = ()

@@ -29,7 +29,7 @@ class StudentPool:
     models: those that are loaded, by key_of.
   """
 
-  def __init__(self, load: Load, *, max_students: int = 4, max_waiting: int = 256):
+  def __init__(self, load: Load, *, max_students: int, max_waiting: int = 256):
     """Begins empty.
 
     Args:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 
 import pytest
 
@@ -104,6 +105,14 @@ def test_wrong_files(text, mode, message, tmp_path, write):
   assert message in str(caught.value)
   assert TOKEN not in str(caught.value)
   assert "short-secret" not in str(caught.value)
+
+
+def test_the_documentations_file(tmp_path, write):
+  page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "jobs_api.md"
+  text = page.read_text().partition("```yaml\n")[2].partition("```")[0]
+  write(text)
+  caller = read(tmp_path).caller("Bearer another-secret-of-16-letters", "")
+  assert (caller.may("editor", "my-project"), caller.may("editor", "other")) == (True, False)
 
 
 def test_other_machines_need_a_token(tmp_path, write):

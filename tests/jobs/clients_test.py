@@ -65,6 +65,10 @@ def write_lines(path, lines):
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def read_lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def rows(count):
   for _ in range(count):
     one, other = random.randrange(10), random.randrange(10)
@@ -192,8 +196,8 @@ def test_clients(address, storage, root):
     "generate_content": "str",
   }  # fmt: skip
   (answers,) = (root / "bucket" / "answers").glob("prediction-my-sums-*")
-  lines = [json.loads(line) for line in (answers / "predictions_0001.jsonl").open()]
+  lines = read_lines(answers / "predictions_0001.jsonl")
   assert [line["instance"]["prompt"][:4] for line in lines] == ["Add "] * 5
   assert all(line["predictions"][0]["content"] is not None for line in lines)
-  (error,) = [json.loads(line) for line in (answers / "errors_0001.jsonl").open()]
+  (error,) = read_lines(answers / "errors_0001.jsonl")
   assert error["error"]["message"].startswith("line 6: has no")
