@@ -141,11 +141,11 @@ class Endpoints:
         )
       endpoint.update(deployedModels=left, trafficSplit=split_ if left else {}, updateTime=now())
       _check_split(endpoint)
-      if not any(_version_of(each) == _version_of(gone) for each in left):
-        model, number = _version_of(gone)
-        self._registry_of(name.project).release(str(name), f"{model}@{number}")
 
     self._resources.change(name, change)
+    # Not before: a process that is killed leaves a mark too many, never a deployment without one.
+    with self._resources.locked():
+      self._release_unused(name.project)
     return gone
 
   def deployments(self, project: str) -> dict[tuple[str, int], Places]:
