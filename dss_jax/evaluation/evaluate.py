@@ -23,7 +23,7 @@ from dss_jax.errors import UserError
 from dss_jax.evaluation.figures import comparison, label_quality, rationale_quality
 from dss_jax.evaluation.likelihood import answer_probabilities
 from dss_jax.evaluation.metrics import row_scores
-from dss_jax.losses.kinds import make_objective
+from dss_jax.losses.kinds import evaluation_objective
 from dss_jax.model.flops import forward_flops
 from dss_jax.model.layer_stacks import unrolled_config
 from dss_jax.parallel.mesh import make_mesh
@@ -145,7 +145,7 @@ def evaluate_student(
   if not source.summary.labelled:
     raise UserError(f'{source.name}: no row has "output_text" to evaluate on; label some rows')
   config = student.config
-  objective = make_objective(config.loss)
+  objective = evaluation_objective(config.loss)
   mesh = make_mesh(mesh_config, config.batch_size)
   params = student.params(mesh, scan_layers=False)
   predictor = Predictor(

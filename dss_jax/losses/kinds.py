@@ -145,7 +145,7 @@ KINDS: dict[str, Kind] = {
 
 
 def make_objective(config: LossConfig) -> Objective:
-  """Returns the terms of a run that need the student's logits alone, as evaluation has them.
+  """Returns the terms of a run that need the student's logits alone.
 
   Raises:
     UserError: an extra term is unknown.
@@ -161,6 +161,16 @@ def make_objective(config: LossConfig) -> Objective:
         f"{', '.join(sorted([*TOKEN_LOSSES, *KINDS]))}"
       )
   return Objective(terms, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+
+
+def evaluation_objective(config: LossConfig) -> Objective:
+  """Returns what a run is evaluated on: make_objective's terms.
+
+  Of a run without cross-entropy, they have the weights that it would have.
+  """
+  return make_objective(
+    dataclasses.replace(config, cross_entropy_weight=config.cross_entropy_weight or 1.0)
+  )
 
 
 def training_objective(config: RunConfig, teacher: T5Config | None = None) -> Objective:

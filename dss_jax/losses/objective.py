@@ -56,11 +56,6 @@ class Objective:
   def every_term(self) -> tuple[Term | StateTerm, ...]:
     return (*self.terms, *self.state_terms)
 
-  def of_student_alone(self) -> "Objective":
-    """Returns the terms that need neither signals nor states, as evaluation has them."""
-    terms = tuple(term for term in self.terms if term.source is None)
-    return dataclasses.replace(self, terms=terms, state_terms=())
-
   def of_source(self, source: str) -> "Objective":
     """Returns the terms that need the signal of this source."""
     return dataclasses.replace(

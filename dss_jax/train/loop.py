@@ -253,7 +253,7 @@ class Loop:
     assert self._eval_batches is not None
     evaluation = evaluate(self._trainer, state.params, self._eval_batches)
     sums = evaluation.sums
-    named = named_metrics(self._objective.of_student_alone(), sums, "eval")
+    named = named_metrics(self._trainer.evaluation_objective, sums, "eval")
     self._check_finite(step, named)
     self._writer.write(step, named)
     kind = self._objective.ranking_kind

@@ -19,7 +19,7 @@ from dss_jax.config.schema import RunConfig, T5Config
 from dss_jax.data.batches import TargetFeature, empty_batch
 from dss_jax.data.packing import RowShape
 from dss_jax.losses.cross_entropy import TokenLosses
-from dss_jax.losses.kinds import compares_examples, training_objective
+from dss_jax.losses.kinds import compares_examples, evaluation_objective, training_objective
 from dss_jax.losses.objective import Objective, Sums
 from dss_jax.losses.signals import Signals
 from dss_jax.model.t5 import init_params
@@ -65,6 +65,7 @@ class Trainer:
     self.teacher = teacher
     self._file = file
     self.objective = training_objective(config, None if teacher is None else teacher.config)
+    self.evaluation_objective = evaluation_objective(config.loss)
     # Of targets that the student has written itself: it learns nothing from predicting those.
     self.on_policy_objective = self.objective.of_source("teacher")
     self.rules = logical_rules(config.model, mesh, split_length=True)
@@ -330,7 +331,7 @@ class Trainer:
     return signals
 
   def _eval_step(self, params: Any, batch: Arrays) -> tuple[Sums, TokenLosses]:
-    objective = self.objective.of_student_alone()
+    objective = self.evaluation_objective
     student = network_outputs(params, self.config.model, batch, objective.kept_layers(None))
     _, losses = objective.loss(
       student, batch, objective.denominators(batch), training=False, shards=self.mesh.size

@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 
 from dss_jax.config.schema import LABEL, RATIONALE, LossConfig, ResponseConfig
 from dss_jax.losses.base import Term
+from dss_jax.losses.kinds import evaluation_objective
 from dss_jax.losses.objective import Objective
 from dss_jax.losses.response import ResponseLoss
 from dss_jax.losses.signals import DenseLogits, NetworkOutputs, SparseLogits
@@ -194,10 +195,12 @@ def test_the_fused_pass_is_the_plain_computation(monkeypatch, chunk_bytes, name)
   assert not np.any(gradient[2])
 
 
-def test_evaluation_has_the_terms_of_the_student_alone():
-  response = Term("response", 1.0, (LABEL,), ResponseLoss(ResponseConfig()), "teacher")
-  alone = Objective((*step_by_step_terms(0.5), response)).of_student_alone()
-  assert [term.name for term in alone.terms] == ["label", "rationale"]
+@pytest.mark.parametrize(("weight", "evaluated"), [(0.0, 1.0), (2.0, 2.0)])
+def test_evaluation_has_the_terms_of_the_student_alone(weight, evaluated):
+  loss = LossConfig(alpha=0.25, cross_entropy_weight=weight, extra_terms={"response": 1.0})
+  terms = evaluation_objective(loss).terms
+  weights = [("label", 0.25 * evaluated), ("rationale", 0.75 * evaluated)]
+  assert [(term.name, term.weight) for term in terms] == weights
 
 
 def test_a_weight_of_zero_keeps_the_cross_entropy_in_the_metrics():
