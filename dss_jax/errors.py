@@ -26,4 +26,5 @@ class Preempted(Exception):
       f"stopped by {signal.Signals(signal_number).name} after step {step}, which is saved; "
       "run the same command again to continue from there"
     )
+    self.step = step
     self.exit_code = 128 + signal_number

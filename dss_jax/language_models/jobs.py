@@ -1,9 +1,11 @@
 """Jobs: what runs in the background, one after the other, and can be waited for."""
 
 import concurrent.futures
+import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from dss_jax.errors import Preempted
 from dss_jax.progress import say
 
 Result = TypeVar("Result")
@@ -28,6 +30,9 @@ class _Job(Generic[Result]):
   def _run(self, work: Callable[[], Result]) -> Result:
     try:
       return work()
+    except concurrent.futures.CancelledError as error:
+      say(str(error))
+      raise
     except BaseException as error:
       say(f"{self.display_name} failed: {error}")
       raise
@@ -35,19 +40,29 @@ class _Job(Generic[Result]):
   @property
   def state(self) -> str:
     """The job's state, as the hosted service names it."""
+    return f"{self._STATES}_{self._state()}"
+
+  def _state(self) -> str:
     if self._future.running():
-      state = "RUNNING"
-    elif not self._future.done():
-      state = "QUEUED"
-    else:
-      state = "SUCCEEDED" if self._future.exception() is None else "FAILED"
-    return f"{self._STATES}_{state}"
+      return "RUNNING"
+    if not self._future.done():
+      return "QUEUED"
+    try:
+      error = self._future.exception()
+    except concurrent.futures.CancelledError as cancelled:
+      error = cancelled
+    if isinstance(error, concurrent.futures.CancelledError):
+      return "CANCELLED"
+    return "SUCCEEDED" if error is None else "FAILED"
 
   def done(self) -> bool:
     return self._future.done()
 
   def wait(self, timeout: float | None = None) -> None:
-    """Waits until the job ends; raises what ended it, or TimeoutError."""
+    """Waits until the job ends; raises what ended it, CancelledError for `cancel`, or TimeoutError.
+
+    CancelledError is that of concurrent.futures.
+    """
     self._future.result(timeout)
 
 
@@ -66,10 +81,37 @@ class TuningJob(_Job[str], Generic[Model]):
     open_model: Callable[[str], Model],
   ):
     """Starts `work`, which returns NAME@VERSION; `open_model` opens it."""
-    super().__init__(name, work)
+    self._stop = threading.Event()
     self.model_dir = model_dir
     self._open_model = open_model
     self._model: Model | None = None
+    super().__init__(name, lambda: self._train(work))
+
+  def _train(self, work: Callable[[], str]) -> str:
+    # Imports JAX.
+    from dss_jax.parallel.preemption import stopped_by
+
+    try:
+      with stopped_by(self._stop):
+        return work()
+    except Preempted as error:
+      raise concurrent.futures.CancelledError(
+        f"{self.display_name} was cancelled after step {error.step}, which is saved; the same call"
+        " goes on from there"
+      ) from None
+
+  def _state(self) -> str:
+    state = super()._state()
+    return "CANCELLING" if state == "RUNNING" and self._stop.is_set() else state
+
+  def cancel(self) -> None:
+    """Stops the job after the current step of training, with its checkpoint; returns at once.
+
+    The same call that started it goes on from there. A job that waits does not begin; one that is
+    asking its teacher stops after its first step; one that has ended stays as it is.
+    """
+    self._stop.set()
+    self._future.cancel()
 
   def get_tuned_model(self) -> Model:
     """Waits until the job is complete, and returns the model; raises what ended the job."""

@@ -1,7 +1,10 @@
-"""Signals that ask a run to stop: it saves after the current step and exits."""
+"""What asks a run to stop, a signal or an event: it saves after the current step and exits."""
 
+import contextlib
+import contextvars
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,19 +14,41 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dss_jax.errors import Preempted
 
-__all__ = ["Preempted", "StopSignal", "StopVote"]
+__all__ = ["Preempted", "StopSignal", "StopVote", "stopped_by"]
+
+_event: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar(
+  "stop_event", default=None
+)
+
+
+@contextlib.contextmanager
+def stopped_by(event: threading.Event) -> Iterator[None]:
+  """Lets another thread stop the runs of the body, by setting the event: it is as SIGTERM is."""
+  token = _event.set(event)
+  try:
+    yield
+  finally:
+    _event.reset(token)
 
 
 class StopSignal:
   """A context that records SIGTERM and SIGINT instead of ending the program.
 
   A second SIGINT raises KeyboardInterrupt. Only the main thread can handle signals; in another
-  thread nothing is recorded.
+  thread none is recorded, but for the event of `stopped_by`.
   """
 
   def __init__(self):
-    self.number: int | None = None
+    self._number: int | None = None
+    self._event = _event.get()
     self._previous: dict[int, Any] = {}
+
+  @property
+  def number(self) -> int | None:
+    """The number of the signal; None if there was none."""
+    if self._number is None and self._event is not None and self._event.is_set():
+      return signal.SIGTERM
+    return self._number
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
@@ -36,9 +61,9 @@ class StopSignal:
       signal.signal(number, handler)
 
   def _record(self, number, frame):
-    if self.number == number == signal.SIGINT:
+    if self._number == number == signal.SIGINT:
       raise KeyboardInterrupt
-    self.number = number
+    self._number = number
 
 
 class StopVote:

@@ -1,4 +1,4 @@
-"""Signals are recorded; a second SIGINT interrupts; all processes stop after the same step."""
+"""Signals and an event are recorded; a second SIGINT interrupts; processes stop together."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dss_jax.errors import Preempted
-from dss_jax.parallel.preemption import StopSignal, StopVote
+from dss_jax.parallel.preemption import StopSignal, StopVote, stopped_by
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -84,3 +84,22 @@ def test_a_signal_to_one_process_stops_all(mesh_of, monkeypatch):
   monkeypatch.setattr(vote, "_ballot", lambda number: jax.device_put(ballots, sharding))
   vote.cast(None)
   assert vote.cast(None) == signal.SIGTERM
+
+
+def test_an_event_stops_as_sigterm_does():
+  """In any thread, for the body alone."""
+  seen = []
+
+  def enter():
+    event = threading.Event()
+    with stopped_by(event), StopSignal() as stop:
+      seen.append(stop.number)
+      event.set()
+      seen.append(stop.number)
+    with StopSignal() as stop:
+      seen.append(stop.number)
+
+  thread = threading.Thread(target=enter)
+  thread.start()
+  thread.join()
+  assert seen == [None, signal.SIGTERM, None]
