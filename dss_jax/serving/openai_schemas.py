@@ -25,6 +25,8 @@ _IGNORED = frozenset(
 _NEUTRAL: dict[str, Any] = {
   "frequency_penalty": 0,
   "presence_penalty": 0,
+  # Not OpenAI's, but of vLLM, whose benchmark sends it.
+  "repetition_penalty": 1.0,
   "logit_bias": {},
   "suffix": "",
   "echo": False,

@@ -140,6 +140,7 @@ def test_parameters_reach_the_student(serve, student):
   body = {
     **CHAT, "max_completion_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "stop": "x",
     "seed": -1, "user": "someone", "frequency_penalty": 0, "tools": [], "response_format": None,
+    "repetition_penalty": 1.0,
   }  # fmt: skip
   choice = serve().post(CHAT_URL, json=body).json()["choices"][0]
   assert (choice["message"]["content"], choice["finish_reason"]) == ("label of", "length")
