@@ -11,7 +11,8 @@ from dss_jax.cli.options import option
 from dss_jax.errors import UserError
 
 # What a run trains on targets by cross-entropy: at most one of them.
-_BASES = {"step-by-step": "runs/distill.gin", "labels": "runs/tune.gin"}
+_LABELS = "runs/tune.gin"
+_BASES = {"step-by-step": "runs/distill.gin", "labels": _LABELS}
 # The other kinds, each runs/NAME.gin with an underscore for a hyphen.
 KINDS = (
   *("response", "universal", "feature", "relation", "attention", "self-average", "self-layers"),
@@ -63,7 +64,7 @@ def compose(
   if kinds is None:
     if weights:
       raise UserError(f"--kind-weight {weights[0]}: there is no --kind that it could weight")
-    return [base], []
+    return [base], _labels_alone(base, "dss tune")
   names = [name.strip() for name in kinds.split(",")]
   for number, name in enumerate(names):
     if name not in _BASES and name not in KINDS:
@@ -86,11 +87,20 @@ def compose(
   files.append(_BASES[bases[0]] if bases else base)
   given = _weights(weights, [*bases, *terms])
   terms |= {name: weight for name, weight in given.items() if name in terms}
-  bindings = [Binding("LossConfig.extra_terms", terms, "--kind")] if terms else []
+  bindings = _labels_alone(files[-1], "--kind labels")
+  if terms:
+    bindings.append(Binding("LossConfig.extra_terms", terms, "--kind"))
   weight = given.get(bases[0], 1.0) if bases else 0.0
   if weight != 1.0:
     bindings.append(Binding("LossConfig.cross_entropy_weight", weight, "--kind"))
   return files, bindings
+
+
+def _labels_alone(base: str, place: str) -> list[Any]:
+  """Returns the binding for labels alone, which a --gin-file that includes a run cannot undo."""
+  from dss_jax.config.gin_loader import Binding
+
+  return [Binding("ALPHA", 1.0, place)] if base == _LABELS else []
 
 
 def _weights(weights: Sequence[str], losses: Sequence[str]) -> Mapping[str, float]:
