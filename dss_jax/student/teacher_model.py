@@ -42,9 +42,8 @@ class TeacherModel:
     assert signals.model is not None
     self.path = signals.model
     self._weights = signals.weights
-    path = str(student_folder(signals.model, run.registry))
     try:
-      self._source = open_checkpoint(path)
+      self._source = open_checkpoint(str(student_folder(signals.model, run.registry)))
     except UserError as error:
       message = str(error).removeprefix("--initial-checkpoint ")
       raise UserError(f"--teacher-model {message}") from error
