@@ -208,3 +208,14 @@ def test_streams_and_tokens_in_both_versions(two):
   assert operation["response"]["@type"].endswith("google.cloud.aiplatform.v1beta1.Endpoint")
   for wrong in ({}, {"instances": [{"content": "x"}], "parameters": {"topX": 1}}):
     two.call("POST", f"{path}:predict", wrong, status=400)
+
+
+def test_more_than_can_wait_is_refused_at_once(two):
+  path = create(two)
+  deploy(two, path)
+  body = {"instances": [{"content": "x"}] * 128, "parameters": {"candidateCount": 8}}
+  response = two.client.post(f"{path}:predict", json=body)
+  error = response.json()["error"]
+  assert (response.status_code, error["status"]) == (429, "RESOURCE_EXHAUSTED")
+  assert error["details"][0]["reason"] == "RATE_LIMIT_EXCEEDED"
+  assert int(response.headers["retry-after"]) >= 1
