@@ -74,6 +74,6 @@ def test_the_mean_is_over_aligned_tokens():
     "decoder_target_kinds": jnp.array([[0, 0, 1, 0]]),
     ALIGNED: jnp.array([[1.0, 0.0, 1.0, 0.0]]),
   }
-  term = Term("universal_label", 1.0, (0,), LOSS, "file", ALIGNED)
+  term = Term("universal_label", 1.0, (0,), LOSS, "file", weights_from=ALIGNED)
   assert float(term.denominator(batch)) == 1.0
   np.testing.assert_array_equal(term.token_weights(batch), [[1.0, 0.0, 0.0, 0.0]])
