@@ -14,6 +14,7 @@ from dss_jax.config.schema import EvaluationConfig, LossConfig, OptimizerConfig
 from dss_jax.data.batches import EvalBatches, TrainBatches
 from dss_jax.errors import Preempted, TrainingDiverged, UserError
 from dss_jax.losses.base import LossSum
+from dss_jax.losses.kinds import make_objective
 from dss_jax.train import loop as subject
 from dss_jax.train.checkpointing import Checkpoints
 from dss_jax.train.evaluation import Evaluation, SequenceFigures
@@ -423,7 +424,7 @@ def test_an_evaluation_without_numbers_stops_the_run(make_loop, kept, monkeypatc
   assert kept() == [2]
 
 
-def test_a_run_on_rationales_alone_is_judged_by_them(make_loop, monkeypatch, capsys):
+def test_a_run_on_rationales_alone_is_judged_by_them(make_loop, trainer, monkeypatch, capsys):
   def evaluate(trainer, params, batches):
     tokens = np.float32(10)
     sums = {
@@ -433,6 +434,7 @@ def test_a_run_on_rationales_alone_is_judged_by_them(make_loop, monkeypatch, cap
     return evaluated(sums, rationale=np.zeros(3))
 
   monkeypatch.setattr(subject, "evaluate", evaluate)
-  outcome = make_loop(evaluation={"interval_steps": 6}, loss=LossConfig(alpha=0.0)).run()
+  monkeypatch.setattr(trainer, "objective", make_objective(LossConfig(alpha=0.0)))
+  outcome = make_loop(evaluation={"interval_steps": 6}).run()
   assert outcome.evaluation["rationale/eval_accuracy"] == 0.5
   assert "rationale accuracy 0.5000" in capsys.readouterr().err
