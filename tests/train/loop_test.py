@@ -434,7 +434,8 @@ def test_a_run_on_rationales_alone_is_judged_by_them(make_loop, trainer, monkeyp
     return evaluated(sums, rationale=np.zeros(3))
 
   monkeypatch.setattr(subject, "evaluate", evaluate)
-  monkeypatch.setattr(trainer, "objective", make_objective(LossConfig(alpha=0.0)))
+  for name in ("objective", "evaluation_objective"):
+    monkeypatch.setattr(trainer, name, make_objective(LossConfig(alpha=0.0)))
   outcome = make_loop(evaluation={"interval_steps": 6}).run()
   assert outcome.evaluation["rationale/eval_accuracy"] == 0.5
   assert "rationale accuracy 0.5000" in capsys.readouterr().err
