@@ -19,7 +19,7 @@ from dss_jax.jobs.store import ENDED
 from dss_jax.jobs.worker_lock import holder
 from dss_jax.student.export import best_weights
 from dss_jax.student.student import Student
-from tests.jobs.runner_test import is_held
+from tests.jobs.runner_test import is_held, kill_one
 from tests.jobs.workplace import PARENT, TEMPLATE, Workplace, pipeline
 
 _COMMAND = "from dss_jax.cli.main import main; main()"
@@ -256,11 +256,7 @@ def test_kills_change_no_student(workplace, serve, tmp_path, kills):
     elif jobs.total() < kills:
       # So that each of them is killed, and not the first ones alone.
       left = [job for job in started if not waiting or jobs[job.job_id] < kills / len(names)]
-      holders = [(job, holder(service.folder(job))) for job in left]
-      living = [(job, each) for job, each in holders if each and is_held(service, job.name)]
-      if living:
-        job, process = dice.choice(living)
-        os.kill(process, signal.SIGKILL)
+      if (job := kill_one(left, service, dice)) is not None:
         jobs[job.job_id] += 1
   print(f"servers killed: {servers}, jobs killed: {dict(jobs)}")
   assert min(jobs[f"job-{number}"] for number in range(len(names))) > 0

@@ -239,7 +239,7 @@ def test_kills_lose_nothing_and_run_nothing_twice(workplace, kills):
   for kill in range(2 * kills):
     time.sleep(dice.uniform(0.0, 0.5))
     if kill % 2:
-      os.kill(wait(lambda: dice.choice(living(service) or [None])), signal.SIGKILL)
+      wait(lambda: kill_one(service.store.in_states(("PENDING", "RUNNING")), service, dice))
       killed += 1
     else:
       server.kill()
@@ -260,14 +260,20 @@ def test_kills_lose_nothing_and_run_nothing_twice(workplace, kills):
     assert history == ["PENDING", "RUNNING", "SUCCEEDED"]
 
 
-def living(service):
-  """The processes that run jobs now."""
-  started = service.store.in_states(("PENDING", "RUNNING"))
-  return [
-    process
-    for job in started
-    if (process := holder(service.folder(job))) is not None and is_held(service, job.name)
-  ]
+def kill_one(jobs, service, dice):
+  """Kills the process of one of the jobs; returns that job, None if none of them has one."""
+  # The lock is looked at first: what the file says may be of the process before.
+  held = [job for job in jobs if is_held(service, job.name)]
+  running = [(job, process) for job in held if (process := holder(service.folder(job)))]
+  if not running:
+    return None
+  job, process = dice.choice(running)
+  try:
+    os.kill(process, signal.SIGKILL)
+  except ProcessLookupError:
+    # It has just ended.
+    return None
+  return job
 
 
 def start_server(root, *, wait=True):
