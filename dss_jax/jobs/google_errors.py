@@ -28,7 +28,7 @@ def refused(error: Exception, service: JobService) -> Refused:
   if isinstance(error, HTTPException):
     return _of_route(error)
   if isinstance(error, UserError):
-    return invalid(_without_places(str(error), service))
+    return invalid(without_places(str(error), service))
   try:
     return refusal_of(error)
   except Exception:
@@ -86,7 +86,7 @@ def _of_route(error: HTTPException) -> Refused:
   return Refused(error.status_code, error.detail, headers=error.headers)
 
 
-def _without_places(message: str, service: JobService) -> str:
+def without_places(message: str, service: JobService) -> str:
   """Returns a message with names for the server's folders."""
   settings = service.settings
   places = {str(service.root): "ROOT"}

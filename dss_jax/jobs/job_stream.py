@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from starlette.responses import StreamingResponse
 
+from dss_jax.jobs.google_errors import without_places
 from dss_jax.jobs.runner import LOG
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import Job
@@ -26,8 +27,8 @@ def watch(service: JobService, job: Job, last_event_id: str) -> StreamingRespons
   """Returns a response that goes on until the job has ended.
 
   The events are `state` ({"state", "tasks"}), `log` (a line of text) and `metrics` (a line of
-  metrics.jsonl). Each has an id; a client that connects again with the last one as
-  Last-Event-ID gets what came after it.
+  metrics.jsonl), with names for the server's folders. Each has an id; a client that connects again
+  with the last one as Last-Event-ID gets what came after it.
   """
   return StreamingResponse(
     _events(service, job.name, last_event_id),
@@ -55,7 +56,7 @@ async def _events(service: JobService, name: str, last_event_id: str) -> AsyncIt
       for line, place in _new_lines(path, places[kind]):
         places[kind] = place
         quiet = 0
-        yield _event(kind, line, places)
+        yield _event(kind, without_places(line, service), places)
     if state != last_state:
       last_state, quiet = state, 0
       yield _event("state", state, places)

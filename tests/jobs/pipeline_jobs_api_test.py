@@ -160,7 +160,9 @@ def test_a_jobs_states_log_and_metrics_as_they_come(client, service):
   job = service.get(name)
   folder = service.folder(job)
   (folder / "model").mkdir(parents=True)
-  (folder / "worker.log").write_bytes("first\nzweite ü\x1b[31m\rthird\nunfinish".encode())
+  (folder / "worker.log").write_bytes(
+    f"in {service.root}/registry\nzweite ü\x1b[31m\rthird\nunfinish".encode()
+  )
   (folder / "model" / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
   end(service, name)
   with client.stream("GET", f"/v1/{name}:watch") as response:
@@ -168,7 +170,7 @@ def test_a_jobs_states_log_and_metrics_as_they_come(client, service):
     events = [event.split("\n") for event in "".join(response.iter_text()).split("\n\n") if event]
   kinds = [event[1].removeprefix("event: ") for event in events]
   assert kinds == ["log", "log", "metrics", "metrics", "state"]
-  assert events[0][2:] == ["data: first"]
+  assert events[0][2:] == ["data: in ROOT/registry"]
   assert events[1][2:] == ["data: zweite ü\\x1b[31m\\rthird"]
   assert json.loads(events[-1][2].removeprefix("data: "))["state"] == "SUCCEEDED"
   # A client that connects again gets what it has not seen.
@@ -178,7 +180,10 @@ def test_a_jobs_states_log_and_metrics_as_they_come(client, service):
   assert again.count("event: metrics") == 1
   assert 'data: {"step": 2}' in again
   assert "event: log" not in again
-  assert list(log_lines(service, job, follow=True)) == ["first", "zweite ü\\x1b[31m\\rthird"]
+  assert list(log_lines(service, job, follow=True)) == [
+    f"in {service.root}/registry",
+    "zweite ü\\x1b[31m\\rthird",
+  ]
 
 
 WRONG_FIELDS = [
