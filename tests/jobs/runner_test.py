@@ -51,6 +51,26 @@ def run(service):
         os.killpg(process, signal.SIGKILL)
 
 
+@pytest.fixture
+def start_server():
+  """Starts a queue as a process of its own; kills it after the test."""
+  servers = []
+
+  def start_server(root, *, wait=True):
+    command = [sys.executable, "-m", "tests.jobs.counting_server", str(root)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    servers.append(server)
+    if wait:
+      assert server.stdout.readline() == "ready\n"
+    return server
+
+  yield start_server
+  for server in servers:
+    server.kill()
+    server.wait()
+    server.stdout.close()
+
+
 def wait(condition):
   deadline = time.monotonic() + _SECONDS
   while not (found := condition()):
@@ -222,7 +242,7 @@ def test_old_jobs_and_lost_folders_are_deleted(workplace, run):
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_lose_nothing_and_run_nothing_twice(workplace, kills):
+def test_kills_lose_nothing_and_run_nothing_twice(workplace, start_server, kills):
   """The server and its jobs are killed so often each, at random moments, and all jobs end."""
   dice = random.Random(kills)
   service = workplace.open(restarts=1000)
@@ -243,11 +263,9 @@ def test_kills_lose_nothing_and_run_nothing_twice(workplace, kills):
       killed += 1
     else:
       server.kill()
-      server.communicate()
+      server.wait()
       server = start_server(service.root, wait=dice.random() < 0.7)
   wait(lambda: all(job.state in ENDED for job in service.store.newest()))
-  server.kill()
-  server.communicate()
   assert killed == kills
   assert not (service.root / "two-at-once").exists()
   starts = (service.root / "starts").read_text().split()
@@ -274,14 +292,3 @@ def kill_one(jobs, service, dice):
     # It has just ended.
     return None
   return job
-
-
-def start_server(root, *, wait=True):
-  server = subprocess.Popen(
-    [sys.executable, "-m", "tests.jobs.counting_server", str(root)],
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  if wait:
-    assert server.stdout.readline() == "ready\n"
-  return server
