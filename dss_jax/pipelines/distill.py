@@ -8,7 +8,9 @@ checkpoints, which all processes save together.
 import contextlib
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
 
 from dss_jax.config.schema import RunConfig, flatten
 from dss_jax.data.batches import EvalBatches, TrainBatches
@@ -97,50 +99,12 @@ def run(config: RunConfig) -> dict[str, Any]:
   trainer = Trainer(config, optimizer, mesh, network, file)
   layers = None if initial is None else initial.layers
   initial_states = [] if initial is None else [initial.state(trainer)]
-  row_multiple = mesh.shape["data"] * config.accumulation_steps
-  costs = forward_flops(config.model).of_rows
-  starts = shared_starts(config.data, data.vocabulary)
-  train_batches = TrainBatches(
-    data.train,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    kinds=kinds,
-    costs=costs,
-    row_multiple=row_multiple,
-    length_multiple=aligned_tokens(config.model.dtype),
-    example_weights=data.train.example_weights,
-    shared_starts=starts,
-    sequence_ids=compares_examples(config),
-    features=() if file is None else file.features,
-  )
-  eval_batches = None
-  if data.evaluation is not None:
-    eval_batches = EvalBatches(
-      data.evaluation,
-      batch_size=config.batch_size,
-      kinds=kinds,
-      costs=costs,
-      row_multiple=row_multiple,
-      length_multiple=aligned_tokens(config.model.dtype),
-      shared_starts=starts,
-    )
+  batches = _Batches.of(config, data, mesh, kinds, file)
   on_policy = None
-  if config.on_policy.share:
-    on_policy_batches = OnPolicyBatches(
-      data.train,
-      train_batches,
-      kinds=sampled_kinds(config),
-      max_tokens=max_tokens(config),
-      costs=costs,
-      row_multiple=row_multiple,
-      length_multiple=aligned_tokens(config.model.dtype),
-    )
+  if batches.on_policy is not None:
+    vocabulary = data.vocabulary
     on_policy = OnPolicy(
-      config,
-      trainer,
-      on_policy_batches,
-      eos_id=data.vocabulary.eos_id,
-      pad_id=data.vocabulary.pad_id,
+      config, trainer, batches.on_policy, eos_id=vocabulary.eos_id, pad_id=vocabulary.pad_id
     )
   digest = logits.digest if logits is not None else None if teacher is None else teacher.digest
   with _model_dir(config) as directory:
@@ -155,14 +119,14 @@ def run(config: RunConfig) -> dict[str, Any]:
       # Written only now, so that a run whose checkpoint cannot be read is left unchanged.
       if processes.is_first():
         students.write_config(config)
-      _announce(config, data, trainer, train_batches, step)
+      _announce(config, data, trainer, batches.train, step)
       coming = range(step, min(step + _STEPS_AHEAD, config.train_steps))
       trainer.compile_ahead(
-        train_batches.shapes(n for n in coming if on_policy is None or not on_policy.takes(n)),
-        eval_batches.shapes() if eval_batches is not None else [],
+        batches.train.shapes(n for n in coming if on_policy is None or not on_policy.takes(n)),
+        [] if batches.evaluation is None else batches.evaluation.shapes(),
       )
 
-    loop = Loop(config, trainer, train_batches, eval_batches, on_policy)
+    loop = Loop(config, trainer, batches.train, batches.evaluation, on_policy)
     # pop, because a reference kept here would keep the initial state in memory.
     try:
       outcome = loop.run(initial_states.pop if initial_states else None, on_start)
@@ -173,6 +137,65 @@ def run(config: RunConfig) -> dict[str, Any]:
       students.write_card(directory, card)
     say(f"finished: {_end(card)}")
     return _registered(config, card)
+
+
+class _Batches(NamedTuple):
+  """The batches of a run: None for evaluation data and sampled targets that it does not have."""
+
+  train: TrainBatches
+  evaluation: EvalBatches | None
+  on_policy: OnPolicyBatches | None
+
+  @classmethod
+  def of(
+    cls,
+    config: RunConfig,
+    data: PreparedData,
+    mesh: Mesh,
+    kinds: tuple[int, ...],
+    file: LogitStore | None,
+  ) -> "_Batches":
+    """Plans the batches.
+
+    Args:
+      kinds: the target kinds that the run is trained on.
+      file: a teacher's next tokens that the batches carry.
+    """
+    rows: Any = {
+      "costs": forward_flops(config.model).of_rows,
+      "row_multiple": mesh.shape["data"] * config.accumulation_steps,
+      "length_multiple": aligned_tokens(config.model.dtype),
+    }
+    starts = shared_starts(config.data, data.vocabulary)
+    train = TrainBatches(
+      data.train,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      kinds=kinds,
+      example_weights=data.train.example_weights,
+      shared_starts=starts,
+      sequence_ids=compares_examples(config),
+      features=() if file is None else file.features,
+      **rows,
+    )
+    evaluation = on_policy = None
+    if data.evaluation is not None:
+      evaluation = EvalBatches(
+        data.evaluation,
+        batch_size=config.batch_size,
+        kinds=kinds,
+        shared_starts=starts,
+        **rows,
+      )
+    if config.on_policy.share:
+      on_policy = OnPolicyBatches(
+        data.train,
+        train,
+        kinds=sampled_kinds(config),
+        max_tokens=max_tokens(config),
+        **rows,
+      )
+    return cls(train, evaluation, on_policy)
 
 
 def _check_name(config: RunConfig) -> None:
