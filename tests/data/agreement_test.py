@@ -130,6 +130,7 @@ def test_the_loss_by_hand():
   assert float(sums["label/accuracy"].mean()) == pytest.approx(1 / 1.5)
 
 
+@pytest.mark.slow
 def test_packed_rows_have_the_gradient_of_unpacked_ones(make_store, make_config, random_params):
   store = make_store(8, seed=3)
   weights = np.random.default_rng(1).uniform(0.1, 1, 8).astype(np.float32)

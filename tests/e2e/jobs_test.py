@@ -102,6 +102,7 @@ def serve(workplace):
         os.killpg(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_documentations_curl_distils_svamp(workplace, serve, shared):
   """The body is the documentation's: only its placeholders and the host are filled in."""
   folder = shared / "data" / "svamp"

@@ -113,7 +113,9 @@ def assert_intact(pair, expected):
     assert moved.code == 0, moved.err
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_nothing_is_half_done(kills, pair, expected):
   dice = random.Random(kills)
   registered, answers = 0, 0

@@ -45,16 +45,17 @@ def taught(dss):
   return dss
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(taught):
   flags = taught.flags("killed", *KINDS)
-  outcome = taught.finish(taught.start("distill", *taught.flags("whole", *KINDS)))
+  outcome = taught.finish(taught.start("distill", *taught.flags("undisturbed", *KINDS)))
   assert outcome.code == 0, outcome.err
   outcome = taught.finish(taught.start("distill", *flags, code=DIES + RUN))
   assert outcome.code == -signal.SIGKILL, outcome.err
   outcome = taught.finish(taught.start("distill", *flags))
   assert outcome.code == 0, outcome.err
   assert "going on after step" in outcome.err
-  assert_same_run(taught, "killed", taught, "whole")
+  assert_same_run(taught, "killed", taught, "undisturbed")
   checkpoint = taught.folder / "killed" / "checkpoints" / "6"
   assert {"projections", "average"} <= {path.name for path in checkpoint.iterdir()}
   lines = [line for line in taught.numbers("killed") if "train_total_loss" in line]
@@ -83,6 +84,7 @@ def test_it_is_used_as_any_student(taught):
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.slow
 def test_born_again(dss):
   """A student of the same size learns from an earlier one, by response alone."""
   dss.train("first")

@@ -27,11 +27,13 @@ RUN = "from dss_jax.cli.main import main; main()"
 
 @pytest.fixture(scope="module")
 def taught(finished, tmp_path_factory):
-  """A working folder with a teacher in `student`, and in `whole` the student of a whole run."""
+  """A working folder with a teacher in `student`, and in `undisturbed` a whole run's student."""
   folder = tmp_path_factory.mktemp("taught") / "copy"
   shutil.copytree(finished.folder, folder)
   workshop = type(finished)(folder)
-  workshop.said = workshop.finish(workshop.start("distill", *workshop.flags("whole", *ON_POLICY)))
+  workshop.said = workshop.finish(
+    workshop.start("distill", *workshop.flags("undisturbed", *ON_POLICY))
+  )
   assert workshop.said.code == 0, workshop.said.err
   return workshop
 
@@ -41,7 +43,7 @@ def test_what_a_run_says_and_counts(taught):
     "the student samples the targets of 50 % of the steps, at temperature 1 and up to 32 tokens"
   )
   assert says in taught.said.err
-  lines = [line for line in taught.numbers("whole") if "train_total_loss" in line]
+  lines = [line for line in taught.numbers("undisturbed") if "train_total_loss" in line]
   assert [line["step"] for line in lines] == list(range(1, 10))
   assert [line["step"] for line in lines if "on_policy/ended" in line] == SAMPLED
   for line in lines:
@@ -51,6 +53,7 @@ def test_what_a_run_says_and_counts(taught):
       assert "label/train_loss" not in line
 
 
+@pytest.mark.slow
 def test_killed_as_it_samples_and_resumed_it_is_the_same_student(taught):
   flags = taught.flags("killed", *ON_POLICY)
   killed = taught.finish(taught.start("distill", *flags, code=IN_THE_LAST_STEP + RUN))
@@ -59,8 +62,10 @@ def test_killed_as_it_samples_and_resumed_it_is_the_same_student(taught):
   outcome = taught.finish(taught.start("distill", *flags))
   assert outcome.code == 0, outcome.err
   assert "going on after step" in outcome.err
-  assert taught.numbers("killed") == taught.numbers("whole")
-  jax.tree.map(np.testing.assert_array_equal, taught.weights("killed"), taught.weights("whole"))
+  assert taught.numbers("killed") == taught.numbers("undisturbed")
+  jax.tree.map(
+    np.testing.assert_array_equal, taught.weights("killed"), taught.weights("undisturbed")
+  )
 
 
 def test_refusals(with_student, refuses):
@@ -77,6 +82,8 @@ def test_refusals(with_student, refuses):
 
 
 def test_another_share_is_another_run(taught, refuses):
-  flags = taught.flags("whole", *ON_POLICY, "--train-steps", "12", "--on-policy-share", "0.25")
+  flags = taught.flags(
+    "undisturbed", *ON_POLICY, "--train-steps", "12", "--on-policy-share", "0.25"
+  )
   says = ["OnPolicyConfig.share was 0.5, is 0.25"]
   refuses("distill", *flags, says=says, workshop=taught)

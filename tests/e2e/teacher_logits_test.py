@@ -69,15 +69,17 @@ def test_training_from_it_needs_no_teacher_and_resumes(dss_taught):
   """The same weights as without the stop, and the file's digest in the card."""
   shutil.rmtree(dss_taught.folder / "student")
   kind = ("--kind", "step-by-step,response", "--teacher-logits", "draws")
-  dss_taught.train("whole", *kind)
+  dss_taught.train("undisturbed", *kind)
   dss_taught.train("parts", *kind, "--train-steps", "2")
   dss_taught.train("parts", *kind)
-  assert dss_taught.numbers("parts")[-3:] == dss_taught.numbers("whole")[-3:]
-  assert "response_label/train_loss" in dss_taught.numbers("whole")[0]
+  assert dss_taught.numbers("parts")[-3:] == dss_taught.numbers("undisturbed")[-3:]
+  assert "response_label/train_loss" in dss_taught.numbers("undisturbed")[0]
   jax.tree.map(
-    np.testing.assert_array_equal, dss_taught.weights("parts")[4], dss_taught.weights("whole")[4]
+    np.testing.assert_array_equal,
+    dss_taught.weights("parts")[4],
+    dss_taught.weights("undisturbed")[4],
   )
-  card = dss_taught.card("whole")["teacher_model"]
+  card = dss_taught.card("undisturbed")["teacher_model"]
   assert card["model"] == "draws"
   shutil.rmtree(dss_taught.folder / "draws")
   shutil.copytree(dss_taught.folder / "logits", dss_taught.folder / "draws")

@@ -115,14 +115,15 @@ def test_without_a_checkpoint(with_student, refuses):
 
 
 @pytest.mark.parametrize(
-  ("file", "place"),
+  ("file", "place", "as_initial"),
   [
-    ("4/metrics/metrics", "checkpoints"),
-    ("4/params/_METADATA", "checkpoints/4"),
-    ("4/params/manifest.ocdbt", "checkpoints/4"),
+    ("4/metrics/metrics", "checkpoints", "checkpoints: cannot be restored"),
+    # An initial checkpoint's arrays are read without it.
+    ("4/params/_METADATA", "checkpoints/4", None),
+    ("4/params/manifest.ocdbt", "checkpoints/4", "checkpoints/4/params: its arrays cannot be"),
   ],
 )
-def test_a_damaged_checkpoint(with_student, refuses, capfd, file, place):
+def test_a_damaged_checkpoint(with_student, refuses, capfd, file, place, as_initial):
   path = with_student.folder / "student" / "checkpoints" / file
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   says = [f"student/{place}: cannot be restored", "a copy of it", "remove it"]
@@ -130,8 +131,9 @@ def test_a_damaged_checkpoint(with_student, refuses, capfd, file, place):
   flags = with_student.flags("student", "--train-steps", "6")
   refuses("distill", *flags, says=says, workshop=with_student)
   flags = with_student.flags("new", "--initial-checkpoint", "student")
-  says[0] = f"--initial-checkpoint {says[0]}"
-  refuses("distill", *flags, says=says, workshop=with_student)
+  if as_initial is not None:
+    says = [f"--initial-checkpoint student/{as_initial}", "copy"]
+    refuses("distill", *flags, says=says, workshop=with_student)
   assert "Traceback" not in capfd.readouterr().err
 
 

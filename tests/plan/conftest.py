@@ -50,6 +50,7 @@ def make_plan(v3_64, planned):
       slice=mesh_choice("v3-64").slice,
       shape=RowShape(24, 1024, 256),
       weights=247_577_856,
+      teacher_weights=0,
       flops=StepFlops(3e13, 1e13),
       planned=first or planned(),
       others=list(others),

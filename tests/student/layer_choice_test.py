@@ -205,6 +205,7 @@ def test_settings_that_contradict_each_other():
     check_initial_settings(config_of("", "odd"))
 
 
+@pytest.mark.slow
 def test_the_command_shrinks_a_student_and_resumes(tmp_path, capsys, monkeypatch):
   rows = [{"input_text": f"{i}", "output_text": "x", "rationale": "y"} for i in range(8)]
   (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -198,6 +198,7 @@ def test_packing_and_padding(packed, trainer, step_of, wanted):
   assert_close(step_of(trainer, batches.fill(packing, sequences)), wanted)
 
 
+@pytest.mark.slow
 def test_scanned_layers(config, make_trainer, step_of, state, batch, wanted):
   run = config()
   run = dataclasses.replace(run, model=dataclasses.replace(run.model, scan_layers=True))
@@ -228,6 +229,7 @@ def test_the_optimizer_s_moments_of_projections(config, make_trainer, scan_layer
   assert [(leaf.shape, leaf.sharding) for leaf in moments] == [(kernel.shape, kernel.sharding)]
 
 
+@pytest.mark.slow
 def test_microbatches(config, make_trainer, step_of, state, batch):
   batch = {name: array for name, array in batch.items() if not name.endswith("sequence_ids")}
   # The others are sums over tokens as the cross-entropy, in the same pass.

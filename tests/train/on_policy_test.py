@@ -174,7 +174,9 @@ def by_hand(make_run, params, teacher_params, store, samples):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [((1, 1), 1), ((8, 1), 1), ((1, 1), 3)])
+@pytest.mark.parametrize(
+  ("mesh", "parts"), [((1, 1), 1), ((8, 1), 1), pytest.param((1, 1), 3, marks=pytest.mark.slow)]
+)
 def test_a_step_is_the_loss_by_hand(make_run, make_parts, params, samples, by_hand, mesh, parts):
   config = make_run(accumulation_steps=parts)
   trainer, _, on_policy = make_parts(config, mesh)
@@ -251,6 +253,7 @@ def test_metrics_of_a_run(run_loop):
     assert line["train_total_loss"] == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_after_each_step_is_the_same_run(run_loop, monkeypatch):
   """The present weights sample: those of a checkpoint are the same, bit for bit."""
   whole = run_loop("whole")

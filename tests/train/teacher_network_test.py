@@ -127,7 +127,7 @@ def test_a_step_is_the_loss_by_hand(take_step, wanted, mesh, parts):
 
 
 @pytest.mark.parametrize(("weights", "tolerance"), [("bfloat16", 0.05), ("int8", 0.1)])
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("scanned", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_weights_that_are_stored_small(
   take_step, wanted, teacher_model, teacher_params, weights, tolerance, scanned
 ):
