@@ -164,6 +164,7 @@ def test_packed_rows_have_the_gradient_of_unpacked_ones(make_store, make_config,
   assert max(jax.tree.leaves(differences)) > 1e-3
 
 
+@pytest.mark.slow
 def test_from_annotation_to_training(server, numbered, tmp_path, monkeypatch, capsys):
   """Row 1's three answers are 2, 9 and 2; all others agree."""
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)

@@ -139,7 +139,8 @@ def apart(store, examples):
   return batch
 
 
-@pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.slow
 def test_a_packed_batch_has_the_loss_and_gradient_of_sequences_apart(
   store, packed, make_config, random_params, scan_layers
 ):

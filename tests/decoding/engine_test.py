@@ -190,7 +190,7 @@ def teacher_forced(params, request, ids):
   return np.asarray(jax.nn.log_softmax(logits))[0]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_log_probabilities_are_those_of_a_teacher_forced_pass(params, requests, temperature):
   decoding = DecodingConfig(temperature=temperature, log_probabilities=True)
   for (number, _), (ids, logs) in answers_of(engine_of(params, decoding), requests[:6]).items():

@@ -30,6 +30,9 @@ from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer, batch_loss, trained_tree
 from dss_jax.train.teacher_network import TeacherNetwork
 
+# Half a minute and more; CI runs the same kinds from the command line (tests/e2e).
+pytestmark = pytest.mark.slow
+
 EXAMPLES = np.arange(12)
 STUDENT = {"num_encoder_layers": 2, "num_decoder_layers": 2}
 # Another width and depth than the student's.
@@ -198,7 +201,6 @@ def test_packing_and_padding(packed, trainer, step_of, wanted):
   assert_close(step_of(trainer, batches.fill(packing, sequences)), wanted)
 
 
-@pytest.mark.slow
 def test_scanned_layers(config, make_trainer, step_of, state, batch, wanted):
   run = config()
   run = dataclasses.replace(run, model=dataclasses.replace(run.model, scan_layers=True))
@@ -229,7 +231,6 @@ def test_the_optimizer_s_moments_of_projections(config, make_trainer, scan_layer
   assert [(leaf.shape, leaf.sharding) for leaf in moments] == [(kernel.shape, kernel.sharding)]
 
 
-@pytest.mark.slow
 def test_microbatches(config, make_trainer, step_of, state, batch):
   batch = {name: array for name, array in batch.items() if not name.endswith("sequence_ids")}
   # The others are sums over tokens as the cross-entropy, in the same pass.

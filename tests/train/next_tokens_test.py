@@ -11,6 +11,9 @@ from dss_jax.model.t5 import Transformer
 from dss_jax.train.next_tokens import NextTokenFunction, draw, draws, likeliest, numbers_of
 from dss_jax.train.teacher_network import TeacherNetwork
 
+# Half a minute and more; CI runs the same kinds from the command line (tests/e2e).
+pytestmark = pytest.mark.slow
+
 WORDS = 120
 EXAMPLES = np.arange(8)
 

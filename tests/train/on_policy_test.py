@@ -27,6 +27,9 @@ from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 from dss_jax.train.teacher_network import TeacherNetwork
 
+# Half a minute and more; CI runs the same kinds from the command line (tests/e2e).
+pytestmark = pytest.mark.slow
+
 BATCH_SIZE = 8
 EXAMPLES = 20
 EOS_ID, PAD_ID = 1, 0
@@ -253,7 +256,6 @@ def test_metrics_of_a_run(run_loop):
     assert line["train_total_loss"] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_stopped_after_each_step_is_the_same_run(run_loop, monkeypatch):
   """The present weights sample: those of a checkpoint are the same, bit for bit."""
   whole = run_loop("whole")

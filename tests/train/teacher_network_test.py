@@ -121,7 +121,9 @@ def assert_close(got, want, tolerance=1e-5):
     assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [((1, 1), 1), ((1, 1), 3), ((8, 1), 1), ((2, 4), 1)])
+@pytest.mark.parametrize(
+  ("mesh", "parts"), [((1, 1), 3), pytest.param((8, 1), 1, marks=pytest.mark.slow), ((2, 4), 1)]
+)
 def test_a_step_is_the_loss_by_hand(take_step, wanted, mesh, parts):
   assert_close(take_step(mesh, parts), wanted, 2e-5)
 
