@@ -338,10 +338,7 @@ class DistributedConfig:
 
 # Fields that may change when a run resumes: where rows, vocabulary and the teacher's files are,
 # since their digests say whether they are the same (student/model_dir.py,
-# pipelines/annotate_stage.py); the folder's path; the devices and their memory; and how the teacher
-# is reached.
-# Fields that may change when a run resumes: where rows and vocabulary are, since their digests
-# say whether they are the same; the folder's path and the student's name; the devices and their
+# pipelines/annotate_stage.py); the folder's path and the student's name; the devices and their
 # memory; and how the teacher is reached.
 MUTABLE_ON_RESUME = (
   "DataConfig.dataset",

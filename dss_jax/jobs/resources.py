@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dss_jax.jobs.api_error import ApiError, not_found
+from dss_jax.jobs.database import connected, transaction
 from dss_jax.jobs.names import Name
 
 FILE = "resources.sqlite"
@@ -30,7 +31,7 @@ class Resources:
   def __init__(self, root: pathlib.Path):
     """Opens them; the file is made if it is not there."""
     self._path = root / FILE
-    with self._connection() as database:
+    with connected(self._path) as database:
       database.executescript(_SCHEMA)
 
   def add(self, name: Name, value: dict[str, Any]) -> dict[str, Any]:
@@ -46,14 +47,14 @@ class Resources:
 
   def get(self, name: Name) -> dict[str, Any]:
     """Returns a resource; raises ApiError NOT_FOUND."""
-    with self._connection() as database:
+    with connected(self._path) as database:
       return _read(database, name)
 
   def list(
     self, kind: str, project: str | None = None, location: str = "-"
   ) -> list[dict[str, Any]]:
     """Returns the resources of a kind; None means all projects, "-" all locations."""
-    with self._connection() as database:
+    with connected(self._path) as database:
       rows = database.execute(
         "select value from resources where kind = ? and (project = ? or ? is null)"
         " and (location = ? or ? = '-')",
@@ -90,23 +91,10 @@ class Resources:
     return value
 
   @contextlib.contextmanager
-  def _connection(self) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(self._path, timeout=60, isolation_level=None)
-    with contextlib.closing(connection):
-      yield connection
-
-  @contextlib.contextmanager
   def locked(self) -> Iterator[sqlite3.Connection]:
     """Lets no other process change anything, in one transaction, which an exception undoes."""
-    with self._connection() as database:
-      # Immediate: two writers that had both read could not both go on.
-      database.execute("begin immediate")
-      try:
-        yield database
-      except BaseException:
-        database.execute("rollback")
-        raise
-      database.execute("commit")
+    with connected(self._path) as database, transaction(database):
+      yield database
 
 
 def _read(database: sqlite3.Connection, name: Name) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import ApiError
+from dss_jax.jobs.database import connected, transaction
 
 FILE = "jobs.sqlite"
 Kind = Literal["pipelineJobs", "tuningJobs"]
@@ -273,24 +274,16 @@ class Store:
 
   @contextlib.contextmanager
   def _connection(self) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(self._path, timeout=60, isolation_level=None)
-    with contextlib.closing(connection):
-      connection.row_factory = sqlite3.Row
-      connection.execute("pragma foreign_keys = on")
-      yield connection
+    with connected(self._path) as database:
+      database.row_factory = sqlite3.Row
+      database.execute("pragma foreign_keys = on")
+      yield database
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[sqlite3.Connection]:
     """Gives a connection within one transaction, which an exception undoes."""
-    with self._connection() as database:
-      # Immediate: two writers that had both read could not both go on.
-      database.execute("begin immediate")
-      try:
-        yield database
-      except BaseException:
-        database.execute("rollback")
-        raise
-      database.execute("commit")
+    with self._connection() as database, transaction(database):
+      yield database
 
 
 def _end_tasks(database: sqlite3.Connection, job: str, state: str, moment: str) -> None:
