@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 
+import numpy as np
 from jax.sharding import Mesh
 
 from dss_jax.checkpoints.arrays import lay_out, shapes_of
@@ -16,6 +17,9 @@ from dss_jax.student.registration import digest_of
 from dss_jax.student.registry import student_folder
 from dss_jax.student.student import Student
 from dss_jax.train.teacher_network import TeacherNetwork
+
+# The most numbers of a weight that is read for the digest.
+_SHORT = 16_384
 
 
 class TeacherModel:
@@ -58,7 +62,7 @@ class TeacherModel:
     self.vocabulary = self._own_vocabulary(signals, vocabulary, any_vocabulary)
     model = source.config.model if isinstance(source, Student) else source.model
     self.config: T5Config = as_teacher(model, run.model)
-    self.digest = digest_of(source) if isinstance(source, Student) else _digest_of_shapes(source)
+    self.digest = digest_of(source) if isinstance(source, Student) else _digest_of_weights(source)
 
   def network(self, mesh: Mesh) -> TeacherNetwork:
     """Returns the network without its weights."""
@@ -110,6 +114,15 @@ def as_teacher(teacher: T5Config, student: T5Config) -> T5Config:
   return dataclasses.replace(teacher, dropout_rate=0.0, remat="none", dtype=student.dtype)
 
 
-def _digest_of_shapes(weights: Weights) -> str:
-  shapes = sorted(shapes_of(weights.arrays).items())
-  return hashlib.sha256(repr((weights.format, shapes)).encode()).hexdigest()
+def _digest_of_weights(weights: Weights) -> str:
+  """Returns a digest of the shapes of all weights and the numbers of the short ones.
+
+  Those are the scales of norms and the tables of relative positions, which training changes in
+  every step: reading them takes no time, where the whole of a large teacher takes minutes.
+  """
+  arrays = weights.arrays
+  digest = hashlib.sha256(repr((weights.format, sorted(shapes_of(arrays).items()))).encode())
+  for name in sorted(arrays):
+    if arrays[name].size <= _SHORT:
+      digest.update(np.ascontiguousarray(arrays[name].whole()).tobytes())
+  return digest.hexdigest()
