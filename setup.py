@@ -32,6 +32,7 @@ setup(
   package_data={
     "dss_jax.gin_configs": ["**/*.gin"],
     "dss_jax.tasks": ["prompts/*.yaml"],
+    "dss_jax.console": ["static/*", "templates/*"],
     "dss_jax": ["py.typed"],
   },
   install_requires=[
@@ -60,8 +61,11 @@ setup(
     "beam": ["apache-beam>=2.77"],
     "gcs": ["gcsfs>=2024.6"],
     "serve": [
+      "itsdangerous>=2.2",
+      "jinja2>=3.1",
       "prometheus-client>=0.20",
       "pydantic>=2.9",
+      "python-multipart>=0.0.20",
       "starlette>=1.0",
       "uvicorn>=0.34",
     ],
@@ -82,12 +86,15 @@ setup(
       # What starlette's test client speaks HTTP with.
       "httpx2>=2",
       "hypothesis>=6.100",
+      "itsdangerous>=2.2",
+      "jinja2>=3.1",
       "mypy>=1.11",
       "prometheus-client>=0.20",
       "pydantic>=2.9",
       "pytest>=8.2",
       "pytest-timeout>=2.3",
       "pytest-xdist>=3.6",
+      "python-multipart>=0.0.20",
       "ruff>=0.6",
       # Reference values of classes and calibration.
       "scikit-learn>=1.6",

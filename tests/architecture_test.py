@@ -39,6 +39,7 @@ ROOMS = [
   "plan",
   "serving",
   "jobs",
+  "console",
   "t5x",
   "cli",
 ]

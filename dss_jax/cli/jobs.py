@@ -34,7 +34,7 @@ def jobs() -> None:
   """
 
 
-@jobs.command(short_help="Serve the API and run the queue.")
+@jobs.command(short_help="Serve the API and the console, and run the queue.")
 @_ROOT
 @option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
         help="The address to listen at; others than this machine's need a token.")  # fmt: skip
@@ -48,13 +48,14 @@ def jobs() -> None:
 @option("--drain-seconds", type=click.IntRange(min=0), default=30, show_default=True, metavar="N",
         help="How long answers are completed after SIGTERM.")  # fmt: skip
 def serve(**flags: Any) -> None:
-  """Serve the API of jobs, models and endpoints, and run the jobs; SIGTERM leaves them running."""
+  """Serve the API and the console, and run the jobs; SIGTERM leaves them running."""
   try:
+    from dss_jax.console.app import routes
     from dss_jax.jobs.command import ServerOptions
     from dss_jax.jobs.command import serve as run
   except ImportError as error:
     raise _not_installed(error) from None
-  run(ServerOptions(**flags))
+  run(ServerOptions(**flags), routes)
 
 
 @jobs.command(short_help="Add a job to the queue.")

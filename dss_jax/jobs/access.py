@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import pydantic
@@ -29,7 +29,7 @@ _ROLES: tuple[Role, ...] = ("viewer", "editor", "admin")
 # What changes nothing, though it is a POST, and what cannot be undone, though it is none.
 _VIEWING = {"predict", "serverStreamingPredict", "countTokens", "generateContent",
             "streamGenerateContent", "wait"}  # fmt: skip
-_DELETING = {"batchDelete", "deleteVersion"}
+_DELETING = {"delete", "batchDelete", "deleteVersion"}
 _VERB = re.compile(r":([A-Za-z]{1,40})$")
 _MAX_LOGGED = 512
 
@@ -85,6 +85,13 @@ class Access:
       raise refused
     found = find_token(authorization, self._tokens)
     return Caller("local", {ANY_PROJECT: "admin"}) if found is None else self._callers[found]
+
+  def find(self, is_wanted: Callable[[str], bool]) -> Caller | None:
+    """Returns the caller whose token is wanted, for those who do not send it each time."""
+    for token, caller in zip(self._tokens, self._callers, strict=True):
+      if is_wanted(token):
+        return caller
+    return None
 
 
 def read_access(root: PathLike, file: PathLike | None, token_env: str, host: str) -> Access:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 
 import uvicorn
+from starlette.routing import BaseRoute
 
-from dss_jax.jobs.access import read_access
+from dss_jax.jobs.access import Access, read_access
 from dss_jax.jobs.app import make_app
 from dss_jax.jobs.runner import Runner, locked
-from dss_jax.jobs.service import open_service
+from dss_jax.jobs.service import JobService, open_service
 from dss_jax.progress import say
 from dss_jax.serving.listening import BACKLOG, bound, listening
 
@@ -33,8 +35,13 @@ class ServerOptions:
   drain_seconds: int = 30
 
 
-def serve(options: ServerOptions) -> None:
+def serve(
+  options: ServerOptions, routes: Callable[[JobService, Access], Sequence[BaseRoute]]
+) -> None:
   """Serves the API and runs the queue until SIGINT or SIGTERM; jobs that run go on.
+
+  Args:
+    routes: makes those beside the API's.
 
   Raises UserError if the root, the settings, the tokens or the address cannot be used.
   """
@@ -42,7 +49,7 @@ def serve(options: ServerOptions) -> None:
   access = read_access(service.root, options.tokens, options.token_env, options.host)
   with locked(service.root), bound(options.host, options.port) as listener:
     config = uvicorn.Config(
-      make_app(service, access),
+      make_app(service, access, routes=routes(service, access)),
       access_log=False,
       log_level="warning",
       backlog=BACKLOG,
@@ -51,7 +58,9 @@ def serve(options: ServerOptions) -> None:
     )
     for name, devices in service.devices.items():
       say(f"device set {name}: {devices.count} of {devices.platform.upper()}")
-    say(f"ready: jobs of {service.root} at {listening(listener)}/v1")
+    url = listening(listener)
+    say(f"console: {url}/console")
+    say(f"ready: jobs of {service.root} at {url}/v1")
     runner = Runner(service)
     # JAX, which is loaded with the first student, would take the jobs' devices.
     os.environ["JAX_PLATFORMS"] = service.settings.answer_on

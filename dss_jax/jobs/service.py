@@ -73,6 +73,15 @@ class JobService:
     """The projects that there are; None for any."""
     return self.settings.projects
 
+  def known_projects(self) -> list[str]:
+    """Returns the projects that there are; of any that may be, those with a job or a student."""
+    if self.projects is not None:
+      return sorted(self.projects)
+    registries = self.registry("-").root.parent
+    found = {path.name for path in registries.iterdir()} if registries.is_dir() else set()
+    found |= {job.project for job in self.store.newest()}
+    return sorted(name for name in found if _PROJECT.fullmatch(name))
+
   def check_parent(self, project: str, location: str, *, any_location: bool = False) -> None:
     """Raises ApiError unless the path of a request names a project and a location of this server.
 
