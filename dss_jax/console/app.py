@@ -9,10 +9,13 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from dss_jax.console.console import HOME, Console
+from dss_jax.console.examination import Examiner
 from dss_jax.console.gate import Gate
 from dss_jax.console.job_list import JobListPages
+from dss_jax.console.job_page import JobPages
 from dss_jax.console.session import Sessions, read_key
 from dss_jax.console.sign_in import SignInPages
+from dss_jax.console.wizard import WizardPages
 from dss_jax.jobs.access import AUDIT_FILE, Access, AuditLog
 from dss_jax.jobs.service import JobService
 
@@ -25,6 +28,8 @@ def routes(service: JobService, access: Access) -> list[BaseRoute]:
   pages = [
     *SignInPages(console).routes(),
     *JobListPages(console).routes(),
+    *JobPages(console).routes(),
+    *WizardPages(console, Examiner()).routes(),
     Mount("/static", StaticFiles(directory=_STATIC)),
   ]
   log = AuditLog(service.root / AUDIT_FILE)

@@ -20,6 +20,11 @@ def state_pair(state: str) -> tuple[str, str]:
   return state, state_name(state)
 
 
+def choice(pair: tuple[str, str]) -> tuple[str, str, str]:
+  """Returns a value and its text as a radio button's, without a hint."""
+  return (*pair, "")
+
+
 def duration(seconds: float) -> str:
   """Returns a length of time in the two largest units: "2 h 5 min"."""
   whole = round(seconds)
@@ -39,6 +44,11 @@ def count(number: float) -> str:
   return f"{number:,.0f}"
 
 
+def figure(number: float) -> str:
+  """Returns a metric's value with four digits, a whole number with all."""
+  return f"{number:,.0f}" if number == int(number) else f"{number:.4g}"
+
+
 def size(number: int) -> str:
   """Returns a number of bytes in its largest unit."""
   amount, unit = float(number), "bytes"
@@ -49,4 +59,5 @@ def size(number: int) -> str:
   return f"{amount:,.0f} {unit}" if unit == "bytes" else f"{amount:,.1f} {unit}"
 
 
-FILTERS = {each.__name__: each for each in (moment, state_name, state_pair, duration, count, size)}
+_ALL = (moment, state_name, state_pair, choice, duration, count, figure, size)
+FILTERS = {each.__name__: each for each in _ALL}

@@ -1,5 +1,7 @@
 """The error that a request ends with, by Google's name of its kind (google.rpc.Code)."""
 
+from collections.abc import Sequence
+
 from dss_jax.serving.errors import Refused
 
 # The number of gRPC and the status of HTTP.
@@ -28,12 +30,14 @@ class ApiError(Refused):
     kind: a key of CODES; google.rpc.Status calls it `status`.
     status: of HTTP.
     grpc_code: the number that a job's own error has.
+    problems: all that is wrong, each a sentence that begins with the name of its field.
   """
 
-  def __init__(self, kind: str, message: str):
+  def __init__(self, kind: str, message: str, problems: Sequence[str] = ()):
     self.grpc_code, http_status = CODES[kind]
     super().__init__(http_status, message)
     self.kind = kind
+    self.problems = tuple(problems) or (message,)
 
 
 def invalid(message: str) -> ApiError:

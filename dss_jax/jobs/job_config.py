@@ -3,9 +3,11 @@
 import dataclasses
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from dss_jax.config.gin_loader import load_config
 from dss_jax.config.schema import RunConfig
 from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import ApiError
@@ -94,6 +96,14 @@ def run_config(
     problems.append(str(error))
     return None
   return config, need_of(config)
+
+
+def read_config(text: str) -> RunConfig:
+  """Returns the run of a job from its configuration as gin text."""
+  with tempfile.NamedTemporaryFile("w", suffix=".gin", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    return load_config(RunConfig, [file.name])
 
 
 def check_students(settings: Settings) -> None:

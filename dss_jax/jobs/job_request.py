@@ -70,7 +70,7 @@ def _pipeline_request(
       return None
 
   directory = parsed.runtime_config.gcs_output_directory
-  if not directory:
+  if directory == "":
     problems.append("gcsOutputDirectory is required")
   return JobRequest(
     wish=wish,

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import pathlib
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -10,16 +9,14 @@ from collections.abc import AsyncIterator, Iterator
 from starlette.responses import StreamingResponse
 
 from dss_jax.jobs.google_errors import without_places
-from dss_jax.jobs.runner import LOG
+from dss_jax.jobs.job_files import log_path, metrics_path, new_lines
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import Job
-from dss_jax.terminal import printable
 
 _POLL_SECONDS = 0.5
-_CHUNK_BYTES = 2**16
 # So that proxies and clients do not take a quiet job for a lost connection.
 _QUIET_POLLS = 30
-_FILES = {"log": LOG, "metrics": "model/metrics.jsonl"}
+_FILES = {"log": log_path, "metrics": metrics_path}
 _ID = re.compile(r"([0-9]{1,15})\.([0-9]{1,15})")
 
 
@@ -49,11 +46,11 @@ async def _events(service: JobService, name: str, last_event_id: str) -> AsyncIt
     tasks = {task.name: task.state for task in service.store.tasks(name)}
     state = json.dumps({"state": job.state, "tasks": tasks, "error": job.error})
     quiet += 1
-    for kind, file in _FILES.items():
-      path = service.folder(job) / file
+    for kind, path_of in _FILES.items():
+      path = path_of(service, job)
       # A run that resumes cuts the metrics after its checkpoint off.
       places[kind] = min(places[kind], path.stat().st_size if path.exists() else 0)
-      for line, place in _new_lines(path, places[kind]):
+      for line, place in new_lines(path, places[kind]):
         places[kind] = place
         quiet = 0
         yield _event(kind, without_places(line, service), places)
@@ -73,27 +70,12 @@ def log_lines(service: JobService, job: Job, *, follow: bool) -> Iterator[str]:
   place = 0
   while True:
     current = service.store.get(job.name)
-    for line, end in _new_lines(service.folder(job) / LOG, place):
+    for line, end in new_lines(log_path(service, job), place):
       place = end
       yield line
     if not follow or current is None or current.has_ended:
       return
     time.sleep(_POLL_SECONDS)
-
-
-def _new_lines(path: pathlib.Path, place: int) -> Iterator[tuple[str, int]]:
-  """Yields the whole lines after a place in a file, each with the place where it ends."""
-  try:
-    with path.open("rb") as file:
-      file.seek(place)
-      while lines := file.readlines(_CHUNK_BYTES):
-        for line in lines:
-          if not line.endswith(b"\n"):
-            return
-          place += len(line)
-          yield printable(line.decode("utf-8", "replace").rstrip("\r\n")), place
-  except FileNotFoundError:
-    return
 
 
 def _event(kind: str, data: str, places: dict[str, int]) -> str:

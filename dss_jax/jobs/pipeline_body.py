@@ -30,7 +30,13 @@ class EncryptionSpec(Body):
 
 
 class RuntimeConfig(Body):
-  gcs_output_directory: Text
+  """Attributes:
+
+  gcs_output_directory: gets copies of the results; null, which no client of the service sends,
+    leaves them with the job alone.
+  """
+
+  gcs_output_directory: Text | None
   parameter_values: dict[str, Any] = {}
   parameters: dict[str, Any] = {}
   failure_policy: Any = None

@@ -1,4 +1,4 @@
-"""Where a request's URIs lead: below the operator's buckets and folders, and nowhere else."""
+"""Where a request's URIs lead: to the operator's buckets and folders, uploads, nowhere else."""
 
 import os
 import pathlib
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dss_jax.jobs.api_error import ApiError, invalid
 from dss_jax.jobs.schema import shown
 from dss_jax.jobs.settings import Settings
+from dss_jax.jobs.uploads import SCHEME, upload_path
 from dss_jax.storage.files import is_url, join
 
 _MAX_CHARACTERS = 1024
@@ -44,6 +45,11 @@ def resolve(settings: Settings, uri: str, field: str, project: str) -> str:
     root = place.path
     parts = list(filter(None, name.split("/")))
     return join(root, *parts) if is_url(root) else _below([root], join(root, *parts), field)
+  if uri.startswith(SCHEME) and settings.uploads is not None:
+    path = upload_path(settings.uploads, project, uri)
+    if path is None:
+      raise invalid(f"{field}: {shown(uri)} is no upload of this server")
+    return path
   if is_url(uri):
     raise invalid(f"{field}: {uri.partition(':')[0][:20]}:// is not read here; give a gs:// URI")
   _check_parts(uri, field)

@@ -252,6 +252,7 @@ class Runner:
         ended = datetime.datetime.fromisoformat(job.end_time or job.update_time)
         if ended < oldest:
           self._service.delete([job.name])
+      self._service.uploads.tidy(oldest, self._service.paths_in_use())
     folders = pathlib.Path(self._service.root / "jobs")
     if folders.is_dir():
       # Listed first: a job is in the store before it has a folder.

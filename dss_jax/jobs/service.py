@@ -18,6 +18,7 @@ from dss_jax.jobs.job_request import read_request
 from dss_jax.jobs.schema import PLACE, shown
 from dss_jax.jobs.settings import DeviceSet, Settings, read_settings
 from dss_jax.jobs.store import CANCELLED_ERROR, STARTED, Job, Kind, Store, now
+from dss_jax.jobs.uploads import Uploads
 from dss_jax.storage.atomic import make_folder, withdraw
 from dss_jax.storage.files import PathLike, is_url
 from dss_jax.student.registry import Registry
@@ -58,13 +59,17 @@ class JobService:
   Attributes:
     root: the server's folder: jobs.sqlite, jobs/ (a folder for each), registry/.
     settings: the operator's.
+    uploads: the files that people uploaded.
     store: the jobs and their tasks.
     devices: what each device set has.
   """
 
   def __init__(self, root: pathlib.Path, settings: Settings, devices: dict[str, Devices]):
     self.root = root
-    self.settings = settings
+    self.settings = settings.model_copy(
+      update={"uploads": settings.uploads or str(root / "uploads")}
+    )
+    self.uploads = Uploads(str(self.settings.uploads), settings.upload_bytes)
     self.store = Store(root)
     self.devices = devices
 
@@ -129,6 +134,19 @@ class JobService:
     user: str | None = None,
   ) -> Job:
     """Adds a job to the queue; raises ApiError, with everything that is wrong, if it cannot run."""
+    return self.store.create(self.prepare(kind, project, location, body, job_id=job_id, user=user))
+
+  def prepare(
+    self,
+    kind: Kind,
+    project: str,
+    location: str,
+    body: Any,
+    *,
+    job_id: str | None = None,
+    user: str | None = None,
+  ) -> Job:
+    """Returns the job that create would add; raises ApiError as it does."""
     self.check_parent(project, location)
     if job_id is not None and not _JOB_ID.fullmatch(job_id):
       raise invalid(
@@ -145,7 +163,7 @@ class JobService:
     )
     if found is None:
       place = f"{PLACE}: " if kind == "pipelineJobs" else ""
-      raise invalid(place + "; ".join(problems))
+      raise ApiError("INVALID_ARGUMENT", place + "; ".join(problems), problems)
     config, need = found
     self._check_devices(wish, location, need)
     plan = Plan(
@@ -160,27 +178,25 @@ class JobService:
       uris=_uris(config, wish),
     )
     moment = now()
-    return self.store.create(
-      Job(
-        name=f"projects/{project}/locations/{location}/{kind}/{job_id}",
-        kind=kind,
-        project=project,
-        location=location,
-        job_id=job_id,
-        display_name=request.display_name,
-        user=user,
-        accelerator=wish.accelerator_type,
-        account=request.account,
-        state="QUEUED",
-        create_time=moment,
-        start_time=None,
-        end_time=None,
-        update_time=moment,
-        request=request.body,
-        config=to_gin(config),
-        plan=dict(plan),
-        folder=folder,
-      )
+    return Job(
+      name=f"projects/{project}/locations/{location}/{kind}/{job_id}",
+      kind=kind,
+      project=project,
+      location=location,
+      job_id=job_id,
+      display_name=request.display_name,
+      user=user,
+      accelerator=wish.accelerator_type,
+      account=request.account,
+      state="QUEUED",
+      create_time=moment,
+      start_time=None,
+      end_time=None,
+      update_time=moment,
+      request=request.body,
+      config=to_gin(config),
+      plan=dict(plan),
+      folder=folder,
     )
 
   def get(self, name: str) -> Job:
@@ -223,6 +239,11 @@ class JobService:
     for job in jobs:
       if self.folder(job).exists():
         withdraw(self.folder(job))
+
+  def paths_in_use(self) -> set[str]:
+    """Returns the files that jobs which have not ended read."""
+    jobs = self.store.in_states(("QUEUED", *STARTED))
+    return {path for job in jobs for path in job.plan["uris"]}
 
   def of_model(self, project: str, model: str, version: int) -> Job | None:
     """Returns the job that made a version of a model in the registry; None if none here did."""

@@ -15,6 +15,7 @@ FILE = "jobs.yaml"
 AcceleratorType = Literal["GPU", "TPU"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _Count = Annotated[int, pydantic.Field(ge=1)]
+_Price = Annotated[float, pydantic.Field(ge=0)]
 
 
 class _Settings(pydantic.BaseModel):
@@ -57,12 +58,14 @@ class Teacher(_OfProjects):
 
   Attributes:
     name: openai:MODEL, recorded:FILE or t5:MODEL, as --teacher takes it.
+    prices: of a million tokens of prompts and of answers, in any currency; None: not known.
     settings: further fields of TeacherConfig, such as prompt or samples.
   """
 
   name: str
   url: str | None = None
   key_env: str | None = None
+  prices: tuple[_Price, _Price] | None = None
   settings: dict[str, Any] = {}
 
 
@@ -148,10 +151,12 @@ class Settings(_Settings):
       answers for publishers/google/models/ID.
     loaded_students: that the server keeps in memory; others are loaded when they are asked.
     registry: the folder of the registries, one a project; None: ROOT/registry.
+    uploads: the folder of the files that people upload in the console; None: ROOT/uploads.
+    upload_bytes: the most that one of them may have.
     answer_on: where the server's own students answer; the devices of jobs are the jobs'.
     restarts: of a job's process, without progress between them, before the job fails.
     cancel_seconds: how long a cancelled job may take to save its checkpoint.
-    retention_days: how long an ended job is kept; None for ever.
+    retention_days: how long an ended job is kept, and an upload that no job reads; None for ever.
   """
 
   projects: tuple[str, ...] | None = None
@@ -166,6 +171,8 @@ class Settings(_Settings):
   quotas: tuple[Quota, ...] = ()
   service_accounts: dict[str, ServiceAccount] = {}
   registry: str | None = None
+  uploads: str | None = None
+  upload_bytes: _Count = 2**28
   answer_on: Literal["cpu", "gpu", "tpu"] = "cpu"
   restarts: _Count = 5
   cancel_seconds: _Count = 120
@@ -236,5 +243,6 @@ def _with_absolute_paths(settings: Settings, folder: pathlib.Path) -> Settings:
       "buckets": {name: place(given) for name, given in settings.buckets.items()},
       "folders": tuple(map(place, settings.folders)),
       "registry": None if settings.registry is None else absolute(settings.registry),
+      "uploads": None if settings.uploads is None else absolute(settings.uploads),
     }
   )

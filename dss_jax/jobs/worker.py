@@ -12,7 +12,6 @@ import os
 import pathlib
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol
@@ -98,17 +97,13 @@ class _Tasks:
   """The tasks of a job."""
 
   def __init__(self, root: pathlib.Path, store: Store, job: Job):
-    from dss_jax.config.gin_loader import load_config
-    from dss_jax.config.schema import RunConfig
+    from dss_jax.jobs.job_config import read_config
 
     self._root = root
     self._store = store
     self._job = job
     self._folder = root / "jobs" / job.folder
-    with tempfile.NamedTemporaryFile("w", suffix=".gin", encoding="utf-8") as file:
-      file.write(job.config)
-      file.flush()
-      config = load_config(RunConfig, [file.name])
+    config = read_config(job.config)
     assert config.display_name is not None
     self._name = config.display_name
     # The registration is a task of its own.

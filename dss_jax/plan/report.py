@@ -3,8 +3,8 @@
 from typing import Any
 
 from dss_jax.plan.command import Plan, Planned
-from dss_jax.plan.hardware import HARDWARE
-from dss_jax.plan.roofline import USUAL_FRACTION, Roofline
+from dss_jax.plan.hardware import HARDWARE, USUAL_FRACTION
+from dss_jax.plan.roofline import Roofline
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

@@ -7,10 +7,6 @@ from dss_jax.model.flops import StepFlops
 from dss_jax.plan.compiled import GIB, Compiled
 from dss_jax.plan.hardware import Hardware
 
-# The fraction of the floor's speed that training reaches: published figures for T5 and language
-# models on TPUs are 0.3 to 0.65 of the matrix units' peak.
-USUAL_FRACTION = 0.4
-
 
 class Roofline(NamedTuple):
   """The seconds that each part of a device needs for a step at its peak rate.

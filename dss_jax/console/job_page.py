@@ -1,0 +1,159 @@
+"""A job: its tasks, log and curves as they come, and what can be done with it."""
+
+import datetime
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute
+
+from dss_jax.console.console import HOME, Console, redirect
+from dss_jax.console.job_list import KINDS, SECTION
+from dss_jax.jobs.api_error import not_found
+from dss_jax.jobs.google_errors import without_places
+from dss_jax.jobs.job_files import curves, log_path, log_tail, new_lines, newest
+from dss_jax.jobs.job_stream import watch
+from dss_jax.jobs.store import Job, Task, now
+
+# The metrics of the hosted service: of each, the training's and the evaluation's.
+CHARTS = (
+  ("Loss", "train_total_loss", "eval_total_loss"),
+  (
+    "Share of right next tokens",
+    "train_fraction_of_correct_next_step_preds",
+    "eval_fraction_of_correct_next_step_preds",
+  ),
+  ("Predicted tokens", "train_num_predictions", "eval_num_predictions"),
+)
+METRICS = [name for _, *names in CHARTS for name in names]
+_TITLES = {
+  "validate": "Check the data",
+  "annotate": "Ask the teacher",
+  "tune": "Train the student",
+  "evaluate": "Evaluate the student",
+  "upload-model": "Register the model",
+}
+
+
+class JobPages:
+  """The pages of jobs; their paths are the jobs' names in the API."""
+
+  def __init__(self, console: Console):
+    self._console = console
+    self._service = console.service
+
+  def routes(self) -> list[BaseRoute]:
+    console, path = self._console, "/projects/{project}/locations/{location}/{kind}/{id}"
+    return [
+      console.show(path + ":watch", self._watch),
+      console.show(path + ":curves", self._curves),
+      console.show(path + ":log", self._log),
+      console.show(path + ":state", self._state),
+      console.act(path + ":cancel", self._cancel),
+      console.act(path + ":delete", self._delete),
+      console.show(path, self._show),
+    ]
+
+  def _job(self, request: Request) -> Job:
+    parts = request.path_params
+    name = "projects/{project}/locations/{location}/{kind}/{id}".format(**parts)
+    if parts["kind"] not in KINDS:
+      raise not_found(name[:200])
+    self._service.check_parent(parts["project"], parts["location"])
+    return self._service.get(name[:300])
+
+  def _show(self, request: Request) -> Response:
+    job = self._job(request)
+    log, place, is_cut = log_tail(self._service, job)
+    return self._console.page(
+      request,
+      "job.html",
+      section=SECTION,
+      log=[without_places(line, self._service) for line in log],
+      log_place=place,
+      is_log_cut=is_cut,
+      **self._values(job),
+    )
+
+  def _state(self, request: Request) -> Response:
+    return self._console.page(request, "job_state.html", **self._values(self._job(request)))
+
+  def _values(self, job: Job) -> dict[str, Any]:
+    """Returns what moves while a job runs."""
+    runtime = job.request.get("runtimeConfig", {})
+    made = job.result or {}
+    return {
+      "job": job,
+      "kind": KINDS[job.kind],
+      "url": f"{HOME}/{job.name}",
+      "tasks": [_task(task) for task in self._service.store.tasks(job.name)],
+      "parameters": runtime.get("parameterValues") or runtime.get("parameters") or {},
+      "model": f"{made['model']}@{made['version']}" if made else "",
+      "took": _seconds(job.start_time, job.end_time or now()),
+      "newest": newest(self._service, job, METRICS),
+      "charts": CHARTS,
+    }
+
+  def _curves(self, request: Request) -> Response:
+    job = self._job(request)
+    found, place = curves(self._service, job, METRICS)
+    return JSONResponse({"curves": found, "place": place})
+
+  async def _watch(self, request: Request) -> Response:
+    job = await run_in_threadpool(self._job, request)
+    after = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    return watch(self._service, job, after)
+
+  def _log(self, request: Request) -> Response:
+    path = log_path(self._service, self._job(request))
+    lines = (without_places(line, self._service) + "\n" for line, _ in new_lines(path, 0))
+    return StreamingResponse(lines, media_type=PlainTextResponse.media_type)
+
+  def _cancel(self, request: Request, form: FormData) -> Response:
+    job = self._service.cancel(self._job(request).name)
+    return redirect(f"{HOME}/{job.name}")
+
+  def _delete(self, request: Request, form: FormData) -> Response:
+    job = self._job(request)
+    self._service.delete([job.name])
+    return redirect(f"{HOME}/projects/{job.project}/jobs")
+
+
+def _task(task: Task) -> dict[str, Any]:
+  seconds = None
+  if task.start_time is not None:
+    seconds = _seconds(task.start_time, task.end_time or now())
+  return {
+    "title": _TITLES.get(task.name, task.name),
+    "name": task.name,
+    "state": task.state,
+    "seconds": seconds,
+    "error": (task.error or {}).get("message", ""),
+    "notes": _notes(task),
+  }
+
+
+def _notes(task: Task) -> list[str]:
+  """Returns what a task says of itself when it has ended."""
+  figures, metadata = task.metadata.get("figures") or {}, task.metadata
+  notes = []
+  if figures:
+    notes.append(f"{figures['with_rationale']:,} of {figures['rows']:,} rows have a rationale")
+    notes.append(f"{figures['parsed']:,} answers parsed")
+  if "best_step" in metadata:
+    stopped = ", stopped early" if metadata.get("stopped_early") else ""
+    notes.append(f"{metadata['steps']:,} steps{stopped}")
+    if metadata["best_step"] is not None:
+      notes.append(f"best at step {metadata['best_step']:,}")
+  if "exact_match" in metadata:
+    notes.append(f"{metadata['rows']:,} rows, exact match {metadata['exact_match']:.1%}")
+  return notes
+
+
+def _seconds(start: str | None, end: str) -> float | None:
+  if start is None:
+    return None
+  begin, finish = datetime.datetime.fromisoformat(start), datetime.datetime.fromisoformat(end)
+  return (finish - begin).total_seconds()
