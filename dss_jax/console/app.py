@@ -9,6 +9,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from dss_jax.console.console import HOME, Console
+from dss_jax.console.data_pages import DataPages
 from dss_jax.console.examination import Examiner
 from dss_jax.console.gate import Gate
 from dss_jax.console.job_list import JobListPages
@@ -24,12 +25,14 @@ _STATIC = pathlib.Path(__file__).parent / "static"
 
 def routes(service: JobService, access: Access) -> list[BaseRoute]:
   """Returns the routes of the console, all below /console, but for the one that leads there."""
+  examiner = Examiner()
   console = Console(service, access, Sessions(read_key(service.root)))
   pages = [
     *SignInPages(console).routes(),
     *JobListPages(console).routes(),
     *JobPages(console).routes(),
-    *WizardPages(console, Examiner()).routes(),
+    *WizardPages(console, examiner).routes(),
+    *DataPages(console, examiner).routes(),
     Mount("/static", StaticFiles(directory=_STATIC)),
   ]
   log = AuditLog(service.root / AUDIT_FILE)

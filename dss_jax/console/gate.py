@@ -72,6 +72,8 @@ class Gate:
       request.state.visit = Visit(session)
       try:
         caller = self._caller(request, session)
+        # The page that refuses a request says to whom it does.
+        request.state.visit = Visit(session, caller)
         request.state.visit = Visit(session, caller, self._check(request, caller))
       except Exception as error:
         response = self._refusal(request, error)

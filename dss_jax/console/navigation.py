@@ -20,4 +20,5 @@ class Section(NamedTuple):
 SECTIONS = (
   Section("Jobs", "jobs"),
   Section("New distillation", "create", "editor"),
+  Section("Data", "data"),
 )

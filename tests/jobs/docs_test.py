@@ -49,4 +49,5 @@ def test_the_settings_are_right():
   assert Settings.model_fields.keys() - settings.model_fields_set == {
     "registry",
     "publisher_models",
+    "uploads",
   }
