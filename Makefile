@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow test-hf test-clients bench test-beam test-live test-t5x test-tpu torch lint setup clean
+.PHONY: quickstart test test-slow test-hf test-clients test-browser bench test-beam test-live test-t5x test-tpu torch lint setup clean
 
 quickstart: setup  ## trains two small students on synthetic rows and compares them
 	$(BIN)/dss quickstart --model-dir runs/quickstart
@@ -25,6 +25,13 @@ test-clients: setup  ## the tests of dss serve and dss jobs with OpenAI's and Go
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  'openai>=2' 'google-cloud-aiplatform>=1.60' 'google-genai>=1.20'
 	DSS_CLIENTS_PYTHON=$(CLIENTS)/bin/python $(BIN)/python -m pytest -m clients
+
+BROWSER := .venv-browser
+test-browser: setup  ## the console in Chromium, which must be on the PATH, or DSS_CHROMIUM
+	test -d $(BROWSER) || $(PYTHON) -m venv $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  'playwright>=1.50' 'axe-core-python>=0.1'
+	DSS_BROWSER_PYTHON=$(BROWSER)/bin/python $(BIN)/python -m pytest -m browser -rs
 
 # DATA_DIR is the data set that the paper published: data/cqa of its repository.
 bench: torch  ## the short benchmarks: make bench DATA_DIR=data/cqa VOCABULARY=t5.model

@@ -1,7 +1,7 @@
 import pytest
 
 from dss_jax.jobs.access import Access, Caller
-from tests.console.browser import Browser
+from tests.console.plain_browser import Browser
 from tests.jobs.workplace import Workplace
 
 TOKENS = {

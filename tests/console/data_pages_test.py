@@ -5,8 +5,8 @@ import io
 import pytest
 
 from dss_jax.jobs.access import Access
-from tests.console.browser import Browser
 from tests.console.conftest import TOKENS
+from tests.console.plain_browser import Browser
 from tests.jobs.workplace import pipeline
 
 DATA = "projects/my-project/data"

@@ -7,8 +7,8 @@ from starlette.routing import Mount, Route
 
 from dss_jax.console.app import routes
 from dss_jax.console.session import COOKIE
-from tests.console.browser import HOST
 from tests.console.conftest import TOKENS
+from tests.console.plain_browser import HOST
 
 JOBS = "/console/projects/my-project/jobs"
 

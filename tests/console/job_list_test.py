@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.console.browser import Browser
+from tests.console.plain_browser import Browser
 from tests.jobs.workplace import Workplace, pipeline
 
 JOBS = "projects/my-project/jobs"

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -145,6 +146,13 @@ def test_a_wheel_contains_all_it_needs(dss, tmp_path):
   build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
   subprocess.run([sys.executable, *build], check=True, capture_output=True)
   (wheel,) = tmp_path.glob("*.whl")
+  console = REPOSITORY / "dss_jax" / "console"
+  pages = [*(console / "static").iterdir(), *(console / "templates").iterdir()]
+  assert {"htmx.min.js", "htmx.LICENSE", "uPlot.LICENSE", "base.html"} <= {
+    page.name for page in pages
+  }
+  with zipfile.ZipFile(wheel) as archive:
+    assert {str(page.relative_to(REPOSITORY)) for page in pages} <= set(archive.namelist())
   site = tmp_path / "site"
   pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
   pip += ["--target", str(site)]
