@@ -21,6 +21,8 @@ tr.failed td,tr.unparsable td,tr.unasked td{background:#fdecea}
 tr.undecided td,tr.doubtful td{background:#fff7e0}
 """
 
+# The severity of a sound answer.
+SOUND = 30
 _COLUMNS = ("line", "status", "input", "label", "teacher's label", "agreement", "rationale",
             "concerns", "answers")  # fmt: skip
 
@@ -34,22 +36,24 @@ def write_page(path: PathLike, page: PathLike, report: dict[str, Any], *, max_ro
   """
   # Constant memory; the key has no rows, which cannot be compared.
   rows = heapq.nsmallest(
-    max_rows, ((_rank(row), line, row) for line, row in read_annotated(path)), key=lambda r: r[:2]
+    max_rows,
+    ((severity(row), line, row) for line, row in read_annotated(path)),
+    key=lambda r: r[:2],
   )
   with atomic_target(page) as file:
     for part in _page(report, [(line, row) for _, line, row in rows]):
       file.write(part.encode("utf-8"))
 
 
-def _rank(row: Row) -> int:
-  """Returns the sort key: failures, then disagreement, then other concerns, then the rest."""
+def severity(row: Row) -> int:
+  """Returns the sort key, to 99: failures, disagreement, other concerns, then the rest."""
   provenance = row[PROVENANCE]
   status = STATUSES.index(provenance["status"])
   if provenance["status"] != "answered":
     return status if status < STATUSES.index("answered") else 99
   if provenance.get("agrees_with_gold") is False:
     return 10
-  return 20 if provenance.get("concerns") else 30
+  return 20 if provenance.get("concerns") else SOUND
 
 
 def _page(report: dict[str, Any], rows: list[tuple[int, Row]]) -> Iterator[str]:

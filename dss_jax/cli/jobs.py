@@ -1,4 +1,7 @@
-"""The commands `dss jobs serve | create | list | show | cancel | logs`. Imports nothing heavy."""
+"""The commands `dss jobs serve | create | list | show | review | approve | cancel | logs`.
+
+Imports nothing heavy.
+"""
 
 import contextlib
 import json
@@ -109,6 +112,44 @@ def show(root: str, config: str | None, name: str) -> None:
   with _opened(root, config) as service:
     job = service.find(name)
     echo(json.dumps(job_json(job, service.store.tasks(job.name)), indent=2))
+
+
+@jobs.command(short_help="Show how the review of a job's rationales stands.")
+@_ROOT
+@_NAME
+@options.json_output("review")
+def review(root: str, config: str | None, name: str, as_json: bool) -> None:
+  """Show how the review of a job's rationales stands, and where the teacher's answers are."""
+  from dss_jax.jobs.reviews import Reviews
+
+  with _opened(root, config) as service:
+    job = service.find(name)
+    reviews = Reviews(service)
+    figures, file = reviews.figures(job), reviews.path(job)
+  values = {"name": job.name, "state": job.state, **figures, "file": str(file)}
+  if as_json:
+    echo(json.dumps(values, indent=2))
+    return
+  counts = (figures["withConcerns"], figures["edited"], figures["leftOut"])
+  echo(f"{job.state:<10} {job.name}")
+  echo(
+    f"{figures['rows']:,} rows: {counts[0]:,} with concerns, {counts[1]:,} edited,"
+    f" {counts[2]:,} left out"
+  )
+  echo(f"read them with dss annotate report {file} --html PAGE.html")
+
+
+@jobs.command(short_help="Approve a job's rationales; it trains on them.")
+@_ROOT
+@_NAME
+def approve(root: str, config: str | None, name: str) -> None:
+  """Approve the rationales of a paused job: it waits for devices, then trains on them."""
+  from dss_jax.jobs.reviews import Reviews
+
+  with _opened(root, config) as service:
+    # As the API calls the programs of this machine.
+    job = Reviews(service).approve(service.find(name).name, "local")
+  echo(json.dumps({"name": job.name, "state": job.state}))
 
 
 @jobs.command(short_help="Cancel a job; its checkpoints are kept.")

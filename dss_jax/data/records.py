@@ -272,6 +272,15 @@ def _parse(raw: bytes, labels_as_text: bool) -> Row | str:
   return _field_problem(row) or (_surrogate_problem(row) if b"\\u" in raw else None) or row
 
 
+def problem_of(row: Row) -> str | None:
+  """Returns what is wrong with a row, and how to correct it, as for a line of a file; else None."""
+  line = json.dumps(row).encode("ascii")
+  if len(line) > MAX_LINE_BYTES:
+    return _TOO_LONG
+  found = _parse(line, labels_as_text=False)
+  return found if isinstance(found, str) else None
+
+
 def _field_problem(row: Row) -> str | None:
   if "input_text" not in row:
     found = ", ".join(_quoted(key) for key in list(row)[:5]) or "no keys"

@@ -23,6 +23,7 @@ from dss_jax.jobs.pipeline_jobs_api import PipelineJobsApi
 from dss_jax.jobs.predictions import Predictions
 from dss_jax.jobs.publishers_api import PublishersApi
 from dss_jax.jobs.resources import Resources
+from dss_jax.jobs.reviews_api import ReviewsApi
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.student_pool import Load, StudentPool, load_student
 from dss_jax.jobs.tuning_jobs_api import TuningJobsApi
@@ -67,6 +68,7 @@ def make_app(
   batches = BatchPredictionApi(service, resources, operations, pool)
   api = [
     *operations.routes(),
+    *ReviewsApi(service).routes(),
     *PipelineJobsApi(service, operations).routes(),
     *TuningJobsApi(service).routes(),
     *ModelsApi(service, endpoints, operations).routes(),

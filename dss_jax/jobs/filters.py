@@ -27,7 +27,9 @@ _COMPARE = {
   "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt,
   ">=": operator.ge,
 }  # fmt: skip
-_OPERATORS = {"text": ("=", "!=", ":"), "time": tuple(_COMPARE), "labels": ("=", "!=", ":")}
+_OPERATORS = {
+  "text": ("=", "!=", ":"), "time": tuple(_COMPARE), "labels": ("=", "!=", ":"), "search": (":",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +38,12 @@ class Field:
 
   Attributes:
     key: in the resource's JSON; parts of a path are separated by dots.
-    kind: "labels" is a map whose keys follow its name: labels.team.
+    kind: "labels" is a map whose keys follow its name: labels.team. "search" is a text in small
+      letters that is asked for words.
   """
 
   key: str
-  kind: Literal["text", "time", "labels"] = "text"
+  kind: Literal["text", "time", "labels", "search"] = "text"
 
   def value(self, resource: Mapping[str, Any]) -> Any:
     """Returns the field's value, None where there is none; a time can be compared."""
@@ -166,6 +169,9 @@ class _Parser:
       return self._time(field, mark, value)
     if field.kind == "text":
       return _text(field.value, mark, value)
+    if field.kind == "search":
+      words = value.casefold().split()
+      return lambda resource: all(word in field.value(resource) for word in words)
     if not key:
       if mark != ":":
         raise self.error(f"{name} needs the name of a label: {name}.NAME")

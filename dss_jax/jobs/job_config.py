@@ -52,6 +52,7 @@ class Wish:
   accelerator_type: AcceleratorType = "GPU"
   max_context_length: str = "8k"
   temperature: float = 0.0
+  review_rationales: bool = False
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

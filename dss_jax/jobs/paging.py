@@ -17,6 +17,8 @@ from dss_jax.jobs.filters import Field, find_field, parse_filter, time_of
 
 _DEFAULT_SIZE = 100
 _MAX_SIZE = 1000
+# Of a page's JSON; a page has one resource at least.
+_MAX_CHARACTERS = 2**23
 _MAX_TOKEN = 4096
 
 
@@ -27,6 +29,7 @@ def page(
   *,
   key: str,
   default_order: str = "create_time desc",
+  max_size: int = _MAX_SIZE,
 ) -> dict[str, Any]:
   """Returns the page of a list that a request asks for: {key: [...], "nextPageToken"}.
 
@@ -35,6 +38,7 @@ def page(
     query: of the request; what is not of a list (readMask, $alt, ...) is passed over.
     fields: that filter and orderBy may name.
     key: of the list in the answer.
+    max_size: the most resources of a page.
 
   Raises:
     ApiError: INVALID_ARGUMENT for a wrong value, or a token of another list.
@@ -45,12 +49,13 @@ def page(
   digest = hashlib.sha256(
     json.dumps([key, query.get("filter", ""), order_text]).encode()
   ).hexdigest()[:16]
-  size = _parse_size(query.get("pageSize", ""))
+  size = min(_parse_size(query.get("pageSize", "")), max_size)
   position = functools.cmp_to_key(functools.partial(_compare, order))
   found = sorted(filter(predicate, resources), key=lambda each: position(_place(each, order)))
   if token := query.get("pageToken", ""):
     last = position(_parse_token(token, digest, order))
     found = [each for each in found if last < position(_place(each, order))]
+  size = _fitting(found[:size])
   content: dict[str, Any] = {key: found[:size]} if found else {}
   if len(found) > size:
     content["nextPageToken"] = _token(digest, _place(found[size - 1], order))
@@ -61,6 +66,16 @@ def _parse_size(text: str) -> int:
   if text and not (text.isascii() and text.isdecimal() and len(text) < 10):
     raise invalid(f"pageSize: must be a whole number from 0 on, not {text[:20]!r}")
   return min(int(text or 0) or _DEFAULT_SIZE, _MAX_SIZE)
+
+
+def _fitting(resources: list[Mapping[str, Any]]) -> int:
+  """Returns how many of a page's resources are sent."""
+  characters = 0
+  for count, resource in enumerate(resources):
+    characters += len(json.dumps(resource))
+    if count and characters > _MAX_CHARACTERS:
+      return count
+  return len(resources)
 
 
 def _parse_order(text: str, fields: Mapping[str, Field]) -> list[tuple[Field, bool]]:

@@ -107,7 +107,7 @@ class Parameter:
   default: Any = None
 
 
-# The service's table, in its order.
+# The service's table, in its order, and our own.
 PARAMETERS: dict[str, Parameter] = {
   "project": Parameter(_text(64), REQUIRED),
   "dataset_uri": Parameter(_text(), REQUIRED),
@@ -130,6 +130,7 @@ PARAMETERS: dict[str, Parameter] = {
   "api_endpoint": Parameter(_optional_text()),
   "version": Parameter(_optional_text(64), "latest"),
   "tpu_training_skip_cmek": Parameter(_flag, False),
+  "review_rationales": Parameter(_flag, False),
 }
 # Another name of a parameter, from the documentation.
 SYNONYMS = {"tuned_model_location": "location"}

@@ -17,7 +17,7 @@ from dss_jax.jobs.job_config import Wish, check_students, run_config
 from dss_jax.jobs.job_request import read_request
 from dss_jax.jobs.schema import PLACE, shown
 from dss_jax.jobs.settings import DeviceSet, Settings, read_settings
-from dss_jax.jobs.store import CANCELLED_ERROR, STARTED, Job, Kind, Store, now
+from dss_jax.jobs.store import CANCELLED_ERROR, STARTED, WAITING, Job, Kind, Store, now
 from dss_jax.jobs.uploads import Uploads
 from dss_jax.storage.atomic import make_folder, withdraw
 from dss_jax.storage.files import PathLike, is_url
@@ -40,6 +40,7 @@ class Plan(TypedDict):
     student, teacher: as the request names them.
     output, evaluation_output: folders that get copies of its results, if any.
     uris: of the request, by the paths that they mean.
+    review_rationales: whether people review the teacher's answers before the training.
   """
 
   platform: str | None
@@ -51,6 +52,7 @@ class Plan(TypedDict):
   output: str | None
   evaluation_output: str | None
   uris: dict[str, str]
+  review_rationales: bool
 
 
 class JobService:
@@ -176,6 +178,7 @@ class JobService:
       output=request.output,
       evaluation_output=request.evaluation_output,
       uris=_uris(config, wish),
+      review_rationales=wish.review_rationales,
     )
     moment = now()
     return Job(
@@ -228,7 +231,7 @@ class JobService:
     One that waits is cancelled at once, one that runs when its process has ended.
     """
     self.get(name)
-    self.store.change(name, ("QUEUED",), state="CANCELLED", error=CANCELLED_ERROR)
+    self.store.change(name, WAITING, state="CANCELLED", error=CANCELLED_ERROR)
     self.store.change(name, STARTED, state="CANCELLING")
     return self.get(name)
 
@@ -242,7 +245,7 @@ class JobService:
 
   def paths_in_use(self) -> set[str]:
     """Returns the files that jobs which have not ended read."""
-    jobs = self.store.in_states(("QUEUED", *STARTED))
+    jobs = self.store.in_states((*WAITING, *STARTED))
     return {path for job in jobs for path in job.plan["uris"]}
 
   def of_model(self, project: str, model: str, version: int) -> Job | None:

@@ -20,13 +20,16 @@ FILE = "jobs.sqlite"
 Kind = Literal["pipelineJobs", "tuningJobs"]
 # As the API writes them, without the prefix PIPELINE_STATE_ or JOB_STATE_.
 State = Literal[
-  "QUEUED", "PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLING", "CANCELLED"
+  "QUEUED", "PENDING", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLING", "CANCELLED"
 ]  # fmt: skip
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 # States of jobs that have a device set and, unless it died, a process.
 STARTED = ("PENDING", "RUNNING", "CANCELLING")
+# States of jobs that have neither, and wait: for devices, or for a person.
+WAITING = ("QUEUED", "PAUSED")
 CANCELLED_ERROR = {"code": 1, "message": "the job was cancelled; its checkpoints are kept"}
-TASKS = ("validate", "annotate", "tune", "evaluate", "upload-model")
+REVIEW = "review"
+TASKS = ("validate", "annotate", REVIEW, "tune", "evaluate", "upload-model")
 
 _SCHEMA = """
 create table if not exists jobs (
@@ -159,7 +162,7 @@ class Store:
         raise ApiError(
           "ALREADY_EXISTS", f"{job.name}: exists already; give another id, or none"
         ) from None
-      for number, task in enumerate(TASKS):
+      for number, task in enumerate(_tasks_of(job)):
         history = json.dumps([{"updateTime": job.create_time, "state": "PENDING"}])
         database.execute(
           "insert into tasks (job, number, task, state, create_time, metadata, history)"
@@ -284,6 +287,11 @@ class Store:
     """Gives a connection within one transaction, which an exception undoes."""
     with self._connection() as database, transaction(database):
       yield database
+
+
+def _tasks_of(job: Job) -> list[str]:
+  """Returns the names of a job's tasks; there is a review only where one was asked for."""
+  return [task for task in TASKS if task != REVIEW or job.plan.get("review_rationales")]
 
 
 def _end_tasks(database: sqlite3.Connection, job: str, state: str, moment: str) -> None:

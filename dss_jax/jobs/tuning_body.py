@@ -42,6 +42,8 @@ class SupervisedSpec(Body):
 
 
 class DistillationSpec(Body):
+  """A distillation; `review_rationales` is ours."""
+
   prompt_dataset_uri: Text = ""
   training_dataset_uri: Text = ""
   validation_dataset_uri: Text = ""
@@ -52,6 +54,7 @@ class DistillationSpec(Body):
   hyper_parameters: HyperParameters = HyperParameters()
   sft_loss_weight_multiplier: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
   tuning_mode: Any = None
+  review_rationales: bool = False
 
 
 class TuningBody(Body):
@@ -129,6 +132,7 @@ def tuning_wish(body: TuningBody, project: str, settings: Settings, problems: li
     learning_rate_multiplier=hyper.learning_rate_multiplier,
     evaluation_data_uri=spec.validation_dataset_uri or None,
     accelerator_type=accelerator,
+    review_rationales=distillation is not None and distillation.review_rationales,
     settings=values,
     fields={
       "dataset_uri": f"{place}.{dataset_field}",

@@ -17,17 +17,23 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol
 
 from dss_jax import terminal
+from dss_jax.annotation.review import EDITS, REVIEWED, approved_review
 from dss_jax.jobs.api_error import CODES
-from dss_jax.jobs.store import CANCELLED_ERROR, TASKS, Job, Store, now
+from dss_jax.jobs.store import CANCELLED_ERROR, REVIEW, Job, Store, now
 from dss_jax.jobs.worker_lock import write_holder
 
 EVALUATION = "evaluation.json"
 # Of the run's folder, what a job's output folder gets a copy of.
-_RESULTS = ("annotated.jsonl", "metrics.jsonl", "model.json")
+_ANNOTATED = "annotated.jsonl"
+_RESULTS = (_ANNOTATED, EDITS, REVIEWED, "metrics.jsonl", "model.json")
 
 
 class _Stopped(SystemExit):
   """A signal came while no training step was taken; asyncio lets only such exceptions pass."""
+
+
+class JobPaused(SystemExit):
+  """The job waits for people; its process ends."""
 
 
 class JobFailed(Exception):
@@ -46,7 +52,7 @@ class Work(Protocol):
   """What a job does."""
 
   def run(self) -> dict[str, Any]:
-    """Returns the job's result; raises JobFailed."""
+    """Returns the job's result; raises JobFailed or JobPaused."""
     ...
 
 
@@ -82,6 +88,11 @@ def main(
   except _Stopped:
     # Otherwise whoever stopped it may want it to go on: the server starts it again.
     store.change(name, ("CANCELLING",), state="CANCELLED", error=CANCELLED_ERROR)
+  except JobPaused:
+    # The next process is none that takes over from one that was killed.
+    write_holder(int(lock), None)
+    if not store.change(name, ("RUNNING",), state="PAUSED", device_set=None):
+      store.change(name, ("CANCELLING",), state="CANCELLED", error=CANCELLED_ERROR)
   except JobFailed as error:
     print(f"the job failed: {error}", file=sys.stderr, flush=True)
     code = CODES[error.kind][0]
@@ -117,18 +128,18 @@ class _Tasks:
     work: dict[str, Callable[[], dict[str, Any] | None]] = {
       "validate": self._validate,
       "annotate": self._annotate,
+      REVIEW: self._review,
       "tune": self._tune,
       "evaluate": self._evaluate,
       "upload-model": self._upload,
     }
-    tasks = {task.name: task for task in self._store.tasks(self._job.name)}
-    for name in TASKS:
-      if tasks[name].state in ("SUCCEEDED", "SKIPPED"):
+    for task in self._store.tasks(self._job.name):
+      if task.state in ("SUCCEEDED", "SKIPPED"):
         continue
-      self._change(name, "RUNNING")
-      with self._failing(name):
-        metadata = work[name]()
-      self._change(name, "SKIPPED" if metadata is None else "SUCCEEDED", metadata=metadata)
+      self._change(task.name, "RUNNING")
+      with self._failing(task.name):
+        metadata = work[task.name]()
+      self._change(task.name, "SKIPPED" if metadata is None else "SUCCEEDED", metadata=metadata)
     last = self._store.tasks(self._job.name)[-1]
     return last.metadata["result"]
 
@@ -181,6 +192,12 @@ class _Tasks:
       return None
     # Where it lies on this machine's disk is not the client's business.
     return {"figures": {key: value for key, value in figures.items() if key != "output"}}
+
+  def _review(self) -> dict[str, Any]:
+    review = approved_review(pathlib.Path(self._config.model_dir) / _ANNOTATED)
+    if review is None:
+      raise JobPaused
+    return {"figures": review.figures}
 
   def _tune(self) -> dict[str, Any]:
     from dss_jax.pipelines import distill

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from dss_jax.annotation.annotate_file import annotate_rows
+from dss_jax.annotation.review import approved_review
 from dss_jax.annotation.teacher_settings import annotation_settings
 from dss_jax.config.schema import MUTABLE_ON_RESUME, RunConfig, flatten
 from dss_jax.data.pipeline import check_data
@@ -44,7 +45,8 @@ def annotate_training_rows(config: RunConfig) -> tuple[str | None, dict[str, Any
   """Returns the annotated training file and the figures; (None, None) without a teacher.
 
   Annotates the rows of the data set, or of the task's train split, into
-  MODEL_DIR/annotated.jsonl, once: a resumed run trains on the same file.
+  MODEL_DIR/annotated.jsonl, once: a resumed run trains on the same file. If people reviewed these
+  rows and approved them, the reviewed file is returned.
 
   Raises:
     UserError: invalid settings; rows that changed since the run began; as annotate_rows.
@@ -67,7 +69,7 @@ def annotate_training_rows(config: RunConfig) -> tuple[str | None, dict[str, Any
   previous = _read_stamp(folder)
   output = folder / ANNOTATED
   if previous is not None and _is_same(previous, stamp):
-    return str(output), previous["figures"]
+    return _reviewed(output, previous["figures"])
   if students.has_begun_training(config):
     _check_had_teacher(config)
   if previous is not None and students.has_begun_training(config):
@@ -88,7 +90,15 @@ def annotate_training_rows(config: RunConfig) -> tuple[str | None, dict[str, Any
     f" {figures['with_rationale']:,} of {figures['rows']:,} rows have a rationale;"
     f" read them with dss annotate report {output} --html PAGE.html"
   )
-  return str(output), figures
+  return _reviewed(output, figures)
+
+
+def _reviewed(output: pathlib.Path, figures: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+  """Returns the annotated file, or what an approved review made of it, and the figures."""
+  review = approved_review(output)
+  if review is None:
+    return str(output), figures
+  return str(review.path), {**figures, "review": review.figures}
 
 
 def _rows_to_annotate(config: RunConfig) -> _UnannotatedRows:

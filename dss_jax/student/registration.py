@@ -100,5 +100,6 @@ def _lineage(student: Student) -> dict[str, Any]:
     "teacher_model": student.card.get("teacher_model"),
     "prompt": config.teacher.prompt,
     "prompt_digest": annotation.get("prompt"),
+    "review": annotation.get("review"),
     "config": CONFIG,
   }

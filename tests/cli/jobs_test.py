@@ -7,7 +7,7 @@ import pytest
 
 from dss_jax.jobs.runner import LOG, locked
 from tests.e2e.conftest import Dss
-from tests.jobs.workplace import PARENT, Workplace, pipeline
+from tests.jobs.workplace import PARENT, Workplace, paused, pipeline
 
 
 @pytest.fixture
@@ -57,6 +57,20 @@ def test_a_job_from_its_creation_to_its_end(jobs, create, workplace):
   assert jobs("logs", "one", "--follow").out == "step 1\n\\x1b[2Jstep 2\n"
 
 
+def test_a_review(jobs, workplace):
+  job = paused(workplace.open())
+  out = jobs("review", "one").out
+  assert out.startswith(f"PAUSED     {job.name}\n6 rows: 1 with concerns, 0 edited, 0 left out\n")
+  assert "dss annotate report" in out
+  assert jobs("list").out.startswith("PAUSED ")
+  figures = jobs("review", "one", "--json").json
+  assert (figures["state"], figures["rows"], figures["withConcerns"]) == ("PAUSED", 6, 1)
+  assert jobs("approve", "one").json == {"name": job.name, "state": "QUEUED"}
+  outcome = jobs("approve", "one")
+  assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+  assert "is QUEUED; rationales are edited" in outcome.err
+
+
 def test_a_tuning_job(jobs, create):
   spec = {"trainingDatasetUri": "gs://my-bucket/labelled.jsonl"}
   created = create({"baseModel": "t5-small", "supervisedTuningSpec": spec})
@@ -80,7 +94,7 @@ def test_a_wrong_request_is_one_sentence(create, body, says):
   assert outcome.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["show", "cancel", "logs"])
+@pytest.mark.parametrize("command", ["show", "cancel", "logs", "review", "approve"])
 def test_a_job_that_is_not_there(jobs, command):
   outcome = jobs(command, "none")
   assert (outcome.code, outcome.err) == (

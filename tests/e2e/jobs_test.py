@@ -14,6 +14,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from dss_jax.data.sources import FileRows, summarise
 from dss_jax.jobs.runner import LOG
 from dss_jax.jobs.store import ENDED
 from dss_jax.jobs.worker_lock import holder
@@ -160,6 +161,56 @@ def test_the_documentations_curl_distils_svamp(workplace, serve, shared):
   assert sum(bool(json.loads(line).get("rationale")) for line in lines) > 50
   # The key to nothing of this machine is in an answer.
   assert str(workplace.folder) not in json.dumps([job, found, answer])
+
+
+@pytest.mark.slow
+def test_a_student_is_trained_on_the_rationales_that_people_approved(workplace, serve):
+  """The server is killed between the edit and the approval, and the job after it."""
+  service = workplace.open()
+  server = serve().ready()
+  body = pipeline({"train_steps": 30, "evaluation_interval": 5, "review_rationales": True})
+  name = server.call("POST", f"{PARENT}/pipelineJobs", body)["name"]
+  deadline = time.monotonic() + _SECONDS
+  while server.call("GET", name)["state"] != "PIPELINE_STATE_PAUSED":
+    assert time.monotonic() < deadline
+    time.sleep(0.2)
+  tasks = server.call("GET", name)["jobDetail"]["taskDetails"]
+  assert [task["state"] for task in tasks[:4]] == ["SUCCEEDED", "SUCCEEDED", "RUNNING", "PENDING"]
+  rows = server.call("GET", f"{name}:listRationales?orderBy=row")["rationales"]
+  edit = {"row": 1, "etag": "0", "rationale": "A person knows better."}
+  server.call("POST", f"{name}:editRationale", edit)
+  server.call("POST", f"{name}:editRationale", {"row": 2, "etag": "0", "leftOut": True})
+  server.kill()
+  server = serve().ready()
+  edited = server.call("GET", f"{name}:listRationales?filter=edited=true")["rationales"]
+  assert [row["rationale"] for row in edited] == [edit["rationale"]]
+  assert server.call("POST", f"{name}:approve", {})["state"] == "PIPELINE_STATE_QUEUED"
+  folder = service.folder(service.get(name)) / "model"
+  while not list(folder.glob("checkpoints/[0-9]*")):
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  os.kill(holder(folder.parent), signal.SIGKILL)
+  job = server.wait(name)
+  assert job["state"] == "PIPELINE_STATE_SUCCEEDED", job
+  figures = {"rows": 40, "edited": 1, "left_out": 1}
+  assert job["jobDetail"]["taskDetails"][2]["execution"]["metadata"] == {"figures": figures}
+  version = service.registry("my-project").version("distilled-student-model")
+  assert version.record["lineage"]["review"] == figures
+  card = json.loads((folder / "model.json").read_text())
+  assert card["data"]["report"]["train"]["rows"] == 39
+  reviewed = summarise(FileRows(folder / "annotated.reviewed.jsonl"))
+  assert card["data"]["report"]["train_source"]["rows"] == reviewed.rows == 39
+  output = workplace.bucket / "out" / name.rpartition("/")[2]
+  teachers, trained_on = (
+    [json.loads(line) for line in (output / each).read_text().splitlines()]
+    for each in ("annotated.jsonl", "annotated.reviewed.jsonl")
+  )
+  assert [row["rationale"] for row in teachers] == [row["rationale"] for row in rows]
+  assert trained_on[0]["rationale"] == edit["rationale"]
+  assert [row["input_text"] for row in trained_on] == [
+    row["input_text"] for number, row in enumerate(teachers) if number != 1
+  ]
+  assert (output / "annotated.edits.jsonl").read_text().count("\n") == 2
 
 
 def test_a_failure_names_the_request_s_file(workplace, serve):

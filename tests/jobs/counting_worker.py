@@ -2,7 +2,8 @@
 
 The work is in the request's labels: it counts to `count`, a number in `pause` thousandths of a
 second, and keeps the numbers in a file as training keeps checkpoints. With `crash` the process
-ends at that number, every time, before it keeps it; with `deaf` it does not hear SIGTERM.
+ends at that number, every time, before it keeps it; with `deaf` it does not hear SIGTERM. With
+`review` it first waits for an approval of its annotated rows.
 """
 
 import fcntl
@@ -11,7 +12,8 @@ import signal
 import sys
 import time
 
-from dss_jax.jobs.worker import JobFailed, main
+from dss_jax.annotation.review import approved_review
+from dss_jax.jobs.worker import JobFailed, JobPaused, main
 
 
 class Count:
@@ -34,6 +36,8 @@ class Count:
         raise
       starts.write(f"{self._job.job_id}\n")
       starts.flush()
+      if "review" in self._labels and not approved_review(folder / "model" / "annotated.jsonl"):
+        raise JobPaused
       self._store.change_task(self._job.name, "tune", "RUNNING")
       reached = len(numbers.read_text().split()) if numbers.exists() else 0
       for number in range(reached + 1, int(self._labels["count"]) + 1):

@@ -1,5 +1,6 @@
 """The queue: device sets, quotas, cancelling, crashes, retention, with processes that count."""
 
+import functools
 import os
 import pathlib
 import random
@@ -11,10 +12,12 @@ import time
 import pytest
 
 from dss_jax.errors import UserError
+from dss_jax.jobs.api_error import ApiError
+from dss_jax.jobs.reviews import Reviews, SentEdit
 from dss_jax.jobs.runner import LOG, Runner, locked
 from dss_jax.jobs.store import ENDED
 from dss_jax.jobs.worker_lock import FILE, holder, try_lock
-from tests.jobs.workplace import pipeline
+from tests.jobs.workplace import annotate, pipeline
 
 _SECONDS = 200
 
@@ -165,6 +168,42 @@ def test_a_job_that_does_not_stop_is_killed(workplace, run):
   service.cancel(name)
   wait(lambda: state(service, name) == "CANCELLED")
   assert not is_held(service, name)
+
+
+def test_a_job_that_waits_for_people_has_no_process_and_no_devices(workplace, start_server):
+  """It outlives servers, is tidied only when it has ended, and goes on when it is approved."""
+  service = workplace.open(device_sets=workplace.settings["device_sets"][:1], retention_days=1)
+  labels = {"review": "yes", "count": "3"}
+  create = functools.partial(service.create, "pipelineJobs", "my-project", "us-east1")
+  job = create(pipeline(labels=labels), job_id="reviewed")
+  annotate(service, job)
+  other = create(pipeline(labels={"count": "2"}), job_id="other")
+  server = start_server(service.root)
+  # On the one device set.
+  wait(lambda: state(service, other.name) == "SUCCEEDED")
+  assert state(service, job.name) == "PAUSED"
+  assert not is_held(service, job.name)
+  server.kill()
+  server.wait()
+  start_server(service.root)
+  reviews = Reviews(service)
+  reviews.edit(job.name, SentEdit(row=1, etag="0", rationale="Mine."), "ann")
+  assert reviews.approve(job.name, "ann").state == "QUEUED"
+  wait(lambda: state(service, job.name) == "SUCCEEDED")
+  assert numbers(service, job.name) == [1, 2, 3]
+  assert service.get(job.name).restarts == 0
+  assert (service.root / "starts").read_text().split() == ["reviewed", "other", "reviewed"]
+
+
+def test_a_paused_job_is_cancelled_at_once(service, add):
+  name = add("one", review="yes")
+  annotate(service, service.get(name))
+  service.store.change(name, ("QUEUED",), state="PAUSED")
+  with pytest.raises(ApiError, match="cancel it before you delete it"):
+    service.delete([name])
+  assert service.cancel(name).state == "CANCELLED"
+  service.delete([name])
+  assert not list((service.root / "jobs").glob("one-*"))
 
 
 def test_quotas_of_region_and_accelerator(workplace, run):

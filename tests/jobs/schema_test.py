@@ -26,6 +26,8 @@ DEFAULTS = {
   "api_endpoint": None,
   "version": "latest",
   "tpu_training_skip_cmek": False,
+  # Ours.
+  "review_rationales": False,
 }
 GIVEN = {"project": "p", "dataset_uri": "gs://b/train.jsonl"}
 

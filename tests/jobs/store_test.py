@@ -25,7 +25,7 @@ JOB = Job(
   update_time="2026-01-01T00:00:00.000000Z",
   request={"displayName": "One"},
   config="",
-  plan={"devices": 1},
+  plan={"devices": 1, "review_rationales": True},
   folder="one-1",
 )
 
@@ -47,6 +47,8 @@ def test_what_is_stored_is_read_again(store, tmp_path):
   assert [task.name for task in store.tasks(JOB.name)] == list(TASKS)
   assert {task.state for task in store.tasks(JOB.name)} == {"PENDING"}
   assert store.get("projects/p/locations/l/pipelineJobs/two") is None
+  store.create(job("plain", plan={"devices": 1}))
+  assert {*TASKS} - {task.name for task in store.tasks(job("plain").name)} == {"review"}
 
 
 def test_a_name_is_taken_once(store):

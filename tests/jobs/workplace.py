@@ -4,6 +4,7 @@ import json
 
 import yaml
 
+from dss_jax.data.records import write_rows
 from dss_jax.jobs.service import open_service
 from tests.e2e.conftest import sums
 
@@ -61,6 +62,33 @@ class Workplace:
     text = yaml.safe_dump({**self.settings, **settings})
     (self.root / "jobs.yaml").write_text(text, encoding="utf-8")
     return open_service(self.root)
+
+
+def annotate(service, job, count=6):
+  """Writes a job's annotated rows as its task annotate does; the second one raises concerns."""
+  folder = service.folder(job) / "model"
+  folder.mkdir(parents=True)
+  rows = []
+  for number, row in enumerate(sums(1, count)):
+    provenance = {
+      "status": "answered",
+      "label": row["output_text"],
+      "agreement": 1.0,
+      "concerns": ["unmentioned"] if number == 1 else [],
+      "samples": [{"raw": "a secret of the teacher"}],
+    }
+    texts = {key: row[key] for key in ("input_text", "output_text", "rationale")}
+    rows.append({**texts, "provenance": provenance})
+  write_rows(folder / "annotated.jsonl", rows)
+
+
+def paused(service, job_id="one", count=6):
+  """Returns a pipeline job that waits for the review of its rows."""
+  body = pipeline({"review_rationales": True})
+  job = service.create("pipelineJobs", "my-project", "europe-west4", body, job_id=job_id)
+  annotate(service, job, count)
+  service.store.change(job.name, ("QUEUED",), state="PAUSED")
+  return service.get(job.name)
 
 
 def pipeline(parameters=None, **fields):

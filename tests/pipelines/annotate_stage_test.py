@@ -5,9 +5,10 @@ import json
 
 import pytest
 
+from dss_jax.annotation.review import Review
 from dss_jax.config.gin_loader import Binding, load_config
-from dss_jax.config.schema import RunConfig, shipped_folder
-from dss_jax.data.pipeline import sources
+from dss_jax.config.schema import LABEL, RATIONALE, RunConfig, shipped_folder
+from dss_jax.data.pipeline import prepare, sources
 from dss_jax.data.records import read_rows, write_rows
 from dss_jax.data.sources import TrainingRows, source_from_file
 from dss_jax.errors import UserError
@@ -66,6 +67,27 @@ def test_a_resumed_run_sends_nothing(config, tmp_path):
   assert annotate_training_rows(config(**{"TeacherConfig.max_requests_in_flight": 3})) == first
   with pytest.raises(UserError, match=r"recorded.jsonl: no such file"):
     annotate_training_rows(config(**{"TeacherConfig.labels": "teacher"}))
+
+
+def test_approved_rows_are_trained_on(config, tmp_path):
+  """The token store has the edited texts; a row that was left out is not there."""
+  path, figures = annotate_training_rows(config())
+  review = Review(path)
+  with review.locked():
+    review.edit(1, 0, {"rationale": "Zero adds nothing.", "output_text": "one"}, "ann", "now")
+    review.edit(2, 0, {"left_out": True}, "ann", "now")
+    assert annotate_training_rows(config()) == (path, figures)
+    review.approve("ann", "now")
+  reviewed, with_review = annotate_training_rows(config())
+  assert reviewed == str(tmp_path / "model" / "annotated.reviewed.jsonl")
+  figures_of_review = {"rows": ROWS, "edited": 1, "left_out": 1}
+  assert with_review == {**figures, "review": figures_of_review}
+  before, after = (prepare(config().data, (LABEL, RATIONALE), name) for name in (path, reviewed))
+  assert before.train.fingerprint != after.train.fingerprint
+  assert after.train.num_examples == ROWS - 1
+  decode = after.vocabulary.decode
+  targets = [decode(after.train.target_tokens(0, kind).tolist()) for kind in (LABEL, RATIONALE)]
+  assert targets == ["one", "Zero adds nothing."]
 
 
 def test_a_stamp_without_its_rows_is_ignored(config, tmp_path):
@@ -161,9 +183,6 @@ def test_training_rows_have_each_rationale_and_each_label_once(tmp_path):
 
 
 def test_prepare_trains_on_all_rationales_and_reports_file_rows(config, tmp_path):
-  from dss_jax.config.schema import LABEL, RATIONALE
-  from dss_jax.data.pipeline import prepare
-
   rows = [
     {"input_text": f"{n}", "output_text": "x", "rationale": "r", "rationales": ["r", "s"]}
     for n in range(5)
