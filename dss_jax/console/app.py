@@ -14,8 +14,11 @@ from dss_jax.console.examination import Examiner
 from dss_jax.console.gate import Gate
 from dss_jax.console.job_list import JobListPages
 from dss_jax.console.job_page import JobPages
+from dss_jax.console.model_pages import ModelPages
+from dss_jax.console.review_page import ReviewPages
 from dss_jax.console.session import Sessions, read_key
 from dss_jax.console.sign_in import SignInPages
+from dss_jax.console.try_page import TryPages
 from dss_jax.console.wizard import WizardPages
 from dss_jax.jobs.access import AUDIT_FILE, Access, AuditLog
 from dss_jax.jobs.service import JobService
@@ -30,9 +33,13 @@ def routes(service: JobService, access: Access) -> list[BaseRoute]:
   pages = [
     *SignInPages(console).routes(),
     *JobListPages(console).routes(),
+    # Before the jobs', whose names would match a verb, too.
+    *ReviewPages(console).routes(),
+    *ModelPages(console).routes(),
     *JobPages(console).routes(),
     *WizardPages(console, examiner).routes(),
     *DataPages(console, examiner).routes(),
+    *TryPages(console).routes(),
     Mount("/static", StaticFiles(directory=_STATIC)),
   ]
   log = AuditLog(service.root / AUDIT_FILE)

@@ -14,7 +14,7 @@ from dss_jax.jobs.store import Job, Kind
 
 SECTION = "jobs"
 STATES = (
-  "QUEUED", "PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLING", "CANCELLED",
+  "QUEUED", "PENDING", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLING", "CANCELLED",
 )  # fmt: skip
 KINDS: dict[Kind, str] = {"pipelineJobs": "Distillation", "tuningJobs": "Tuning"}
 _PAGE_SIZE = "25"

@@ -31,6 +31,7 @@ METRICS = [name for _, *names in CHARTS for name in names]
 _TITLES = {
   "validate": "Check the data",
   "annotate": "Ask the teacher",
+  "review": "Review the rationales",
   "tune": "Train the student",
   "evaluate": "Evaluate the student",
   "upload-model": "Register the model",
@@ -142,6 +143,8 @@ def _notes(task: Task) -> list[str]:
   if figures:
     notes.append(f"{figures['with_rationale']:,} of {figures['rows']:,} rows have a rationale")
     notes.append(f"{figures['parsed']:,} answers parsed")
+  if review := metadata.get("review"):
+    notes.append(f"{review['edited']:,} rows edited, {review['left_out']:,} left out")
   if "best_step" in metadata:
     stopped = ", stopped early" if metadata.get("stopped_early") else ""
     notes.append(f"{metadata['steps']:,} steps{stopped}")

@@ -21,4 +21,6 @@ SECTIONS = (
   Section("Jobs", "jobs"),
   Section("New distillation", "create", "editor"),
   Section("Data", "data"),
+  Section("Models", "models"),
+  Section("Try a student", "try"),
 )

@@ -56,7 +56,8 @@ def make_app(
 
   Args:
     load: loads a student that is asked; by default with all devices of this process.
-    routes: others, beside the API's; they check themselves who may use them.
+    routes: others, beside the API's; they check themselves who may use them. The state of their
+      requests has the server's `endpoints`, `pool` and `predictions`.
     timeout_seconds: of one answer.
   """
   pool = StudentPool(load or load_student, max_students=service.settings.loaded_students)
@@ -81,11 +82,12 @@ def make_app(
     return PlainTextResponse("ok\n")
 
   @contextlib.asynccontextmanager
-  async def lifespan(app: Starlette) -> AsyncIterator[None]:
+  async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
     operations.tidy()
     endpoints.reconcile()
     async with batches.running():
-      yield
+      # For the other routes: what the API's use.
+      yield {"endpoints": endpoints, "pool": pool, "predictions": predictions}
     pool.models.close()
 
   app = Starlette(

@@ -11,7 +11,8 @@ from dss_jax.jobs.api_error import invalid, not_found
 from dss_jax.jobs.generate_content import parse_contents, parse_generate
 from dss_jax.jobs.student_pool import StudentPool
 from dss_jax.serving import vertex_api
-from dss_jax.serving.service import Service
+from dss_jax.serving.generation import Answer
+from dss_jax.serving.service import Call, Service
 from dss_jax.serving.vertex_schemas import parse_count, parse_predict, parse_streaming
 from dss_jax.student.registry import Version
 
@@ -57,6 +58,18 @@ class Predictions:
     if verb == "generateContent":
       return await generate_content.content(self._service, request, call, model_name)
     return generate_content.stream(self._service, request, call, model_name)
+
+  async def predict(
+    self, request: Request, project: str, version: Version, body: dict[str, Any]
+  ) -> tuple[Call, list[Answer]]:
+    """Returns the call and the answers to one prompt, for a body of predict.
+
+    Raises Refused, UserError or TimeoutError.
+    """
+    key = await self._pool.ready(project, version)
+    call = self._service.call(key, parse_predict(body))
+    (answers,) = await self._service.answers(request, call)
+    return call, answers
 
   async def _read(self, request: Request) -> dict[str, Any]:
     body = await self._service.read(request)

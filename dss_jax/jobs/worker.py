@@ -22,7 +22,8 @@ from dss_jax.jobs.api_error import CODES
 from dss_jax.jobs.store import CANCELLED_ERROR, REVIEW, Job, Store, now
 from dss_jax.jobs.worker_lock import write_holder
 
-EVALUATION = "evaluation.json"
+EVALUATION, EVALUATION_PAGE = "evaluation.json", "evaluation.html"
+_PAGE_ROWS = 2000
 # Of the run's folder, what a job's output folder gets a copy of.
 _ANNOTATED = "annotated.jsonl"
 _RESULTS = (_ANNOTATED, EDITS, REVIEWED, "metrics.jsonl", "model.json")
@@ -197,7 +198,7 @@ class _Tasks:
     review = approved_review(pathlib.Path(self._config.model_dir) / _ANNOTATED)
     if review is None:
       raise JobPaused
-    return {"figures": review.figures}
+    return {"review": review.figures}
 
   def _tune(self) -> dict[str, Any]:
     from dss_jax.pipelines import distill
@@ -207,7 +208,8 @@ class _Tasks:
 
   def _evaluate(self) -> dict[str, Any] | None:
     from dss_jax.evaluation.evaluate import evaluate_student, source_for
-    from dss_jax.storage.atomic import write_text
+    from dss_jax.evaluation.html_report import write_report
+    from dss_jax.storage.atomic import atomic_target, write_text
     from dss_jax.student.student import Student
 
     data = self._config.data
@@ -215,8 +217,11 @@ class _Tasks:
       return None
     student = Student.open(self._config.model_dir)
     source = source_for(student, data.eval_dataset, None, None, None, data.labels_as_text)
-    report = evaluate_student(student, source, self._config.mesh).report
+    judgement = evaluate_student(student, source, self._config.mesh)
+    report = judgement.report
     write_text(self._folder / EVALUATION, json.dumps(report, indent=2) + "\n")
+    with atomic_target(self._folder / EVALUATION_PAGE) as page:
+      write_report(page, [judgement], report, max_rows=_PAGE_ROWS)
     return {"exact_match": report["exact_match"], "rows": report["rows"]}
 
   def _upload(self) -> dict[str, Any]:

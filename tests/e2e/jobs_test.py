@@ -193,7 +193,7 @@ def test_a_student_is_trained_on_the_rationales_that_people_approved(workplace, 
   job = server.wait(name)
   assert job["state"] == "PIPELINE_STATE_SUCCEEDED", job
   figures = {"rows": 40, "edited": 1, "left_out": 1}
-  assert job["jobDetail"]["taskDetails"][2]["execution"]["metadata"] == {"figures": figures}
+  assert job["jobDetail"]["taskDetails"][2]["execution"]["metadata"] == {"review": figures}
   version = service.registry("my-project").version("distilled-student-model")
   assert version.record["lineage"]["review"] == figures
   card = json.loads((folder / "model.json").read_text())
