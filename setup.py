@@ -61,6 +61,8 @@ setup(
     "beam": ["apache-beam>=2.77"],
     "gcs": ["gcsfs>=2024.6"],
     "serve": [
+      # Encrypted jobs.
+      "cryptography>=44",
       "itsdangerous>=2.2",
       "jinja2>=3.1",
       "prometheus-client>=0.20",
@@ -83,6 +85,7 @@ setup(
     "test": [
       "aiohttp>=3.14",
       "build>=1.2",
+      "cryptography>=44",
       # What starlette's test client speaks HTTP with.
       "httpx2>=2",
       "hypothesis>=6.100",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from dss_jax.errors import ReaderGone, UserError
+from dss_jax.storage.durability import durable
 from dss_jax.storage.files import (
   PathLike,
   file_system,
@@ -142,12 +143,13 @@ def synced_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
   with path.open("xb") as file:
     yield file
     file.flush()
-    sync(file)
+    os.fsync(file)
 
 
 def sync(file: IO[Any] | int) -> None:
   """Waits until an open file's flushed bytes are on the disk, for files that are appended to."""
   os.fsync(file)
+  durable()
 
 
 def make_folder(folder: PathLike) -> None:
@@ -240,7 +242,7 @@ def _beside(name: str, target: str) -> Iterator[IO[bytes]]:
       yield binary
       with writing(name):
         binary.flush()
-        sync(binary)
+        os.fsync(binary)
     finally:
       # Closing writes again what could not be written, and would hide why.
       with contextlib.suppress(OSError):
@@ -252,6 +254,7 @@ def _beside(name: str, target: str) -> Iterator[IO[bytes]]:
       os.remove(part)
     raise
   _sync_folder(os.path.dirname(target))
+  durable()
 
 
 @contextlib.contextmanager

@@ -34,6 +34,15 @@ def cache_folder(name: str, root: PathLike | None = None) -> pathlib.Path:
     ) from None
 
 
+def private_environment(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the variables by which a program keeps caches and temporary files in a folder."""
+  return {
+    "DSS_CACHE_DIR": str(folder / "cache"),
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "cache" / "jax"),
+    "TMPDIR": str(folder / "tmp"),
+  }
+
+
 def keep_compiled_programs() -> None:
   """Has JAX keep compiled programs in the cache, unless JAX's own cache folder is set already.
 
