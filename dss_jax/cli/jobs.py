@@ -1,4 +1,4 @@
-"""The commands `dss jobs serve | create | list | show | review | approve | cancel | logs`.
+"""The commands of `dss jobs`: the server, its jobs, and the keys of encrypted ones.
 
 Imports nothing heavy.
 """
@@ -173,6 +173,50 @@ def logs(root: str, config: str | None, name: str, follow: bool) -> None:
   with _opened(root, config) as service:
     for line in log_lines(service, service.find(name), follow=follow):
       echo(line)
+
+
+@jobs.command(short_help="Make a key that encrypts jobs.")
+@option("--out", required=True, metavar="FILE", help="A new file, for its owner alone.")
+def key(out: str) -> None:
+  """Make a random key, for `keys` in the operator's settings."""
+  from dss_jax.storage.keys import write_key
+
+  write_key(out)
+
+
+@jobs.command("open", short_help="Decrypt a file of an encrypted job.")
+@click.argument("file", metavar="FILE.sealed")
+@option("--key", metavar="KEY", help="The file of the key that it was encrypted with.")
+@option("--root", metavar="DIR", help="The server's folder, whose settings name the key.")
+@option("--config", metavar="FILE.yaml", help="The operator's settings.",
+        default_text="ROOT/jobs.yaml, if it is there")  # fmt: skip
+@option("--output", required=True, metavar="PATH",
+        help="A file, or - for standard output; of a student or a checkpoint a new "
+        "folder.")  # fmt: skip
+def open_file(
+  file: str, key: str | None, root: str | None, config: str | None, output: str
+) -> None:
+  """Decrypt a file that an encrypted job wrote: an output, a log, a student of the registry.
+
+  It is checked, too: of a file that was changed since, nothing is written.
+  """
+  from dss_jax.storage.keys import read_key, unwrapped
+  from dss_jax.storage.sealed_folders import open_to
+
+  if (key is None) == (root is None):
+    raise UserError(f"dss jobs open {file}: give one of --key and --root")
+  try:
+    if root is None:
+      assert key is not None
+      place = key
+      open_to(file, lambda header: unwrapped(read_key(place, header.key_name), header), output)
+    else:
+      from dss_jax.jobs.keyring import Keyring
+      from dss_jax.jobs.settings import read_settings
+
+      open_to(file, Keyring(read_settings(root, config).keys).unlock_for(None), output)
+  except ImportError as error:
+    raise _not_installed(error) from None
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from dss_jax.config.mesh_presets import mesh_choice
 from dss_jax.config.schema import RunConfig
 from dss_jax.data.report.figures import DatasetReport
 from dss_jax.jobs.job_config import read_config
-from dss_jax.jobs.job_files import metrics_tail
+from dss_jax.jobs.job_files import METRICS_FILE, tail
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import AcceleratorType
 from dss_jax.jobs.store import ENDED, Job
@@ -164,7 +164,7 @@ def _step_paces(service: JobService, job: Job, config: RunConfig) -> Iterator[fl
       config.batch_size, config.data.feature_lengths
     ):  # fmt: skip
       continue
-    lines = [json.loads(line) for line in metrics_tail(service, earlier)]
+    lines = [json.loads(line) for line in tail(service, earlier, METRICS_FILE)[0]]
     rates = [rate for line in lines if (rate := line.get("time/steps_per_second"))]
     if rates:
       yield 1 / statistics.median(rates)

@@ -13,9 +13,10 @@ from dss_jax.console.console import HOME, Console, redirect
 from dss_jax.console.job_list import KINDS, SECTION
 from dss_jax.jobs.api_error import not_found
 from dss_jax.jobs.google_errors import without_places
-from dss_jax.jobs.job_files import curves, log_path, log_tail, new_lines, newest
+from dss_jax.jobs.job_files import curves, new_lines, newest, tail
 from dss_jax.jobs.job_stream import watch
 from dss_jax.jobs.store import Job, Task, now
+from dss_jax.jobs.working_folder import LOG
 
 # The metrics of the hosted service: of each, the training's and the evaluation's.
 CHARTS = (
@@ -67,7 +68,7 @@ class JobPages:
 
   def _show(self, request: Request) -> Response:
     job = self._job(request)
-    log, place, is_cut = log_tail(self._service, job)
+    log, place, is_cut = tail(self._service, job, LOG)
     return self._console.page(
       request,
       "job.html",
@@ -108,8 +109,8 @@ class JobPages:
     return watch(self._service, job, after)
 
   def _log(self, request: Request) -> Response:
-    path = log_path(self._service, self._job(request))
-    lines = (without_places(line, self._service) + "\n" for line, _ in new_lines(path, 0))
+    _, found = new_lines(self._service, self._job(request), LOG, 0)
+    lines = (without_places(line, self._service) + "\n" for line, _ in found)
     return StreamingResponse(lines, media_type=PlainTextResponse.media_type)
 
   def _cancel(self, request: Request, form: FormData) -> Response:

@@ -180,7 +180,7 @@ class ModelPages:
       "record": record,
       "config": without_places(config, self._service),
       "job": job,
-      "has_report": job is not None and (self._service.folder(job) / EVALUATION_PAGE).is_file(),
+      "has_report": job is not None and self._report_of(job) is not None,
     }
 
   def _merge_aliases(self, request: Request, form: FormData) -> Response:
@@ -214,12 +214,18 @@ class ModelPages:
     return redirect(base if is_model else f"{base}/{version.name}")
 
   def _report(self, request: Request) -> Response:
-    path = self._service.folder(job_of(self._service, request)) / EVALUATION_PAGE
-    if not path.is_file():
+    text = self._report_of(job_of(self._service, request))
+    if text is None:
       raise not_found("the report of this evaluation")
-    text = without_places(path.read_text(encoding="utf-8"), self._service)
     headers = {"content-security-policy": _REPORT_POLICY, "x-frame-options": "DENY"}
     return Response(text, media_type="text/html", headers=headers)
+
+  def _report_of(self, job: Job) -> str | None:
+    try:
+      with self._service.open_file(job, EVALUATION_PAGE) as file:
+        return without_places(file.read().decode("utf-8"), self._service)
+    except FileNotFoundError:
+      return None
 
   def _registry(self, request: Request) -> Registry:
     return self._service.registry(request.path_params["project"])

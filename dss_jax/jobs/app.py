@@ -1,6 +1,7 @@
 """The application: who may use it, the routes of both versions of the API, and what is logged."""
 
 import contextlib
+import functools
 import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -60,7 +61,11 @@ def make_app(
       requests has the server's `endpoints`, `pool` and `predictions`.
     timeout_seconds: of one answer.
   """
-  pool = StudentPool(load or load_student, max_students=service.settings.loaded_students)
+  pool = StudentPool(
+    load or functools.partial(load_student, service.private),
+    max_students=service.settings.loaded_students,
+    check=service.private.check_student,
+  )
   resources = Resources(service.root)
   operations = Operations(resources)
   endpoints = Endpoints(resources, service.registry)

@@ -11,6 +11,7 @@ from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import CODES, ApiError, invalid, not_found
 from dss_jax.jobs.service import JobService
 from dss_jax.serving.errors import Refused, google_error, refusal_of
+from dss_jax.storage.sealed import SealedError
 
 _DOMAIN = "dss-jax"
 # google.rpc.ErrorInfo's reason, where Google's own differs from the status.
@@ -27,6 +28,8 @@ def refused(error: Exception, service: JobService) -> Refused:
   """Returns what a client is told of an exception; where files are on a disk, it is not told."""
   if isinstance(error, HTTPException):
     return _of_route(error)
+  if isinstance(error, SealedError):
+    return ApiError("FAILED_PRECONDITION", without_places(str(error), service))
   if isinstance(error, UserError):
     return invalid(without_places(str(error), service))
   try:
@@ -90,6 +93,7 @@ def without_places(message: str, service: JobService) -> str:
   """Returns a message with names for the server's folders."""
   settings = service.settings
   places = {str(service.root): "ROOT"}
+  places[str(service.private.memory)] = "MEMORY"
   places |= {bucket.path: f"gs://{name}" for name, bucket in settings.buckets.items()}
   if settings.registry is not None:
     places[settings.registry] = "REGISTRY"

@@ -201,9 +201,17 @@ def _teacher(
   match = _MODEL.fullmatch(reference)
   if match and match["project"] == wish.project:
     try:
-      return Teacher(name=f"t5:{registry.version(match['model']).folder}")
+      version = registry.version(match["model"])
     except UserError:
       pass
+    else:
+      if version.is_sealed:
+        problems.append(
+          f"{wish.field('teacher_model_reference')} is {shown(reference)}, which is"
+          " encrypted with a key, and so does not teach"
+        )
+        return None
+      return Teacher(name=f"t5:{version.folder}")
   known = ", ".join(sorted(teachers)) or "none"
   problems.append(
     f"{wish.field('teacher_model_reference')} is {shown(reference)}, which the operator has not"

@@ -1,65 +1,52 @@
 """The log and the metrics of a job, from the files that its process writes."""
 
+import contextlib
 import json
 import math
-import pathlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
-from dss_jax.jobs.runner import LOG
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import Job
 from dss_jax.terminal import printable
 
-METRICS = "model/metrics.jsonl"
+METRICS_FILE = "model/metrics.jsonl"
 _CHUNK_BYTES = 2**16
 _TAIL_BYTES = 2**16
 _MOST_POINTS = 1000
 
 
-def log_path(service: JobService, job: Job) -> pathlib.Path:
-  return service.folder(job) / LOG
+def new_lines(
+  service: JobService, job: Job, name: str, place: int
+) -> tuple[int, Iterator[tuple[str, int]]]:
+  """Returns the whole lines after a place in a job's file, each with the place where it ends.
 
+  Also returns the place where they begin: at most the end of the file, since a run that resumes
+  cuts the metrics after its checkpoint off.
 
-def metrics_path(service: JobService, job: Job) -> pathlib.Path:
-  return service.folder(job) / METRICS
-
-
-def new_lines(path: pathlib.Path, place: int) -> Iterator[tuple[str, int]]:
-  """Yields the whole lines after a place in a file, each with the place where it ends."""
+  Raises UserError for an encrypted job whose key is not there.
+  """
   try:
-    with path.open("rb") as file:
-      file.seek(place)
-      while lines := file.readlines(_CHUNK_BYTES):
-        for line in lines:
-          if not line.endswith(b"\n"):
-            return
-          place += len(line)
-          yield printable(line.decode("utf-8", "replace").rstrip("\r\n")), place
+    file = service.open_file(job, name)
   except FileNotFoundError:
-    return
+    return 0, iter(())
+  place = min(place, file.seek(0, os.SEEK_END))
+  return place, _lines(file, place)
 
 
-def log_tail(service: JobService, job: Job) -> tuple[list[str], int, bool]:
-  """Returns the last lines of a job's log, the place after them, and whether there are earlier."""
-  path = log_path(service, job)
-  size = path.stat().st_size if path.exists() else 0
-  begin = max(0, size - _TAIL_BYTES)
-  lines, place = [], begin
-  for line, end in new_lines(path, begin):
+def tail(service: JobService, job: Job, name: str) -> tuple[list[str], int, bool]:
+  """Returns the last lines of a job's file, the place after them, and whether there are earlier."""
+  size = 0
+  with contextlib.suppress(FileNotFoundError), service.open_file(job, name) as file:
+    size = file.seek(0, os.SEEK_END)
+  place, found = new_lines(service, job, name, max(0, size - _TAIL_BYTES))
+  is_cut, lines = place > 0, []
+  for line, end in found:
     lines.append(line)
     place = end
   # The first one may be the rest of a line.
-  return lines[1:] if begin else lines, place, begin > 0
-
-
-def metrics_tail(service: JobService, job: Job) -> list[str]:
-  """Returns the last lines of a job's metrics."""
-  path = metrics_path(service, job)
-  size = path.stat().st_size if path.exists() else 0
-  begin = max(0, size - _TAIL_BYTES)
-  lines = [line for line, _ in new_lines(path, begin)]
-  return lines[1:] if begin else lines
+  return lines[1:] if is_cut else lines, place, is_cut
 
 
 def curves(
@@ -69,8 +56,9 @@ def curves(
 
   Of long runs, every so many steps are left out; the last one never is.
   """
-  lines, place = [], 0
-  for line, end in new_lines(metrics_path(service, job), 0):
+  place, found = new_lines(service, job, METRICS_FILE, 0)
+  lines = []
+  for line, end in found:
     lines.append(line)
     place = end
   points = _points(lines, names)
@@ -79,8 +67,19 @@ def curves(
 
 def newest(service: JobService, job: Job, names: Sequence[str]) -> dict[str, tuple[int, float]]:
   """Returns the last value of each metric, and its step; without those that are long ago."""
-  points = _points(metrics_tail(service, job), names)
+  points = _points(tail(service, job, METRICS_FILE)[0], names)
   return {name: (int(axes[0][-1]), axes[1][-1]) for name, axes in points.items() if axes[0]}
+
+
+def _lines(file: IO[bytes], place: int) -> Iterator[tuple[str, int]]:
+  with file:
+    file.seek(place)
+    while lines := file.readlines(_CHUNK_BYTES):
+      for line in lines:
+        if not line.endswith(b"\n"):
+          return
+        place += len(line)
+        yield printable(line.decode("utf-8", "replace").rstrip("\r\n")), place
 
 
 def _points(lines: Iterable[str], names: Sequence[str]) -> dict[str, list[list[float]]]:

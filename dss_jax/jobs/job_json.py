@@ -10,13 +10,14 @@ _OF_PIPELINE = (
   "pipelineSpec",
   "labels",
   "runtimeConfig",
+  "encryptionSpec",
   "serviceAccount",
   "network",
   "templateUri",
 )
 _OF_TUNING = (
   "baseModel", "tunedModelDisplayName", "description", "labels", "supervisedTuningSpec",
-  "distillationSpec", "serviceAccount",
+  "distillationSpec", "encryptionSpec", "serviceAccount",
 )  # fmt: skip
 
 

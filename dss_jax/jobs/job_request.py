@@ -23,6 +23,7 @@ class JobRequest:
     account: the serviceAccount, if it names one.
     location: of the model.
     output, evaluation_output: folders that get copies of the results, if any.
+    key: the kmsKeyName of the key that its files are encrypted with, if any.
   """
 
   wish: Wish
@@ -32,6 +33,7 @@ class JobRequest:
   location: str
   output: str | None = None
   evaluation_output: str | None = None
+  key: str | None = None
 
 
 def read_request(
@@ -48,6 +50,10 @@ def read_request(
     request = _pipeline_request(body, project, location, settings, problems)
   else:
     request = _tuning_request(body, project, location, settings, problems)
+  if request.key is not None and request.wish.review_rationales:
+    problems.append(
+      "review_rationales: nobody reads the rationales of an encrypted job; leave it out, or the key"
+    )
   account = settings.service_accounts.get(request.account or "")
   if request.account and (account is None or not account.is_for(project)):
     problems.append(
@@ -69,6 +75,9 @@ def _pipeline_request(
       problems.append(str(error))
       return None
 
+  keys = {parsed.encryption_spec.kms_key_name, values["encryption_spec_key_name"] or ""} - {""}
+  if len(keys) > 1:
+    problems.append("encryption_spec_key_name is another key than encryptionSpec.kmsKeyName")
   directory = parsed.runtime_config.gcs_output_directory
   if directory == "":
     problems.append("gcsOutputDirectory is required")
@@ -80,6 +89,7 @@ def _pipeline_request(
     location=values["location"],
     output=folder(directory, "gcsOutputDirectory"),
     evaluation_output=folder(values["evaluation_output_root_dir"], "evaluation_output_root_dir"),
+    key=min(keys, default=None),
   )
 
 
@@ -93,6 +103,7 @@ def _tuning_request(
     display_name=parsed.tuned_model_display_name,
     account=parsed.service_account or None,
     location=location,
+    key=parsed.encryption_spec.kms_key_name or None,
   )
 
 

@@ -1,6 +1,7 @@
 """A job's states, log and metrics as they come, as server-sent events."""
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -9,14 +10,15 @@ from collections.abc import AsyncIterator, Iterator
 from starlette.responses import StreamingResponse
 
 from dss_jax.jobs.google_errors import without_places
-from dss_jax.jobs.job_files import log_path, metrics_path, new_lines
+from dss_jax.jobs.job_files import METRICS_FILE, new_lines
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import Job
+from dss_jax.jobs.working_folder import LOG
 
 _POLL_SECONDS = 0.5
 # So that proxies and clients do not take a quiet job for a lost connection.
 _QUIET_POLLS = 30
-_FILES = {"log": log_path, "metrics": metrics_path}
+_FILES = {"log": LOG, "metrics": METRICS_FILE}
 _ID = re.compile(r"([0-9]{1,15})\.([0-9]{1,15})")
 
 
@@ -26,7 +28,11 @@ def watch(service: JobService, job: Job, last_event_id: str) -> StreamingRespons
   The events are `state` ({"state", "tasks"}), `log` (a line of text) and `metrics` (a line of
   metrics.jsonl), with names for the server's folders. Each has an id; a client that connects again
   with the last one as Last-Event-ID gets what came after it.
+
+  Raises UserError, before it begins, for an encrypted job whose key is not there.
   """
+  with contextlib.suppress(FileNotFoundError):
+    service.open_file(job, LOG).close()
   return StreamingResponse(
     _events(service, job.name, last_event_id),
     media_type="text/event-stream",
@@ -46,11 +52,9 @@ async def _events(service: JobService, name: str, last_event_id: str) -> AsyncIt
     tasks = {task.name: task.state for task in service.store.tasks(name)}
     state = json.dumps({"state": job.state, "tasks": tasks, "error": job.error})
     quiet += 1
-    for kind, path_of in _FILES.items():
-      path = path_of(service, job)
-      # A run that resumes cuts the metrics after its checkpoint off.
-      places[kind] = min(places[kind], path.stat().st_size if path.exists() else 0)
-      for line, place in new_lines(path, places[kind]):
+    for kind, file in _FILES.items():
+      places[kind], lines = new_lines(service, job, file, places[kind])
+      for line, place in lines:
         places[kind] = place
         quiet = 0
         yield _event(kind, without_places(line, service), places)
@@ -70,7 +74,8 @@ def log_lines(service: JobService, job: Job, *, follow: bool) -> Iterator[str]:
   place = 0
   while True:
     current = service.store.get(job.name)
-    for line, end in new_lines(log_path(service, job), place):
+    place, lines = new_lines(service, job, LOG, place)
+    for line, end in lines:
       place = end
       yield line
     if not follow or current is None or current.has_ended:

@@ -116,6 +116,7 @@ def model_json(
     "baseModelSource": {"genieSource": {"baseModelUri": f"{_PUBLISHER}{base}@{number}"}},
     "modelSourceInfo": {"sourceType": "GENIE"},
     "pipelineJob": details.get("pipeline_job"),
+    "encryptionSpec": record.get("encryption_spec"),
     "metadata": {
       key: record[key] for key in ("student", "parameters", "step", "metrics") if key in record
     },

@@ -127,7 +127,6 @@ def pipeline_wish(
     {"parameterValues": runtime.parameter_values, "parameters": runtime.parameters}
   )
   values = read_parameters(given, problems)
-  check_no_key(body.encryption_spec.kms_key_name or values["encryption_spec_key_name"])
   if values["project"] is not None and values["project"] != project:
     problems.append(f"project is {shown(values['project'])}, but the path says {project!r}")
   values["location"] = values["location"] or location
@@ -141,12 +140,3 @@ def _name_of(spec: Mapping[str, Any] | None) -> str:
   info = (spec or {}).get("pipelineInfo")
   name = info.get("name") if isinstance(info, dict) else None
   return name if isinstance(name, str) else ""
-
-
-def check_no_key(key: str | None) -> None:
-  """Raises ApiError if a request names a key."""
-  if key:
-    raise ApiError(
-      "UNIMPLEMENTED",
-      "kmsKeyName: this server cannot encrypt a job's files with a key; leave it out",
-    )

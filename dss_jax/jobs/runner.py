@@ -23,12 +23,13 @@ from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import DeviceSet, Quota
 from dss_jax.jobs.store import CANCELLED_ERROR, ENDED, STARTED, Job
 from dss_jax.jobs.worker_lock import FILE, holder, try_lock, write_holder
+from dss_jax.jobs.working_folder import LOG, is_private
 from dss_jax.progress import say
 from dss_jax.storage.atomic import make_folder, withdraw, writing
+from dss_jax.storage.sealed import SUFFIX
 
 _POLL_SECONDS = 0.5
 _TIDY_SECONDS = 3600.0
-LOG = "worker.log"
 _LOCK_FILE = "server.lock"
 
 
@@ -69,6 +70,7 @@ class Runner:
     self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
 
   def start(self) -> None:
+    self._service.private.remove_students()
     self._thread.start()
 
   def stop(self) -> None:
@@ -95,6 +97,7 @@ class Runner:
     for job in started:
       self._watch(job)
     self._start_waiting()
+    self._remove_left()
     for name in self._children.keys() - {job.name for job in started}:
       if self._children[name].poll() is not None:
         del self._children[name]
@@ -166,7 +169,8 @@ class Runner:
     """Returns how far a job is: tasks that ended, the newest checkpoint, answers of the teacher."""
     ended = sum(task.end_time is not None for task in self._store.tasks(job.name))
     model_dir = self._service.folder(job) / "model"
-    steps = [int(path.name) for path in model_dir.glob("checkpoints/*") if path.name.isdecimal()]
+    names = [path.name.removesuffix(SUFFIX) for path in model_dir.glob("checkpoints/*")]
+    steps = [int(name) for name in names if name.isdecimal()]
     answers = sum(path.stat().st_size for path in model_dir.glob("annotated*") if path.is_file())
     return f"{ended}/{max(steps, default=0)}/{answers}"
 
@@ -204,12 +208,19 @@ class Runner:
     device_lock: int,
   ) -> None:
     """Starts the process of a job, which inherits the locks."""
+    private = {}
+    if is_private(job):
+      try:
+        private = self._service.private.prepare(job)
+      except UserError as error:
+        self._fail(job, 9, str(error))
+        return
     write_holder(lock, None)
     command = [sys.executable, "-m", self._worker, str(self._service.root), job.name]
-    with (self._service.folder(job) / LOG).open("ab") as log:
+    with (self._service.working_folder(job) / LOG).open("ab") as log:
       self._children[job.name] = subprocess.Popen(
         [*command, str(lock), str(device_lock)],
-        env={**self._environment, **account, **device_set.environment},
+        env={**self._environment, **account, **device_set.environment, **private},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -217,6 +228,21 @@ class Runner:
         start_new_session=True,
         pass_fds=(lock, device_lock),
       )
+
+  def _remove_left(self) -> None:
+    """Removes the folders in memory of jobs that run no more."""
+    private = self._service.private
+    if not (left := private.left({job.folder for job in self._store.in_states(STARTED)})):
+      return
+    jobs = {job.folder: job for job in self._store.newest()}
+    for name in left:
+      job = jobs.get(name)
+      # A job that has just ended may still have its process.
+      lock = None if job is None else try_lock(self._service.folder(job) / FILE)
+      if job is None or lock is not None:
+        private.remove(name, job)
+      if lock is not None:
+        os.close(lock)
 
   def _lock_of(self, device_set: DeviceSet) -> pathlib.Path:
     return self._service.root / f"device-set-{device_set.name}.lock"

@@ -5,7 +5,7 @@ import pathlib
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import IO, Any, TypedDict
 
 from dss_jax.config.gin_loader import to_gin
 from dss_jax.config.schema import RunConfig
@@ -15,10 +15,12 @@ from dss_jax.jobs.api_error import ApiError, invalid, not_found
 from dss_jax.jobs.devices import Devices, Need, find_devices
 from dss_jax.jobs.job_config import Wish, check_students, run_config
 from dss_jax.jobs.job_request import read_request
+from dss_jax.jobs.private_jobs import PrivateJobs
 from dss_jax.jobs.schema import PLACE, shown
 from dss_jax.jobs.settings import DeviceSet, Settings, read_settings
 from dss_jax.jobs.store import CANCELLED_ERROR, STARTED, WAITING, Job, Kind, Store, now
 from dss_jax.jobs.uploads import Uploads
+from dss_jax.jobs.working_folder import is_private
 from dss_jax.storage.atomic import make_folder, withdraw
 from dss_jax.storage.files import PathLike, is_url
 from dss_jax.student.registry import Registry
@@ -41,6 +43,7 @@ class Plan(TypedDict):
     output, evaluation_output: folders that get copies of its results, if any.
     uris: of the request, by the paths that they mean.
     review_rationales: whether people review the teacher's answers before the training.
+    key: of an encrypted job: its kmsKeyName and its data key, wrapped.
   """
 
   platform: str | None
@@ -53,6 +56,7 @@ class Plan(TypedDict):
   evaluation_output: str | None
   uris: dict[str, str]
   review_rationales: bool
+  key: dict[str, str] | None
 
 
 class JobService:
@@ -64,6 +68,7 @@ class JobService:
     uploads: the files that people uploaded.
     store: the jobs and their tasks.
     devices: what each device set has.
+    private: the encrypted jobs and students.
   """
 
   def __init__(self, root: pathlib.Path, settings: Settings, devices: dict[str, Devices]):
@@ -74,6 +79,7 @@ class JobService:
     self.uploads = Uploads(str(self.settings.uploads), settings.upload_bytes)
     self.store = Store(root)
     self.devices = devices
+    self.private = PrivateJobs(root, settings)
 
   @property
   def projects(self) -> tuple[str, ...] | None:
@@ -114,6 +120,16 @@ class JobService:
   def folder(self, job: Job) -> pathlib.Path:
     """Returns the folder of a job: model/ (the run), worker.log, worker.lock, evaluation.json."""
     return self.root / "jobs" / job.folder
+
+  def working_folder(self, job: Job) -> pathlib.Path:
+    """Returns the folder where a job's process works: in memory, if the job is encrypted."""
+    return self.private.folder(job) if is_private(job) else self.folder(job)
+
+  def open_file(self, job: Job, name: str) -> IO[bytes]:
+    """Opens a file of a job's folder, decrypted; raises FileNotFoundError, or UserError."""
+    if is_private(job):
+      return self.private.open_file(job, name)
+    return (self.folder(job) / name).open("rb")
 
   def device_sets(self, accelerator: str, location: str, need: Need) -> list[DeviceSet]:
     """Returns the device sets that a job can run on."""
@@ -179,7 +195,10 @@ class JobService:
       evaluation_output=request.evaluation_output,
       uris=_uris(config, wish),
       review_rationales=wish.review_rationales,
+      key=None,
     )
+    if request.key is not None:
+      plan["key"] = self.private.new_key(request.key, project, folder)
     moment = now()
     return Job(
       name=f"projects/{project}/locations/{location}/{kind}/{job_id}",

@@ -10,6 +10,7 @@ import yaml
 
 from dss_jax.errors import UserError
 from dss_jax.storage.files import PathLike, read_text, reason
+from dss_jax.storage.keys import KeyPlace
 
 FILE = "jobs.yaml"
 AcceleratorType = Literal["GPU", "TPU"]
@@ -127,6 +128,33 @@ class ServiceAccount(_OfProjects):
   environment: dict[str, str] = {}
 
 
+class Key(_OfProjects):
+  """A key that requests may name as their kmsKeyName.
+
+  Attributes:
+    file, plugin: where it is, see KeyPlace.
+  """
+
+  file: str | None = None
+  plugin: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+
+  @pydantic.model_validator(mode="after")
+  def _check_place(self) -> "Key":
+    if (self.file is None) == (self.plugin is None):
+      raise ValueError("give one of file and plugin")
+    return self
+
+  @property
+  def place(self) -> KeyPlace:
+    return KeyPlace(self.file, self.plugin)
+
+
+_KeyName = Annotated[
+  str,
+  pydantic.Field(pattern=r"^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$"),
+]
+
+
 # The architectures of the service's T5 students, without a checkpoint.
 _STUDENTS = {
   f"t5-{name}": Student(student=size)
@@ -150,6 +178,8 @@ class Settings(_Settings):
     publisher_models: which registered student, NAME or NAME@VERSION of the request's project,
       answers for publishers/google/models/ID.
     loaded_students: that the server keeps in memory; others are loaded when they are asked.
+    keys: by their kmsKeyName, projects/P/locations/L/keyRings/R/cryptoKeys/K.
+    memory_folder: on a file system in memory, for the working folders of encrypted jobs.
     registry: the folder of the registries, one a project; None: ROOT/registry.
     uploads: the folder of the files that people upload in the console; None: ROOT/uploads.
     upload_bytes: the most that one of them may have.
@@ -170,6 +200,8 @@ class Settings(_Settings):
   device_sets: tuple[DeviceSet, ...] = (DeviceSet(name="default"),)
   quotas: tuple[Quota, ...] = ()
   service_accounts: dict[str, ServiceAccount] = {}
+  keys: dict[_KeyName, Key] = {}
+  memory_folder: str = "/dev/shm"
   registry: str | None = None
   uploads: str | None = None
   upload_bytes: _Count = 2**28
@@ -236,8 +268,13 @@ def _with_absolute_paths(settings: Settings, folder: pathlib.Path) -> Settings:
     path = given.initial_checkpoint
     return given.model_copy(update={"initial_checkpoint": None if path is None else absolute(path)})
 
+  def key(given: Key) -> Key:
+    return given.model_copy(update={"file": None if given.file is None else absolute(given.file)})
+
   return settings.model_copy(
     update={
+      "keys": {name: key(given) for name, given in settings.keys.items()},
+      "memory_folder": absolute(settings.memory_folder),
       "teachers": {name: teacher(given) for name, given in settings.teachers.items()},
       "students": {name: student(given) for name, given in settings.students.items()},
       "buckets": {name: place(given) for name, given in settings.buckets.items()},

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from dss_jax.errors import UserError
+from dss_jax.jobs.private_jobs import PrivateJobs
 from dss_jax.progress import say
 from dss_jax.serving.models import Models, Student
 from dss_jax.student.registry import Version
@@ -29,16 +31,25 @@ class StudentPool:
     models: those that are loaded, by key_of.
   """
 
-  def __init__(self, load: Load, *, max_students: int, max_waiting: int = 256):
+  def __init__(
+    self,
+    load: Load,
+    *,
+    max_students: int,
+    max_waiting: int = 256,
+    check: Callable[[str, Version], None] = lambda project, version: None,
+  ):
     """Begins empty.
 
     Args:
       load: loads a student; called in a thread.
       max_students: the one that was not asked for the longest makes room for another.
       max_waiting: answers that may wait for a slot of a student.
+      check: raises UserError for a student that may not be asked any more; it is unloaded.
     """
     self.models = Models(max_waiting)
     self._load = load
+    self._check = check
     self._max_students = max_students
     self._keys: dict[str, None] = {}
     self._loading = asyncio.Lock()
@@ -46,6 +57,11 @@ class StudentPool:
   async def ready(self, project: str, version: Version) -> str:
     """Returns the key of a version once its student is loaded; raises UserError if it cannot be."""
     key = key_of(project, version)
+    try:
+      self._check(project, version)
+    except UserError:
+      self.drop(project, version.reference)
+      raise
     # One at a time: two that load need the memory of both.
     if key not in self._keys:
       async with self._loading:
@@ -74,8 +90,8 @@ class StudentPool:
     say(f"loaded {project}/{version.reference}")
 
 
-def load_student(version: Version) -> Student:
-  """Loads a registered student, as `dss serve` does."""
+def load_student(private: PrivateJobs, version: Version) -> Student:
+  """Loads a registered student, as `dss serve` does; raises SealedError as PrivateJobs.opened."""
   # Late: reading jobs and models needs no JAX.
   from dss_jax.config.schema import MeshConfig
   from dss_jax.parallel.mesh import make_mesh
@@ -85,6 +101,7 @@ def load_student(version: Version) -> Student:
 
   keep_compiled_programs()
   mesh = make_mesh(MeshConfig(), _SLOTS)
-  served = ServedStudent(Opened.open(version.folder), mesh, slots=_SLOTS)
-  served.warm_up(_WARM_UP)
+  with private.opened(version) as folder:
+    served = ServedStudent(Opened.open(folder), mesh, slots=_SLOTS)
+    served.warm_up(_WARM_UP)
   return served

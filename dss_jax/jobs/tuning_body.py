@@ -9,7 +9,7 @@ from dss_jax.data.records import check_rows
 from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import ApiError, invalid
 from dss_jax.jobs.job_config import Wish, batch_size
-from dss_jax.jobs.pipeline_body import Body, EncryptionSpec, Labels, Text, check_no_key
+from dss_jax.jobs.pipeline_body import Body, EncryptionSpec, Labels, Text
 from dss_jax.jobs.places import resolve
 from dss_jax.jobs.settings import Settings
 from dss_jax.storage.files import is_file
@@ -86,7 +86,6 @@ def tuning_wish(body: TuningBody, project: str, settings: Settings, problems: li
   Args:
     problems: a sentence is added for each wrong value.
   """
-  check_no_key(body.encryption_spec.kms_key_name)
   supervised, distillation = body.supervised_tuning_spec, body.distillation_spec
   if (supervised is None) == (distillation is None):
     raise invalid("give one of supervisedTuningSpec and distillationSpec, the two kinds here")

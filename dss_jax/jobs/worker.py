@@ -21,12 +21,16 @@ from dss_jax.annotation.review import EDITS, REVIEWED, approved_review
 from dss_jax.jobs.api_error import CODES
 from dss_jax.jobs.store import CANCELLED_ERROR, REVIEW, Job, Store, now
 from dss_jax.jobs.worker_lock import write_holder
+from dss_jax.jobs.working_folder import working_folder
+from dss_jax.storage.sealed import SUFFIX, DataKey, SealedError, sealing
 
 EVALUATION, EVALUATION_PAGE = "evaluation.json", "evaluation.html"
 _PAGE_ROWS = 2000
 # Of the run's folder, what a job's output folder gets a copy of.
 _ANNOTATED = "annotated.jsonl"
 _RESULTS = (_ANNOTATED, EDITS, REVIEWED, "metrics.jsonl", "model.json")
+# Of an encrypted job's tasks, what the store may have in plain.
+_PUBLIC = ("steps", "best_step", "stopped_early", "output:model_resource_name", "result")
 
 
 class _Stopped(SystemExit):
@@ -114,7 +118,7 @@ class _Tasks:
     self._root = root
     self._store = store
     self._job = job
-    self._folder = root / "jobs" / job.folder
+    self._key: DataKey | None = None
     config = read_config(job.config)
     assert config.display_name is not None
     self._name = config.display_name
@@ -123,6 +127,15 @@ class _Tasks:
 
   def run(self) -> dict[str, Any]:
     """Runs the tasks that have not ended yet; returns the result of the last one."""
+    try:
+      with working_folder(self._root, self._job) as (folder, key):
+        self._folder, self._key = folder, key
+        self._config = dataclasses.replace(self._config, model_dir=str(folder / "model"))
+        return self._run()
+    except SealedError as error:
+      raise JobFailed("FAILED_PRECONDITION", str(error)) from None
+
+  def _run(self) -> dict[str, Any]:
     from dss_jax.storage.cache import keep_compiled_programs
 
     keep_compiled_programs()
@@ -140,6 +153,8 @@ class _Tasks:
       self._change(task.name, "RUNNING")
       with self._failing(task.name):
         metadata = work[task.name]()
+      if self._key is not None and metadata is not None:
+        metadata = {key: value for key, value in metadata.items() if key in _PUBLIC}
       self._change(task.name, "SKIPPED" if metadata is None else "SUCCEEDED", metadata=metadata)
     last = self._store.tasks(self._job.name)[-1]
     return last.metadata["result"]
@@ -158,6 +173,8 @@ class _Tasks:
     except Preempted as error:
       print(error, file=sys.stderr, flush=True)
       raise _Stopped from None
+    except SealedError as error:
+      failure = JobFailed("FAILED_PRECONDITION", self._without_paths(str(error)))
     except UserError as error:
       failure = JobFailed("INVALID_ARGUMENT", self._without_paths(str(error)))
     except TrainingDiverged as error:
@@ -166,6 +183,12 @@ class _Tasks:
       traceback.print_exc()
       failure = JobFailed(
         "INTERNAL", f"the task {task} failed with {type(error).__name__}; the job's log says why"
+      )
+    if self._key is not None and failure.kind != "FAILED_PRECONDITION":
+      # A sentence about rows may quote them.
+      print(failure, file=sys.stderr, flush=True)
+      failure = JobFailed(
+        failure.kind, f"the task {task} failed; the job's log, which is encrypted, says why"
       )
     said = {"code": CODES[failure.kind][0], "message": str(failure)}
     self._change(task, "FAILED", error=said)
@@ -182,8 +205,30 @@ class _Tasks:
     from dss_jax.parallel.mesh import make_mesh
 
     make_mesh(self._config.mesh, self._config.batch_size)
+    if self._key is not None:
+      self._check_memory()
     check_run(dataclasses.replace(self._config, display_name=self._name))
     return {}
+
+  def _check_memory(self) -> None:
+    """Raises SealedError if an encrypted job's checkpoints cannot fit into its folder in memory."""
+    from dss_jax.data.vocabularies import T5_VOCABULARY, load_vocabulary
+    from dss_jax.progress import say
+    from dss_jax.storage.memory import free_bytes
+    from dss_jax.student.model_dir import with_vocab_size
+    from dss_jax.train.step import parameter_count
+
+    vocabulary = load_vocabulary(self._config.data.vocabulary or T5_VOCABULARY)
+    parameters = parameter_count(with_vocab_size(self._config, vocabulary).model)
+    # The newest, the best, and the one that is written; AdamW has two moments for each weight.
+    needed = 3 * 4 * parameters * (3 if self._config.optimizer.name == "adamw" else 1)
+    free = free_bytes(self._folder)
+    say(f"{free / 1e9:.1f} GB of memory are free, checkpoints need {needed / 1e9:.1f} GB")
+    if free < needed:
+      raise SealedError(
+        f"an encrypted job of this student needs {needed / 1e9:.1f} GB of memory for checkpoints,"
+        f" and {free / 1e9:.1f} GB are free; the operator's memory_folder may be made larger"
+      )
 
   def _annotate(self) -> dict[str, Any] | None:
     from dss_jax.pipelines.annotate_stage import annotate_training_rows
@@ -230,7 +275,7 @@ class _Tasks:
     from dss_jax.student.registry import Registry
 
     registry = Registry(self._config.registry)
-    version = register_student(self._config.model_dir, self._name, registry.root)
+    version = register_student(self._config.model_dir, self._name, registry.root, self._key)
     endpoint = publish(self._root, registry, version, self._job)
     self._copy_results()
     job, plan = self._job, self._job.plan
@@ -249,6 +294,13 @@ class _Tasks:
     from dss_jax.storage.atomic import make_folder, write_bytes
     from dss_jax.storage.files import join
 
+    def write(place: str, content: bytes) -> None:
+      if self._key is None:
+        write_bytes(place, content)
+        return
+      with sealing(f"{place}{SUFFIX}", self._key, place.rpartition("/")[2]) as file:
+        file.write(content)
+
     model_dir = pathlib.Path(self._config.model_dir)
     evaluation = self._folder / EVALUATION
     copies = [("output", model_dir / name) for name in _RESULTS]
@@ -258,7 +310,7 @@ class _Tasks:
       if folder is not None and path.exists():
         target = join(folder, self._job.job_id)
         make_folder(target)
-        write_bytes(join(target, path.name), path.read_bytes())
+        write(join(target, path.name), path.read_bytes())
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """Registration of a trained student: what the registry keeps of a run's folder."""
 
 import hashlib
+import hmac
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from dss_jax.progress import say
-from dss_jax.storage.atomic import copy_file, copy_tree
+from dss_jax.storage.atomic import copy_file
 from dss_jax.storage.files import PathLike
+from dss_jax.storage.sealed import DataKey
+from dss_jax.storage.sealed_folders import files_below, seal_files
 from dss_jax.student.export import best_weights
 from dss_jax.student.input_profile import INPUTS
 from dss_jax.student.model_dir import CARD, CHECKPOINTS, CONFIG
 from dss_jax.student.registry import DEFAULT, Registry, Version
+from dss_jax.student.sealed_student import SEALED, sealed_name
 from dss_jax.student.student import Student
 from dss_jax.train.checkpointing import BESIDE
 
@@ -18,12 +23,17 @@ from dss_jax.train.checkpointing import BESIDE
 _FOR_RESUMING = ("optimizer", "progress", *BESIDE)
 
 
-def register_student(directory: PathLike, name: str, registry: PathLike | None = None) -> Version:
+def register_student(
+  directory: PathLike, name: str, registry: PathLike | None = None, key: DataKey | None = None
+) -> Version:
   """Copies a student into the registry as the next version of a model; returns the version.
 
   The version has the selected checkpoint's weights, configuration, vocabulary and card, so it
   does not need the run's folder any more. A student that the model has already is returned, and
   not registered again: a run's configuration and card say which student it is.
+
+  Args:
+    key: encrypts the student; then what the registry says of it has nothing of its data.
 
   Raises:
     UserError: the folder is not a trained student, or as Registry.register does.
@@ -32,6 +42,9 @@ def register_student(directory: PathLike, name: str, registry: PathLike | None =
   step, arrays = best_weights(student)
   registered = Registry(registry)
   source = digest_of(student)
+  if key is not None:
+    # A digest of few rows could be guessed.
+    source = hmac.new(key.secret, source.encode("ascii"), hashlib.sha256).hexdigest()
   known = registered.versions(name) if name in registered.names() else []
   for version in known:
     if version.record.get("source_digest") == source:
@@ -42,12 +55,27 @@ def register_student(directory: PathLike, name: str, registry: PathLike | None =
     "parameters": sum(array.size for array in arrays.values()),
     "step": step,
     "steps": student.card["steps"],
-    "metrics": student.card["metrics"],
-    "lineage": _lineage(student),
-    "report": student.card["data"].get("report"),
     "source_digest": source,
   }
-  version = registered.register(name, record, lambda folder: _fill(folder, student, step))
+  if key is not None:
+    record["encryption_spec"] = {"kmsKeyName": key.key_name}
+  else:
+    record |= {
+      "metrics": student.card["metrics"],
+      "lineage": _lineage(student),
+      "report": student.card["data"].get("report"),
+    }
+
+  def fill(folder: pathlib.Path) -> None:
+    files = _files(student, step)
+    if key is not None:
+      seal_files(folder / SEALED, key, sealed_name(name), files)
+      return
+    for source, inner in files:
+      (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+      copy_file(source, folder / inner)
+
+  version = registered.register(name, record, fill)
   default = registered.version(name)
   note = ""
   if default.number != version.number:
@@ -59,18 +87,16 @@ def register_student(directory: PathLike, name: str, registry: PathLike | None =
   return version
 
 
-def _fill(folder: pathlib.Path, student: Student, step: int) -> None:
-  """Copies what using the student needs, and no state of the optimizer."""
-  for path in sorted(student.directory.iterdir()):
+def _files(student: Student, step: int) -> Iterator[tuple[pathlib.Path, str]]:
+  """Yields what using the student needs, and no state of the optimizer, with names in it."""
+  directory = student.directory
+  for path in sorted(directory.iterdir()):
     if path.name in _files_of(student):
-      copy_file(path, folder / path.name)
-  checkpoint = folder / CHECKPOINTS / str(step)
-  checkpoint.mkdir(parents=True)
-  for path in sorted((student.directory / CHECKPOINTS / str(step)).iterdir()):
-    if path.is_file():
-      copy_file(path, checkpoint / path.name)
-    elif path.name not in _FOR_RESUMING:
-      copy_tree(path, checkpoint / path.name)
+      yield path, path.name
+  place = f"{CHECKPOINTS}/{step}"
+  for path, name in files_below(directory / place):
+    if name.partition("/")[0] not in _FOR_RESUMING:
+      yield path, f"{place}/{name}"
 
 
 def _files_of(student: Student) -> set[str | None]:

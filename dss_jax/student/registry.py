@@ -22,6 +22,7 @@ from typing import Any
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import make_folder, publishing, withdraw, write_text, writing
 from dss_jax.storage.files import PathLike, is_url, reason
+from dss_jax.student.sealed_student import check_readable, is_sealed
 
 # The version that a name alone means: the oldest one, until the alias is moved.
 DEFAULT = "default"
@@ -59,6 +60,11 @@ class Version:
   def reference(self) -> str:
     return f"{self.name}@{self.number}"
 
+  @property
+  def is_sealed(self) -> bool:
+    """Whether the student is encrypted."""
+    return is_sealed(self.folder)
+
   def to_json(self) -> dict[str, Any]:
     return {
       "name": self.name,
@@ -87,11 +93,15 @@ def student_folder(model: PathLike, root: PathLike | None = None) -> pathlib.Pat
 
   Raises:
     UserError: it does not exist as a path, could be a name, and the registry has no such model.
+    SealedError: the student is encrypted.
   """
   given = os.fspath(model)
   if os.path.exists(given) or not _REFERENCE.fullmatch(given):
-    return pathlib.Path(given)
-  return Registry(root).version(given).folder
+    folder = pathlib.Path(given)
+  else:
+    folder = Registry(root).version(given).folder
+  check_readable(folder, given)
+  return folder
 
 
 class Registry:

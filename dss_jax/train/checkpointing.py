@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from dss_jax.data.texts import is_unicode
 from dss_jax.errors import UserError
+from dss_jax.storage.durability import durable, is_heard
 from dss_jax.storage.files import reason
 from dss_jax.train.step import TrainState
 
@@ -105,6 +106,8 @@ class Checkpoints:
   ) -> None:
     """Starts saving; returns when the state is copied from the devices.
 
+    Where somebody listens (storage/durability.py), returns when the checkpoint is whole.
+
     Args:
       metrics: what rank_of ranks the checkpoint by; None if it was not evaluated.
 
@@ -122,6 +125,10 @@ class Checkpoints:
         metrics=dict(metrics) if metrics is not None else None,
         force=True,
       )
+      if is_heard():
+        # Orbax itself says so before the checkpoint has its name.
+        self._manager.wait_until_finished()
+        durable()
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()

@@ -6,6 +6,8 @@ import socket
 import pytest
 
 from dss_jax.jobs.runner import LOG, locked
+from dss_jax.storage.keys import new_data_key, read_key
+from dss_jax.storage.sealed import sealing
 from tests.e2e.conftest import Dss
 from tests.jobs.workplace import PARENT, Workplace, paused, pipeline
 
@@ -124,3 +126,24 @@ def test_a_root_that_is_none(jobs, workplace):
   (workplace.root / "jobs.sqlite").write_bytes(b"no database" * 100)
   outcome = jobs("list")
   assert outcome.code == 2
+
+
+def test_a_key_and_what_it_opens(jobs, tmp_path):
+  dss = Dss.__new__(Dss)
+  dss.folder = tmp_path
+  assert dss("jobs", "key", "--out", "key").code == 0
+  outcome = dss("jobs", "key", "--out", "key")
+  assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+  key = new_data_key(read_key(tmp_path / "key", "projects/p"), "job-1", "projects/p")
+  with sealing(tmp_path / "a.sealed", key, "a") as file:
+    file.write(b"secret")
+  assert dss("jobs", "open", "a.sealed", "--key", "key", "--output", "-").code == 0
+  assert dss("jobs", "open", "a.sealed", "--key", "key", "--output", "a").code == 0
+  assert (tmp_path / "a").read_bytes() == b"secret"
+  outcome = jobs("open", "a.sealed", "--output", "b")
+  assert "the key 'projects/p' is not configured here" in outcome.err
+  (tmp_path / "none").write_text("secret")
+  for given in ("none", "missing"):
+    outcome = dss("jobs", "open", given, "--key", "key", "--output", "b")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+  assert not (tmp_path / "b").exists()

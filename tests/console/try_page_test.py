@@ -10,8 +10,8 @@ from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.names import Name
 from dss_jax.jobs.resources import Resources
 from dss_jax.student.drift import KINDS
-from tests.console.plain_browser import Browser
 from tests.console.conftest import TOKENS
+from tests.console.plain_browser import Browser
 from tests.jobs.api_server import fill
 from tests.serving.conftest import EchoStudent
 

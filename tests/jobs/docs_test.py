@@ -9,11 +9,12 @@ from dss_jax.jobs.schema import PARAMETERS, SYNONYMS, read_parameters
 from dss_jax.jobs.settings import Settings
 from tests.conftest import REPOSITORY
 
+ENCRYPTION = (REPOSITORY / "docs" / "encryption.md").read_text(encoding="utf-8")
 PAGE = (REPOSITORY / "docs" / "jobs.md").read_text(encoding="utf-8")
 
 
-def block(language):
-  return re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[1]
+def block(language, page=PAGE):
+  return re.search(rf"```{language}\n(.*?)```", page, re.DOTALL)[1]
 
 
 def test_the_table_has_every_parameter_and_its_default():
@@ -50,4 +51,13 @@ def test_the_settings_are_right():
     "registry",
     "publisher_models",
     "uploads",
+    "keys",
+    "memory_folder",
   }
+
+
+def test_the_settings_of_keys_are_right():
+  settings = Settings.model_validate(yaml.safe_load(block("yaml", ENCRYPTION)))
+  assert settings.model_fields_set == {"keys", "memory_folder"}
+  files = [key.file for key in settings.keys.values()]
+  assert files == ["/etc/dss/key-1", None]

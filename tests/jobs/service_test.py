@@ -159,16 +159,6 @@ def test_what_is_of_other_projects_cannot_be_named(workplace, create):
     assert says in str(error.value)
 
 
-def test_a_key_cannot_be_used(service):
-  for body in (
-    pipeline(encryptionSpec={"kmsKeyName": "projects/p/k"}),
-    pipeline({"encryption_spec_key_name": "projects/p/k"}),
-  ):
-    with pytest.raises(ApiError, match="kmsKeyName: this server cannot encrypt") as error:
-      service.create("pipelineJobs", PROJECT, LOCATION, body)
-    assert error.value.kind == "UNIMPLEMENTED"
-
-
 def test_a_tuning_job_becomes_a_run(service, tmp_path):
   path = tmp_path / "config.gin"
   body = {

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from dss_jax.jobs.student_pool import StudentPool
+from dss_jax.storage.sealed import SealedError
 from dss_jax.student.registry import Version
 from tests.serving.conftest import EchoStudent
 
@@ -78,3 +79,30 @@ def test_a_version_that_was_registered_anew_is_another_one(pool, loaded):
   asyncio.run(ask())
   assert loaded == ["a", "a"]
   assert list(pool.models) == []
+
+
+def test_one_that_may_not_be_asked_any_more_is_unloaded(loaded):
+  """As an encrypted student whose key was taken away."""
+  allowed = ["a"]
+
+  def check(project, version):
+    if version.name not in allowed:
+      raise SealedError("the key is gone")
+
+  def load(version):
+    loaded.append(version.name)
+    return EchoStudent()
+
+  pool = StudentPool(load, max_students=2, check=check)
+
+  async def ask():
+    await pool.ready("sums", version("a"))
+    allowed.clear()
+    with pytest.raises(SealedError, match="the key is gone"):
+      await pool.ready("sums", version("a"))
+    assert list(pool.models) == []
+    allowed.append("a")
+    await pool.ready("sums", version("a"))
+
+  asyncio.run(ask())
+  assert loaded == ["a", "a"]

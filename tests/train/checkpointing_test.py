@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dss_jax.errors import UserError
+from dss_jax.storage.durability import whenever_durable
 from dss_jax.train.checkpointing import Checkpoints, has_checkpoint, rank_of
 from dss_jax.train.step import TrainState
 
@@ -186,6 +187,18 @@ def test_what_happens_to_the_state_after_save_does_not_matter(opened, mesh):
   jax.tree.map(lambda leaf: leaf.delete(), state)
   checkpoints.wait()
   assert_equal_bits(checkpoints.restore(1, shape)[0], want)
+
+
+def test_where_somebody_listens_it_is_whole_when_save_returns(opened, mesh, tmp_path):
+  """So an encrypted job has sealed each checkpoint before it takes the next step."""
+  heard = []
+  folder = tmp_path / "checkpoints"
+  checkpoints = opened()
+  with whenever_durable(lambda: heard.append(sorted(path.name for path in folder.iterdir()))):
+    for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.1)):
+      checkpoints.save(state_on(mesh, step), step, {}, metrics(accuracy, 1.0))
+      assert str(step) in heard[-1]
+  assert heard[-1] == ["2", "3"]
 
 
 @pytest.fixture
