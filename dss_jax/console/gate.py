@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dss_jax.console.console import HOME, Console
-from dss_jax.console.session import COOKIE, SECONDS, Session, new_session
+from dss_jax.console.session import SECONDS, Session, new_session
 from dss_jax.console.visit import Visit
 from dss_jax.jobs.access import AuditLog, Caller, check_role
 from dss_jax.jobs.api_error import ApiError
@@ -46,7 +46,7 @@ class Gate:
       return
     request = Request(scope)
     is_file = scope["path"].startswith(STATIC)
-    session = self._console.sessions.read(request.cookies.get(COOKIE))
+    session = self._console.sessions.read(request.cookies.get(self._console.sessions.cookie))
     cookie = None
     if session is None and not is_file:
       session = new_session()
@@ -133,7 +133,7 @@ def _cookie(console: Console, session: Session, request: Request) -> str:
 def set_session(response: Response, console: Console, session: Session, request: Request) -> None:
   """Gives a browser a session, which only this console's pages send."""
   response.set_cookie(
-    COOKIE,
+    console.sessions.cookie,
     console.sessions.write(session),
     max_age=SECONDS,
     path=HOME,

@@ -13,6 +13,7 @@ from dss_jax.console.console import HOME, Console, redirect
 from dss_jax.console.job_list import KINDS, SECTION
 from dss_jax.jobs.api_error import not_found
 from dss_jax.jobs.google_errors import without_places
+from dss_jax.jobs.job_config import read_config
 from dss_jax.jobs.job_files import curves, new_lines, newest, tail
 from dss_jax.jobs.job_stream import watch
 from dss_jax.jobs.store import Job, Task, now
@@ -86,7 +87,18 @@ class JobPages:
     """Returns what moves while a job runs."""
     runtime = job.request.get("runtimeConfig", {})
     made = job.result or {}
+    config = read_config(job.config)
+    uploads = {each.uri: each for each in self._service.uploads.list(job.project)}
     return {
+      "total_steps": config.train_steps,
+      "data": [
+        {"title": title, "uri": uri, "upload": uploads.get(uri)}
+        for title, path in (
+          ("Training data", config.data.dataset),
+          ("Evaluation data", config.data.eval_dataset),
+        )
+        if path is not None and (uri := job.plan["uris"].get(path))
+      ],
       "job": job,
       "kind": KINDS[job.kind],
       "url": f"{HOME}/{job.name}",

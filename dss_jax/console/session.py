@@ -14,7 +14,6 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 
 from dss_jax.storage.atomic import writing
 
-COOKIE = "dss_console"
 SECONDS = 12 * 3600
 KEY_FILE = "console.key"
 _KEY_BYTES = 32
@@ -36,10 +35,16 @@ def new_session(token: str = "") -> Session:
 
 
 class Sessions:
-  """Writes and reads sessions with a key that only the server has."""
+  """Writes and reads sessions with a key that only the server has.
+
+  Attributes:
+    cookie: the name of the cookie; servers on several ports of a machine share its cookies, and
+      have different keys.
+  """
 
   def __init__(self, key: bytes):
     self._key = key
+    self.cookie = f"dss_console_{self._mac('cookie', '')[:8]}"
     self._serializer = URLSafeTimedSerializer(key, salt="session")
 
   def read(self, cookie: str | None) -> Session | None:

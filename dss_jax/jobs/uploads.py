@@ -16,7 +16,7 @@ from typing import IO
 from dss_jax.jobs.api_error import ApiError, not_found
 from dss_jax.jobs.store import now
 from dss_jax.serving.errors import Refused
-from dss_jax.storage.atomic import make_folder, publishing, withdraw, write_text
+from dss_jax.storage.atomic import make_folder, publishing, synced_file, withdraw, write_text
 from dss_jax.terminal import printable
 
 SCHEME = "upload://"
@@ -73,7 +73,7 @@ class Uploads:
 
   def _copy(self, content: IO[bytes], path: pathlib.Path) -> int:
     size = 0
-    with path.open("wb") as target:
+    with synced_file(path) as target:
       while chunk := content.read(_CHUNK_BYTES):
         if not size and chunk.startswith(_ZIPPED):
           # Its size says nothing of the rows within.

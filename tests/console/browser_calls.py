@@ -102,7 +102,7 @@ def create(page):
 def watch(page):
   """Returns the steps that the page showed while the job ran, and its last state."""
   steps, state, end = [], "", time.monotonic() + _JOB_SECONDS
-  cell = page.locator('[data-step="train_total_loss"]')
+  cell = page.locator('td[data-step="train_total_loss"]')
   while state not in ("Succeeded", "Failed") and time.monotonic() < end:
     state = page.locator("#state").inner_text()
     shown = cell.inner_text().replace(",", "")
@@ -166,7 +166,7 @@ with sync_playwright() as playwright:
   page.get_by_text("Cancel", exact=True).click()
   page.get_by_role("button", name="Cancel the job").click()
   page.goto(job)
-  found["values without scripts"] = page.locator('[data-step="train_total_loss"]').inner_text()
+  found["values without scripts"] = page.locator('td[data-step="train_total_loss"]').inner_text()
 
   for mode, options in MODES.items():
     page = open_page(browser, **options)

@@ -6,7 +6,7 @@ import pytest
 from starlette.routing import Mount, Route
 
 from dss_jax.console.app import routes
-from dss_jax.console.session import COOKIE
+from dss_jax.console.session import Sessions, read_key
 from tests.console.conftest import TOKENS
 from tests.console.plain_browser import HOST
 
@@ -86,8 +86,9 @@ def test_signing_out_ends_the_session(guarded):
 
 
 @pytest.mark.parametrize("cookie", ["forged", "WyJhIiwiYiJd.aaaaaa.forged"])
-def test_a_forged_cookie_is_no_session(guarded, cookie):
-  guarded.client.cookies.set(COOKIE, cookie, domain="127.0.0.1", path="/console")
+def test_a_forged_cookie_is_no_session(guarded, service, cookie):
+  name = Sessions(read_key(service.root)).cookie
+  guarded.client.cookies.set(name, cookie, domain="127.0.0.1", path="/console")
   assert guarded.get(JOBS).url.path == "/console/sign-in"
 
 

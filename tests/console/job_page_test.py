@@ -74,6 +74,7 @@ def test_the_newest_values_are_in_the_page(browser, url):
   assert 'data-value="train_total_loss">3</td>' in text
   assert 'data-value="eval_total_loss">5</td>' in text
   assert 'data-step="train_total_loss">3,000</td>' in text
+  assert '<progress id="progress" max="300" value="3000"' in text
   assert 'data-value="eval_num_predictions">–</td>' in text
 
 

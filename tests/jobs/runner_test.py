@@ -1,6 +1,7 @@
 """The queue: device sets, quotas, cancelling, crashes, retention, with processes that count."""
 
 import functools
+import io
 import os
 import pathlib
 import random
@@ -273,7 +274,11 @@ def test_old_jobs_and_lost_folders_are_deleted(workplace, run):
     database.execute("update jobs set end_time = '2020-01-01T00:00:00Z' where job_id = 'old'")
   lost = service.root / "jobs" / "lost-00000000"
   lost.mkdir()
+  upload = service.uploads.add("my-project", "x.jsonl", io.BytesIO(b"x"), "me")
+  card = service.root / "uploads" / "my-project" / upload.id / "upload.json"
+  card.write_text(card.read_text().replace(upload.create_time, "2020-01-01T00:00:00Z"))
   runner.tidy()
+  assert service.uploads.list("my-project") == []
   assert [job.name for job in service.store.newest()] == [kept.name]
   assert service.folder(kept).exists()
   assert not service.folder(old).exists()

@@ -1,5 +1,6 @@
 """What a request becomes: a RunConfig, and the devices that it needs."""
 
+import io
 import pathlib
 
 import pytest
@@ -247,3 +248,43 @@ def test_settings_that_are_no_yaml(tmp_path):
   assert settings.teachers["t"].name == f"recorded:{tmp_path}/a.jsonl"
   assert settings.students["s"].initial_checkpoint == f"{tmp_path}/w"
   assert (settings.registry, settings.folders[0].path) == (f"{tmp_path}/r", f"{tmp_path}/f")
+
+
+def test_a_prepared_job_is_not_in_the_queue(service):
+  job = service.prepare("pipelineJobs", "my-project", "europe-west4", pipeline())
+  assert (job.state, service.store.newest()) == ("QUEUED", [])
+  with pytest.raises(ApiError) as error:
+    service.prepare(
+      "pipelineJobs", "my-project", "europe-west4", pipeline({"train_steps": 0, "temperature": 9})
+    )
+  assert [each.split()[0] for each in error.value.problems] == ["train_steps", "temperature"]
+
+
+def test_a_request_may_leave_its_results_with_the_job(service):
+  body = pipeline(runtimeConfig={"gcsOutputDirectory": None})
+  job = service.create("pipelineJobs", "my-project", "europe-west4", body)
+  assert job.plan["output"] is None
+
+
+def test_an_upload_is_a_project_s_own_data(service):
+  upload = service.uploads.add("my-project", "x.jsonl", io.BytesIO(b'{"input_text": "x"}\n'), "me")
+  body = pipeline({"dataset_uri": upload.uri})
+  job = service.create("pipelineJobs", "my-project", "europe-west4", body)
+  path = service.uploads.path("my-project", upload)
+  assert job.plan["uris"] == {path: upload.uri}
+  assert service.paths_in_use() == {path}
+  service.cancel(job.name)
+  assert service.paths_in_use() == set()
+  body = pipeline({"project": "other-project", "dataset_uri": upload.uri})
+  with pytest.raises(ApiError, match="where there is no file"):
+    service.create("pipelineJobs", "other-project", "europe-west4", body)
+
+
+def test_projects_that_are_there(workplace):
+  assert workplace.open().known_projects() == ["my-project", "other-project"]
+  service = workplace.open(projects=None)
+  assert service.known_projects() == []
+  service.create("pipelineJobs", "a-project", "europe-west4", pipeline({"project": "a-project"}))
+  (service.root / "registry" / "b-project").mkdir(parents=True)
+  (service.root / "registry" / ".hidden").mkdir()
+  assert service.known_projects() == ["a-project", "b-project"]

@@ -1,6 +1,13 @@
 // What pages do beyond plain HTML; every page works without it.
 "use strict";
 
+// Lists are asked again while somebody looks at them.
+const REFRESH_MILLISECONDS = 5000;
+setInterval(() => {
+  if (document.hidden) return;
+  for (const part of document.querySelectorAll("[data-refresh]")) htmx.trigger(part, "refresh");
+}, REFRESH_MILLISECONDS);
+
 // A file that the server would refuse is not sent at all.
 document.addEventListener("change", event => {
   const field = event.target;

@@ -67,6 +67,8 @@
       for (const cell of document.querySelectorAll(`[data-step="${name}"]`)) {
         cell.textContent = steps[steps.length - 1].toLocaleString("en");
       }
+      const progress = document.getElementById("progress");
+      if (progress && name === progress.dataset.of) progress.value = steps[steps.length - 1];
     }
   }
 
@@ -103,11 +105,13 @@
     events.addEventListener("log", event => addLog(event.data));
     events.addEventListener("metrics", event => addMetrics(event.data));
     events.addEventListener("state", event => {
-      const hasEnded = ["SUCCEEDED", "FAILED", "CANCELLED"].includes(JSON.parse(event.data).state);
+      const {state} = JSON.parse(event.data);
+      const hasEnded = ["SUCCEEDED", "FAILED", "CANCELLED"].includes(state);
       if (hasEnded) events.close();
       // The page that was just loaded has this state.
       if (!first || hasEnded !== (document.getElementById("state").dataset.ended === "yes")) {
         htmx.trigger(job, "job-changed");
+        document.getElementById("said").textContent = `The job is now ${state.toLowerCase()}.`;
       }
       first = false;
       if (hasEnded) note.textContent = "As they were at the end.";
