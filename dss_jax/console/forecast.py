@@ -27,7 +27,7 @@ from dss_jax.model.flops import step_flops
 from dss_jax.plan.hardware import HARDWARE, USUAL_FRACTION
 from dss_jax.teachers.base import split_teacher
 
-_EARLIER_JOBS = 100
+_EARLIER_JOBS = 50
 # Where nothing was counted: tokens of a rationale, and characters of a token.
 _RATIONALE_TOKENS = 80
 _CHARACTERS_PER_TOKEN = 4

@@ -16,6 +16,7 @@ from dss_jax.jobs.google_errors import without_places
 from dss_jax.jobs.job_config import read_config
 from dss_jax.jobs.job_files import curves, new_lines, newest, tail
 from dss_jax.jobs.job_stream import watch
+from dss_jax.jobs.schema import parameter_values
 from dss_jax.jobs.store import Job, Task, now
 from dss_jax.jobs.working_folder import LOG
 
@@ -85,7 +86,6 @@ class JobPages:
 
   def _values(self, job: Job) -> dict[str, Any]:
     """Returns what moves while a job runs."""
-    runtime = job.request.get("runtimeConfig", {})
     made = job.result or {}
     config = read_config(job.config)
     uploads = {each.uri: each for each in self._service.uploads.list(job.project)}
@@ -103,7 +103,7 @@ class JobPages:
       "kind": KINDS[job.kind],
       "url": f"{HOME}/{job.name}",
       "tasks": [_task(task) for task in self._service.store.tasks(job.name)],
-      "parameters": runtime.get("parameterValues") or runtime.get("parameters") or {},
+      "parameters": parameter_values(job.request.get("runtimeConfig", {})),
       "model": f"{made['model']}@{made['version']}" if made else "",
       "took": _seconds(job.start_time, job.end_time or now()),
       "newest": newest(self._service, job, METRICS),

@@ -239,7 +239,11 @@ class WizardPages:
     if is_examined and step.name in ("dataset", "evaluation", "summary"):
       examination = self._examine(request, values, job)
     if step.name == "summary" and job is not None and examination and examination.report:
-      outlook = forecast(self._service, job, examination.report)
+      try:
+        outlook = forecast(self._service, job, examination.report)
+      except UserError as error:
+        # The job would say the same, and fail.
+        problems = [Problem("", without_places(str(error), self._service))]
     shown = {field.name for field in step.fields}
     return self._console.page(
       request,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from starlette.datastructures import FormData
 
 from dss_jax.console.forms import text_of
-from dss_jax.jobs.schema import PARAMETERS
+from dss_jax.jobs.schema import PARAMETERS, parameter_values
 from dss_jax.jobs.store import Job
 
 TEMPLATE = "https://us-kfp.pkg.dev/ml-pipeline/distillation/distillation/v1.0.0"
@@ -105,7 +105,7 @@ def read_values(form: FormData, step: Step) -> dict[str, str]:
 def values_of(job: Job) -> dict[str, str]:
   """Returns the values that make a job like another one."""
   runtime = job.request.get("runtimeConfig", {})
-  given = runtime.get("parameterValues", {})
+  given = parameter_values(runtime)
   values = defaults()
   for name, value in given.items():
     name = "location" if name == "tuned_model_location" else name

@@ -157,6 +157,16 @@ def test_too_large_a_form_is_refused(browser):
   assert page.status_code == 413
 
 
+def test_a_failure_of_the_program_says_nothing_of_it(browser, service, monkeypatch):
+  monkeypatch.setattr(type(service), "of_parent", lambda *arguments: 1 / 0)
+  page = browser.get(JOBS)
+  assert (page.status_code, "the server failed; its log says why" in page.text) == (500, True)
+  assert "ZeroDivision" not in page.text
+  assert "style-src 'self'" in page.headers["content-security-policy"]
+  last = json.loads((service.root / "audit.jsonl").read_text().splitlines()[-1])
+  assert last["status"] == 500
+
+
 def test_requests_are_logged(guarded, service):
   guarded.sign_in(TOKENS["editor"][0])
   guarded.get(JOBS)

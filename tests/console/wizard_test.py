@@ -10,7 +10,9 @@ import pytest
 from dss_jax.console.wizard_values import values_of
 from dss_jax.data.records import read_rows
 from tests.console.conftest import TOKENS
+from tests.console.plain_browser import Browser
 from tests.e2e.conftest import sums
+from tests.jobs.workplace import Workplace, pipeline
 
 CREATE = "projects/my-project/create"
 GOOD = "".join(json.dumps(row) + "\n" for row in sums(1, 40)).encode()
@@ -272,6 +274,34 @@ def test_a_clone_has_the_values_of_its_job(browser, service):
   }
   assert (shown["train_steps"], shown["enable_early_stopping"]) == ("7", "")
   service.cancel(name)
+
+
+def test_a_clone_of_the_deprecated_form(browser, service):
+  runtime = {"parameterValues": {}, "parameters": {
+    "dataset_uri": {"stringValue": "gs://my-bucket/train.jsonl"},
+    "project": {"stringValue": "my-project"},
+    "accelerator_type": {"stringValue": "TPU"},
+    "train_steps": {"intValue": "9"},
+  }}  # fmt: skip
+  job = service.prepare(
+    "pipelineJobs", "my-project", "europe-west4", pipeline(runtimeConfig=runtime)
+  )
+  values = values_of(job)
+  assert (values["dataset_uri"], values["train_steps"]) == ("gs://my-bucket/train.jsonl", "9")
+  assert values["location"] == "europe-west4"
+
+
+def test_what_keeps_the_teacher_from_working_is_said(tmp_path):
+  workplace = Workplace(tmp_path)
+  teacher = {**workplace.settings["teachers"]["text-unicorn@001"], "settings": {"prompt": "gone"}}
+  with Browser(workplace.open(teachers={"text-unicorn@001": teacher})) as browser:
+    begin(browser)
+    browser.send("/create", {"dataset_uri": "gs://my-bucket/train.jsonl"})
+    browser.send("/create")
+    browser.send("/create")
+    page = browser.send("/create")
+    assert (page.status_code, step_of(page)) == (400, "summary")
+    assert "gone" in text_of(page)
 
 
 def test_a_clone_of_another_project_is_refused(browser, service):
