@@ -7,9 +7,14 @@ import tempfile
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile many tiny programs: little optimisation halves the time. A worker of pytest-xdist
-# finds the flags set already.
-for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+# Tests compile thousands of tiny programs: what makes a program fast, or is done once for each,
+# costs more than it gains. A worker of pytest-xdist finds the flags set already.
+for flag in (
+  "--xla_force_host_platform_device_count=8",
+  "--xla_backend_optimization_level=0",
+  "--xla_cpu_use_fusion_emitters=false",
+  "--xla_cpu_parallel_codegen_split_count=1",
+):
   if flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
