@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from dss_jax.config.schema import LABEL, RATIONALE, LossConfig, ResponseConfig, SignalConfig
@@ -14,6 +13,7 @@ from dss_jax.data.packing import RowShape
 from dss_jax.losses.signals import ALIGNED, SampledLogits, SortedProbabilities, SparseLogits
 from dss_jax.train.step import Trainer
 from dss_jax.train.teacher_network import TeacherNetwork, network_outputs
+from tests.fixtures.small_runs import keep_gradient
 
 EXAMPLES = np.arange(24)
 NO_LAYERS = {"encoder": (), "decoder": ()}
@@ -132,14 +132,6 @@ def take_step(make_config, mesh_of, packed, teacher, random_params):
     return float(trainer.objective.total(sums)), sums, jax.device_get(after.opt_state)
 
   return take_step
-
-
-def keep_gradient():
-  """An optimizer that moves nothing and whose state is the gradient."""
-  return optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, gradient), gradient),
-  )
 
 
 def assert_close(got, want, tolerance=2e-5):

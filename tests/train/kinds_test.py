@@ -29,6 +29,7 @@ from dss_jax.model.layer_stacks import stacked_params
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer, batch_loss, trained_tree
 from dss_jax.train.teacher_network import TeacherNetwork
+from tests.fixtures.small_runs import keep_gradient
 
 # Half a minute and more; CI runs the same kinds from the command line (tests/e2e).
 pytestmark = pytest.mark.slow
@@ -53,14 +54,6 @@ TERMS = {
   *("attention_encoder", "attention_decoder"),
   *("relation_distance", "relation_angle", "mutual_information"),
 }
-
-
-def keep_gradient():
-  """An optimizer that moves nothing and whose state is the gradient."""
-  return optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, gradient), gradient),
-  )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,7 +6,6 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from dss_jax.config.schema import (
@@ -26,6 +25,7 @@ from dss_jax.train.on_policy import OnPolicy, check_on_policy, max_tokens, sampl
 from dss_jax.train.optimizer import make_optimizer
 from dss_jax.train.step import Trainer
 from dss_jax.train.teacher_network import TeacherNetwork
+from tests.fixtures.small_runs import keep_gradient
 
 # Half a minute and more; CI runs the same kinds from the command line (tests/e2e).
 pytestmark = pytest.mark.slow
@@ -92,14 +92,6 @@ def make_parts(store, row_costs, mesh_of, teacher_params):
     return trainer, train, OnPolicy(config, trainer, sampled, eos_id=EOS_ID, pad_id=PAD_ID)
 
   return make_parts
-
-
-def keep_gradient():
-  """An optimizer that moves nothing and whose state is the gradient."""
-  return optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, gradient), gradient),
-  )
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from dss_jax.losses.kinds import make_objective
 from dss_jax.model.t5 import Transformer
 from dss_jax.train import step
 from dss_jax.train.step import Trainer, parameter_count
+from tests.fixtures.small_runs import keep_gradient
 
 ALPHA = 0.3
 EXAMPLES = np.arange(24)
@@ -54,14 +55,6 @@ def padded(sequences):
   """Token arrays in rows, padded with 0 to the longest."""
   length = max(map(len, sequences))
   return np.stack([np.pad(tokens, (0, length - len(tokens))) for tokens in sequences])
-
-
-def keep_gradient():
-  """An optimizer that moves nothing and whose state is the gradient."""
-  return optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, gradient), gradient),
-  )
 
 
 def assert_close(got, want):

@@ -14,17 +14,10 @@ from dss_jax.model.layer_stacks import stacked_params
 from dss_jax.model.t5 import Transformer
 from dss_jax.train.step import Trainer
 from dss_jax.train.teacher_network import TeacherNetwork
+from tests.fixtures.small_runs import keep_gradient
 
 EXAMPLES = np.arange(24)
 WEIGHT = 0.7
-
-
-def keep_gradient():
-  """An optimizer that moves nothing and whose state is the gradient."""
-  return optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, gradient), gradient),
-  )
 
 
 @pytest.fixture(scope="module")
