@@ -60,8 +60,11 @@ def test_blocks_are_shorter_than_long_rows(monkeypatch):
   segments = jnp.asarray([[1] * 9 + [2] * 11 + [0]], jnp.int32)
   bias = Bias(segments, segments, causal=True)
   teacher, student = (rng.normal(size=(3, 1, 2, 21, 4)).astype(np.float32) for _ in range(2))
-  differentiate = jax.value_and_grad(lambda student: relation_divergence(teacher, student, bias))
-  whole = differentiate(student)
+
+  def differentiate(student):
+    return jax.value_and_grad(lambda student: relation_divergence(teacher, student, bias))(student)
+
+  whole = jax.jit(lambda student: differentiate(student))(student)
   monkeypatch.setattr(blocks, "LOGITS_BYTES", 1)
   assert blocks.query_block(bias, 8) == 8
   text = str(jax.make_jaxpr(differentiate)(student))
@@ -69,7 +72,7 @@ def test_blocks_are_shorter_than_long_rows(monkeypatch):
   assert "f32[1,2,21,21]" not in text
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
-    differentiate(student),
+    jax.jit(lambda student: differentiate(student))(student),
     whole,
   )
 
@@ -77,7 +80,7 @@ def test_blocks_are_shorter_than_long_rows(monkeypatch):
 def test_numerical_gradient():
   teacher, student = 0.5 * drawn(0, 4), 0.5 * drawn(1, 3)
   check_grads(
-    lambda student: relation_divergence(teacher, student, bias_of(True)),
+    jax.jit(lambda student: relation_divergence(teacher, student, bias_of(True))),
     (student,),
     order=1,
     modes=["rev"],

@@ -154,15 +154,16 @@ def test_a_new_term_is_one_function_and_one_line_of_config(
     cross_entropy = 0.3 * jnp.sum(losses * label) / 3 + 0.7 * jnp.sum(losses * rationale) / 5
     return cross_entropy + 0.25 * jnp.sum(squared_logits(logits, None, None) * weights) / 8
 
-  (total, sums), gradient = jax.value_and_grad(fused, argnums=(0, 1), has_aux=True)(hidden, kernel)
-  wanted, wanted_gradient = jax.value_and_grad(plain, argnums=(0, 1))(hidden, kernel)
+  differentiated = jax.jit(jax.value_and_grad(fused, argnums=(0, 1), has_aux=True))
+  (total, sums), gradient = differentiated(hidden, kernel)
+  wanted, wanted_gradient = jax.jit(jax.value_and_grad(plain, argnums=(0, 1)))(hidden, kernel)
   np.testing.assert_allclose(total, wanted, rtol=1e-5)
   jax.tree.map(
     lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
     gradient,
     wanted_gradient,
   )
-  np.testing.assert_allclose(fused(hidden, kernel)[0], total, rtol=1e-6)
+  np.testing.assert_allclose(jax.jit(fused)(hidden, kernel)[0], total, rtol=1e-6)
   np.testing.assert_allclose(objective.total(sums), total, rtol=1e-6)
   assert float(sums["squared_logits/loss"].weight) == 8.0
   assert set(sums) == {

@@ -54,6 +54,7 @@ def test_by_hand(monkeypatch, run, tied, chunk_bytes):
   kernel = rng.normal(size=(16, 7)).astype(np.float32)
   scale = rng.normal(size=16).astype(np.float32)
 
+  @jax.jit
   def loss(last, states, kernel, scale):
     params = {"decoder": {"decoder_norm": {"scale": scale}}}
     student = NetworkOutputs(last, kernel, {}, states, params, config.model)
@@ -61,7 +62,8 @@ def test_by_hand(monkeypatch, run, tied, chunk_bytes):
     return total, objective.sums(losses, BATCH)
 
   arguments = (last, {1: one, 3: three}, kernel, scale)
-  (total, sums), gradient = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(*arguments)
+  differentiated = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+  (total, sums), gradient = differentiated(*arguments)
 
   def divergences(state):
     normed = state / np.sqrt(np.mean(state**2, axis=-1, keepdims=True) + 1e-6) * scale

@@ -57,6 +57,7 @@ def test_the_gradient_is_numerical():
   teacher = -np.sort(-rng.dirichlet(np.ones(9), (2, 3)), axis=-1)[..., :5]
   signal = SortedProbabilities(jnp.asarray(teacher, jnp.float32))
 
+  @jax.jit
   def total(x):
     return jnp.sum(LOSS(x, jnp.zeros((2, 3), jnp.int32), signal))
 

@@ -82,9 +82,14 @@ def test_causal_buckets_by_hand(relative, bucket):
 )
 def test_the_bias_is_that_of_each_pair_s_bucket(first, queries, keys, bidirectional):
   table = normal(2, 32)
-  got = relative_bias(table, first, queries, keys, bidirectional=bidirectional)
   relative = np.arange(keys)[None, :] - (first + np.arange(queries))[:, None]
-  bucket = np.asarray(relative_position_bucket(relative, bidirectional=bidirectional))
+
+  @jax.jit
+  def both(table, relative):
+    bias = relative_bias(table, first, queries, keys, bidirectional=bidirectional)
+    return bias, relative_position_bucket(relative, bidirectional=bidirectional)
+
+  got, bucket = jax.device_get(both(table, relative))
   np.testing.assert_array_equal(got[0], table[:, bucket])
 
 
@@ -168,6 +173,10 @@ def mixed(mix, inputs, bias, rate=0.0, key=None):
   return mix(inputs["query"], inputs["key"], inputs["value"], bias, rate, key)
 
 
+def values(mix, inputs, bias):
+  return jax.jit(lambda inputs: mixed(mix, inputs, bias))(inputs)
+
+
 def value_and_gradient(mix, inputs, bias, rate=0.0, key=None):
   weights = normal(*inputs["query"].shape, seed=9)
 
@@ -188,8 +197,8 @@ def test_blocks_give_what_all_queries_at_once_give(blocks_of_eight, name):
   inputs, bias = case(name)
   assert query_block(bias, 2) == 8
   np.testing.assert_allclose(
-    mixed(attention._mixed_by_blocks, inputs, bias),
-    mixed(attention._mixed, inputs, bias),
+    values(attention._mixed_by_blocks, inputs, bias),
+    values(attention._mixed, inputs, bias),
     rtol=1e-5,
     atol=1e-6,
   )
@@ -205,14 +214,14 @@ def test_blocks_give_what_all_queries_at_once_give(blocks_of_eight, name):
 def test_the_cases_tell_masks_and_positions_apart(blocks_of_eight):
   """Else blocks that ignore them would pass the test above."""
   inputs, bias = case("decoder")
-  got = mixed(attention._mixed_by_blocks, inputs, bias)
+  got = values(attention._mixed_by_blocks, inputs, bias)
   others = [
     (inputs, dataclasses.replace(bias, causal=False)),
     (inputs, dataclasses.replace(bias, query_segments_BQ=np.ones_like(bias.query_segments_BQ))),
     ({**inputs, "table": 2 * inputs["table"]}, bias),
   ]
   for other in others:
-    assert np.abs(mixed(attention._mixed_by_blocks, *other) - got).max() > 0.1
+    assert np.abs(values(attention._mixed_by_blocks, *other) - got).max() > 0.1
 
 
 def test_the_backward_pass_drops_what_the_forward_pass_did(blocks_of_eight):
@@ -232,8 +241,10 @@ def test_each_block_has_a_dropout_mask_of_its_own(blocks_of_eight):
   query = np.zeros((1, 24, 1, keys), np.float32)
   value = np.eye(keys, dtype=np.float32)[None, :, None]
   bias = Bias(np.ones((1, 24), np.int32), np.ones((1, keys), np.int32))
-  weights = attention._mixed_by_blocks(query, query[:, :1] + value * 0, value, bias, 0.1, KEY)
-  kept = np.asarray(weights[0, :, 0]) > 0
+  inputs = {"query": query, "key": query[:, :1] + value * 0, "value": value}
+  mix = jax.jit(lambda inputs: mixed(attention._mixed_by_blocks, inputs, bias, 0.1, KEY))
+  weights = np.asarray(mix(inputs))
+  kept = weights[0, :, 0] > 0
   np.testing.assert_allclose(weights[0, :, 0][kept], 1 / 0.9 / keys, rtol=1e-5)
   # Of 9,600 draws the share is within four standard deviations of the rate.
   assert abs((~kept).mean() - 0.1) < 4 * math.sqrt(0.1 * 0.9 / kept.size)

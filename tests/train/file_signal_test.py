@@ -93,9 +93,13 @@ def files(store, packed, teacher):
   """The teacher's log probabilities at temperature 2, as files."""
   packing, sequences, batch = packed()
   model, params = teacher
-  outputs = network_outputs(params, model, batch, NO_LAYERS)
-  logits = outputs.next_tokens().logits(model.vocab_size)
-  every, found = np.asarray(jax.nn.log_softmax(logits / 2.0)), {}
+
+  @jax.jit
+  def log_probabilities(params):
+    outputs = network_outputs(params, model, batch, NO_LAYERS)
+    return jax.nn.log_softmax(outputs.next_tokens().logits(model.vocab_size) / 2.0)
+
+  every, found = np.asarray(log_probabilities(params)), {}
   for row, numbers in enumerate(packing.members):
     start = 0
     for place in (sequences[number] for number in numbers):

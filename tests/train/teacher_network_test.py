@@ -105,7 +105,7 @@ def wanted(config, teacher_model, teacher_params, batch, params):
       total += share * jnp.sum((WEIGHT * apart - of_target) * weights) / jnp.sum(weights)
     return total
 
-  return jax.value_and_grad(loss)(params)
+  return jax.jit(jax.value_and_grad(loss))(params)
 
 
 def assert_close(got, want, tolerance=1e-5):
