@@ -1,7 +1,10 @@
 """Shared set-up: eight virtual CPU devices, an own cache, the data that lies beside a checkout."""
 
+import ctypes
+import gc
 import os
 import pathlib
+import sys
 import tempfile
 
 import pytest
@@ -30,6 +33,9 @@ pytest_plugins = (
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
+# Beyond this, a process forgets its compiled programs, which take a megabyte each.
+MAX_RESIDENT_BYTES = 2**30
+
 
 def pytest_configure(config):
   """Makes the session's cache of compiled programs and token stores.
@@ -44,6 +50,19 @@ def pytest_configure(config):
   os.environ["DSS_REGISTRY_DIR"] = f"{folder.name}/registry"
   os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder.name}/xla"
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+  """After a module, returns the memory of compiled programs to Linux if they take much of it."""
+  yield
+  statm = pathlib.Path("/proc/self/statm")
+  if not statm.exists() or "jax" not in sys.modules:
+    return
+  if int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MAX_RESIDENT_BYTES:
+    sys.modules["jax"].clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture
