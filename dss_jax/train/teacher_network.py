@@ -47,9 +47,15 @@ class TeacherNetwork:
     """Takes float32 weights on the mesh; those that it converts are freed one by one."""
     flat = flatten_dict(params)
     del params
+    # One function for each sharding: what it compiles for a shape serves all layers.
+    converters: dict[Any, Any] = {}
     for name, sharding in self._shardings().items():
-      convert = functools.partial(_stored_leaf, name[-1], weights=self.weights)
-      flat[name] = jax.jit(convert, out_shardings=sharding)(flat.pop(name))
+      if isinstance(sharding, Matrix):
+        convert = functools.partial(_stored_leaf, name[-1], weights=self.weights)
+        jitted = jax.jit(convert, out_shardings=sharding)
+        flat[name] = converters.setdefault(sharding.values, jitted)(flat.pop(name))
+      else:
+        flat[name] = jax.device_put(flat.pop(name), sharding)
     self.params = unflatten_dict(flat)
 
   @property

@@ -146,3 +146,17 @@ def test_small_weights_take_less_memory(teacher_model, teacher_params, mesh_of):
   whole, half, quarter = (stored_bytes(each) for each in ("float32", "bfloat16", "int8"))
   assert half < 0.6 * whole
   assert quarter < 0.4 * whole
+
+
+@pytest.mark.parametrize(("weights", "programs"), [("float32", 0), ("int8", 5)])
+def test_layers_of_one_shape_are_converted_by_one_program(
+  teacher_model, teacher_params, mesh_of, caplog, weights, programs
+):
+  """Kernels into and out of the heads, into and out of the wide layer, and of the logits."""
+  network = TeacherNetwork(teacher_model, mesh_of(1, 1), weights)
+  params = jax.tree.map(jnp.asarray, teacher_params)
+  caplog.clear()
+  with jax.log_compiles():
+    network.load(params)
+  compiled = [line for line in caplog.messages if line.startswith("Compiling ")]
+  assert len(compiled) == programs, compiled
