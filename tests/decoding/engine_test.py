@@ -17,7 +17,7 @@ from dss_jax.parallel.mesh import make_mesh
 from tests.fixtures.networks import TINY
 
 EOS_ID, PAD_ID = 1, 0
-LONGEST = 40
+LONGEST_INPUT, LONGEST = 50, 40
 SAMPLED = DecodingConfig(temperature=1.0, num_candidates=2, seed=7, log_probabilities=True)
 
 
@@ -30,7 +30,9 @@ def params(random_params):
 def requests():
   generator = np.random.default_rng(3)
   return [
-    Request([*generator.integers(2, 24, generator.integers(1, 50)).tolist(), EOS_ID], limit)
+    Request(
+      [*generator.integers(2, 24, generator.integers(1, LONGEST_INPUT)).tolist(), EOS_ID], limit
+    )
     for limit in (3, 40, 40, 8, 25, 40, 40, 1, 40, 40, 12, 40, 40, 40)
   ]
 
@@ -88,17 +90,11 @@ def started(params, requests, start):
   for row, request in enumerate(requests):
     tokens[row, : len(request.ids)] = request.ids
   starts = np.full(len(requests), start, np.int32)
-  return np.asarray(
-    greedy(
-      params,
-      TINY,
-      tokens,
-      max_decode_tokens=LONGEST,
-      eos_id=EOS_ID,
-      pad_id=PAD_ID,
-      start_tokens_B=starts,
-    )
+  decode = functools.partial(
+    greedy, config=TINY, max_decode_tokens=LONGEST, eos_id=EOS_ID, pad_id=PAD_ID
   )
+  written = jax.jit(decode)(params, encoder_input_tokens_BL=tokens, start_tokens_B=starts)
+  return np.asarray(written)
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -182,12 +178,19 @@ def test_candidates_and_seeds_differ(params, requests):
 
 def teacher_forced(params, request, ids):
   """The log-probabilities of all tokens at each position of an answer, [T, V]."""
-  source = np.array([request.ids])
-  shifted = np.array([[PAD_ID, *ids[:-1]]])
-  logits = Transformer(TINY).apply(
-    {"params": params}, source, np.ones_like(source), shifted, np.ones_like(shifted)
-  )
-  return np.asarray(jax.nn.log_softmax(logits))[0]
+
+  def padded(ids, length):
+    return np.pad([ids], [(0, 0), (0, length - len(ids))])
+
+  source, shifted = padded(request.ids, LONGEST_INPUT), padded([PAD_ID, *ids[:-1]], LONGEST)
+  segments = padded([1] * len(request.ids), LONGEST_INPUT), padded([1] * len(ids), LONGEST)
+  logs = log_probabilities(params, source, segments[0], shifted, segments[1])
+  return np.asarray(logs)[0, : len(ids)]
+
+
+@jax.jit
+def log_probabilities(params, *arguments):
+  return jax.nn.log_softmax(Transformer(TINY).apply({"params": params}, *arguments))
 
 
 @pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
@@ -277,16 +280,11 @@ def test_beams_are_those_of_the_search(params, requests):
   found = {}
   for piece in engine_of(params, decoding, slots=6).decode(some):
     found[piece.request, piece.candidate] = piece
+  search = functools.partial(
+    beam_search, config=TINY, max_decode_tokens=8, beams=3, eos_id=EOS_ID, pad_id=PAD_ID
+  )
   for number, request in enumerate(some):
-    ids, scores = beam_search(
-      params,
-      TINY,
-      np.array([request.ids]),
-      max_decode_tokens=8,
-      beams=3,
-      eos_id=EOS_ID,
-      pad_id=PAD_ID,
-    )
+    ids, scores = jax.jit(search)(params, encoder_input_tokens_BL=np.array([request.ids]))
     for candidate in (0, 1):
       piece = found[number, candidate]
       want = np.asarray(ids)[0, candidate]

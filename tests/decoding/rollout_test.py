@@ -73,7 +73,7 @@ def logits_after(params, inputs, beginning):
   """The whole network's logits of the token after a beginning."""
   decoder_inputs = np.array([[PAD_ID, *beginning]])
   inputs = inputs[None]
-  logits = Transformer(CONFIG).apply(
+  logits = jax.jit(Transformer(CONFIG).apply)(
     {"params": params},
     inputs,
     (inputs != PAD_ID).astype(np.int32),

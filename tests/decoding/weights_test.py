@@ -1,6 +1,7 @@
 """Matrices in their stored types, and their memory."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,9 @@ def test_products_are_those_of_the_whole_matrix(kind, error):
 def test_memory(random_params):
   params = random_params(CONFIG)
   size = {
-    kind: stored_bytes(decoding_weights(params, CONFIG, kind))
+    kind: stored_bytes(
+      jax.eval_shape(functools.partial(decoding_weights, config=CONFIG, weight_type=kind), params)
+    )
     for kind in ("float32", "bfloat16", "int8")
   }
   weights = sum(leaf.size for leaf in jax.tree.leaves(params))
