@@ -65,8 +65,13 @@ def wanted(config, params, batch_of):
   batch = batch_of(EXAMPLES)
   names = ("encoder_input_tokens", "encoder_segment_ids", "decoder_input_tokens")
   inputs = [batch[name] for name in (*names, "decoder_segment_ids")]
-  logits = Transformer(config).apply({"params": params}, *inputs)
-  return np.asarray(jax.nn.log_softmax(logits[..., :WORDS] / 2.0))
+
+  @jax.jit
+  def log_probabilities(params):
+    logits = Transformer(config).apply({"params": params}, *inputs)
+    return jax.nn.log_softmax(logits[..., :WORDS] / 2.0)
+
+  return np.asarray(log_probabilities(params))
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (2, 4)])
