@@ -7,7 +7,6 @@ found by their keys.
 """
 
 import concurrent.futures
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ import numpy as np
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import sync, writing
 from dss_jax.storage.files import PathLike, reason
+from dss_jax.storage.locks import try_lock
 from dss_jax.teachers.base import TeacherRequest, TeacherResponse
 
 # Size of the dictionary of new entries, before they are merged into the sorted arrays.
@@ -67,13 +67,12 @@ class Journal:
     self.path = os.fspath(path)
     with writing(self.path):
       self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      os.close(self._file)
-      raise UserError(
-        f"{self.path}: another run is writing these answers; wait for it, or give another --output"
-      ) from None
+      if not try_lock(self._file):
+        os.close(self._file)
+        raise UserError(
+          f"{self.path}: another run is writing these answers; wait for it, or give another"
+          " --output"
+        )
     self.unreadable_lines = 0
     self._index = _Index()
     self._end = 0

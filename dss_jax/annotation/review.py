@@ -9,7 +9,6 @@ Beside annotated.jsonl, which stays as the teacher wrote it, are
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from dss_jax.data.records import Row, problem_of, write_rows
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import sync, write_text, writing
 from dss_jax.storage.files import PathLike
+from dss_jax.storage.locks import locked
 
 EDITS, REVIEWED, STAMP = (
   "annotated.edits.jsonl",
@@ -144,10 +144,7 @@ class Review:
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
     """Keeps other processes from editing and approving."""
-    with writing(self._edits):
-      file = self._edits.open("ab")
-    with file:
-      fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(self._edits):
       yield
 
   def edit(

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -24,6 +23,7 @@ from dss_jax.data.vocabularies import Vocabulary
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import write_text
 from dss_jax.storage.files import is_url, reason
+from dss_jax.storage.locks import try_lock
 from dss_jax.student.input_profile import profile_inputs, write_profile
 from dss_jax.student.layer_choice import LayerChoice
 from dss_jax.train.checkpointing import check_name, has_checkpoint
@@ -110,18 +110,17 @@ def locked(config: RunConfig) -> Iterator[pathlib.Path]:
   path = pathlib.Path(config.model_dir)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    lock = (path / LOCK).open("w")
+    lock = (path / LOCK).open("a")
+    is_ours = try_lock(lock)
   except (OSError, ValueError) as error:
     raise UserError(
       f"--model-dir {path}: cannot be written ({reason(error)}); give another folder"
     ) from error
   with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not is_ours:
       raise UserError(
         f"--model-dir {path}: another run is writing there; wait for it, or give another folder"
-      ) from error
+      )
     yield path
 
 

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
-import fcntl
 import json
 import os
 import pathlib
@@ -22,6 +21,7 @@ from typing import Any
 from dss_jax.errors import UserError
 from dss_jax.storage.atomic import make_folder, publishing, withdraw, write_text, writing
 from dss_jax.storage.files import PathLike, is_url, reason
+from dss_jax.storage.locks import locked
 from dss_jax.student.sealed_student import check_readable, is_sealed
 
 # The version that a name alone means: the oldest one, until the alias is moved.
@@ -351,10 +351,7 @@ class Registry:
   def _locked(self) -> Iterator[None]:
     """Holds the registry's lock, for the moment that an index takes to be replaced."""
     make_folder(self.root)
-    with writing(self.root):
-      lock = (self.root / _LOCK).open("a")
-    with lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(self.root / _LOCK):
       yield
 
   def _check_case(self, name: str) -> None:

@@ -6,7 +6,6 @@ every few batches; what a killed process wrote beyond that is cut off. meta.json
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -17,6 +16,7 @@ import numpy as np
 
 from dss_jax.data.token_files import file_sum
 from dss_jax.errors import UserError
+from dss_jax.storage import locks
 from dss_jax.storage.atomic import make_folder, remove, sync, write_text, writing
 from dss_jax.storage.files import is_url
 from dss_jax.teachers.logit_files import META, LogitMeta, LogitSettings, check_files, read_meta
@@ -126,15 +126,10 @@ def locked(output: str) -> Iterator[pathlib.Path]:
   """Creates the folder if needed, and locks it for one writer at a time."""
   folder = pathlib.Path(output)
   make_folder(folder)
-  with writing(folder):
-    lock = (folder / _LOCK).open("w")
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise UserError(
-        f"--output {output}: another process is writing there; wait for it, or give another folder"
-      ) from None
+  refusal = (
+    f"--output {output}: another process is writing there; wait for it, or give another folder"
+  )
+  with locks.locked(folder / _LOCK, refusal):
     yield folder
 
 
