@@ -6,7 +6,6 @@ where it was. A job's process does not end with the server; the next server watc
 
 import contextlib
 import datetime
-import fcntl
 import os
 import pathlib
 import signal
@@ -25,7 +24,8 @@ from dss_jax.jobs.store import CANCELLED_ERROR, ENDED, STARTED, Job
 from dss_jax.jobs.worker_lock import FILE, holder, try_lock, write_holder
 from dss_jax.jobs.working_folder import LOG, is_private
 from dss_jax.progress import say
-from dss_jax.storage.atomic import make_folder, withdraw, writing
+from dss_jax.storage import locks
+from dss_jax.storage.atomic import make_folder, withdraw
 from dss_jax.storage.sealed import SUFFIX
 
 _POLL_SECONDS = 0.5
@@ -36,15 +36,8 @@ _LOCK_FILE = "server.lock"
 @contextlib.contextmanager
 def locked(root: pathlib.Path) -> Iterator[None]:
   """Holds the root folder for one server; raises UserError if another one has it."""
-  with writing(root):
-    lock = (root / _LOCK_FILE).open("a")
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(
-        f"--root {root}: another server runs its jobs; use that one, or give another folder"
-      ) from None
+  refusal = "another server runs its jobs; use that one, or give another folder"
+  with locks.locked(root / _LOCK_FILE, f"--root {root}: {refusal}"):
     yield
 
 

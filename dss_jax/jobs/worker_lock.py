@@ -6,9 +6,10 @@ process's number whether a worker lives, and a job that has ended has also left 
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
+
+from dss_jax.storage import locks
 
 FILE = "worker.lock"
 
@@ -17,14 +18,14 @@ def try_lock(path: pathlib.Path) -> int | None:
   """Returns the open lock file, locked; None while a worker holds it."""
   handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
   try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(handle)
-    return None
+    is_ours = locks.try_lock(handle)
   except BaseException:
     os.close(handle)
     raise
-  return handle
+  if is_ours:
+    return handle
+  os.close(handle)
+  return None
 
 
 def write_holder(handle: int, process: int | None) -> None:
