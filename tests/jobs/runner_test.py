@@ -168,7 +168,7 @@ def test_a_job_that_does_not_stop_is_killed(workplace, run):
   wait(lambda: numbers(service, name))
   service.cancel(name)
   wait(lambda: state(service, name) == "CANCELLED")
-  assert not is_held(service, name)
+  wait(lambda: not is_held(service, name))
 
 
 def test_a_job_that_waits_for_people_has_no_process_and_no_devices(workplace, start_server):
