@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -12,12 +13,15 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile thousands of tiny programs: what makes a program fast, or is done once for each,
 # costs more than it gains. A worker of pytest-xdist finds the flags set already.
-for flag in (
+FLAGS = [
   "--xla_force_host_platform_device_count=8",
   "--xla_backend_optimization_level=0",
-  "--xla_cpu_use_fusion_emitters=false",
   "--xla_cpu_parallel_codegen_split_count=1",
-):
+]
+# XLA ends a process that names a flag which it does not know, as newer ones do not know this one.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+  FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+for flag in FLAGS:
   if flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
