@@ -26,7 +26,7 @@ from flax import linen as nn
 
 from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import LABEL, RATIONALE, RunConfig
-from dss_jax.data.batches import TargetFeature, TrainBatches
+from dss_jax.data.batches import BatchLayout, TargetFeature, TrainBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import prepare
 from dss_jax.losses.signals import ALIGNED, SparseLogits
@@ -98,7 +98,7 @@ class Run:
       kinds=(LABEL, RATIONALE),
       costs=forward_flops(config.model).of_rows,
       length_multiple=aligned_tokens(config.model.dtype),
-      features=() if file is None else file.features,
+      layout=BatchLayout(features=() if file is None else file.features),
     )
     optimizer = make_optimizer(config.optimizer, config.train_steps)
     self._trainer = Trainer(config, optimizer, mesh, teacher, file)

@@ -23,7 +23,7 @@ import jax
 
 from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import LABEL, RATIONALE, RunConfig
-from dss_jax.data.batches import TrainBatches
+from dss_jax.data.batches import BatchLayout, TrainBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import prepare
 from dss_jax.data.shared_encoder import shared_starts
@@ -100,7 +100,7 @@ class Run:
       kinds=(LABEL, RATIONALE),
       costs=self._costs,
       length_multiple=aligned_tokens(config.model.dtype),
-      shared_starts=shared_starts(config.data, data.vocabulary),
+      layout=BatchLayout(shared_starts(config.data, data.vocabulary)),
     )
     mesh = make_mesh(config.mesh, config.batch_size)
     self._trainer = Trainer(config, make_optimizer(config.optimizer, config.train_steps), mesh)

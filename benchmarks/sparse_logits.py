@@ -23,7 +23,7 @@ import optax
 
 from dss_jax.config.gin_loader import Binding, load_config
 from dss_jax.config.schema import MeshConfig, RunConfig, SignalConfig
-from dss_jax.data.batches import TrainBatches
+from dss_jax.data.batches import BatchLayout, TrainBatches
 from dss_jax.data.pipeline import PreparedData, prepare
 from dss_jax.data.records import write_rows
 from dss_jax.losses.kinds import training_objective
@@ -171,7 +171,7 @@ class Comparison:
       seed=0,
       kinds=(0, 1),
       costs=forward_flops(config.model).of_rows,
-      features=features,
+      layout=BatchLayout(features=features),
     )
     batch = batches.packed.fill(*batches.pack(0))
     objective = training_objective(config)

@@ -58,6 +58,25 @@ class TargetFeature:
   values: Callable[[int, int], np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchLayout:
+  """Which arrays batches have, beside those that all have (see PackedBatches).
+
+  Attributes:
+    shared_starts: the decoder's start token for each kind, with a shared encoder; None for an
+      input for each target.
+    sequence_ids: whether batches have them.
+    features: further arrays of the target positions.
+  """
+
+  shared_starts: tuple[int, int] | None = None
+  sequence_ids: bool = False
+  features: Sequence[TargetFeature] = ()
+
+
+TOKENS_ALONE = BatchLayout()
+
+
 def example_numbers(step: int, *, batch_size: int, num_examples: int, seed: int) -> np.ndarray:
   """Returns the examples of a step, int64 [batch_size].
 
@@ -113,9 +132,7 @@ class PackedBatches:
     row_multiple: int = 1,
     length_multiple: int = 8,
     example_weights: np.ndarray | None = None,
-    shared_starts: tuple[int, int] | None = None,
-    sequence_ids: bool = False,
-    features: Sequence[TargetFeature] = (),
+    layout: BatchLayout = TOKENS_ALONE,
   ):
     """Plans the shapes.
 
@@ -126,17 +143,12 @@ class PackedBatches:
       row_multiple: rows come in multiples of this.
       length_multiple: row lengths are multiples of this.
       example_weights: the weight of each example of the store; None for 1.
-      shared_starts: the decoder's start token for each kind, with a shared encoder; None for an
-        input for each target.
-      sequence_ids: whether batches have them.
-      features: further arrays of the store's target positions.
+      layout: of the batches; its features are of the store's targets.
     """
     self._store = store
     self._kinds = kinds
-    self._example_weights = example_weights
-    self._shared_starts = shared_starts
-    self.sequence_ids = sequence_ids
-    self._features = features
+    self.example_weights = example_weights
+    self.layout = layout
     sample = [self._lengths(self.sequences(examples)) for examples in planned_for]
     self.packer = Packer(
       sample, costs=costs, row_multiple=row_multiple, length_multiple=length_multiple
@@ -149,7 +161,7 @@ class PackedBatches:
     sequences = self.sequences(examples)
     inputs, targets = self._lengths(sequences)
     packing = self.packer.pack((inputs, targets))
-    if self._shared_starts is not None:
+    if self.layout.shared_starts is not None:
       groups = self._groups(sequences)
       members = [[n for group in row for n in groups[group]] for row in packing.members]
       packing = packing._replace(members=members)
@@ -167,16 +179,7 @@ class PackedBatches:
     self, packing: Packing, sequences: list[tuple[int, int]], rows: slice = slice(None)
   ) -> Batch:
     """Returns the arrays of the given rows of a packed batch."""
-    return filled_rows(
-      self._store,
-      packing,
-      sequences,
-      rows,
-      self._example_weights,
-      self._shared_starts,
-      self.sequence_ids,
-      self._features,
-    )
+    return filled_rows(self._store, packing, sequences, rows, self.layout, self.example_weights)
 
   def padding_shares(self) -> dict[str, float]:
     """Returns the shares of input and target positions that were padding so far."""
@@ -189,7 +192,7 @@ class PackedBatches:
   def sequences(self, examples: np.ndarray) -> list[tuple[int, int]]:
     """Returns the (example, kind) of each sequence, with a shared encoder example by example."""
     pairs: Iterable[tuple[int, int]]
-    if self._shared_starts is None:
+    if self.layout.shared_starts is None:
       pairs = ((int(example), kind) for kind in self._kinds for example in examples)
     else:
       pairs = ((int(example), kind) for example in examples for kind in sorted(self._kinds))
@@ -210,7 +213,7 @@ class PackedBatches:
     examples, kinds = np.array(sequences).T
     inputs = self._store.input_lengths[examples, kinds]
     targets = self._store.target_lengths[examples, kinds]
-    if self._shared_starts is None:
+    if self.layout.shared_starts is None:
       return inputs, targets
     firsts = [group[0] for group in self._groups(sequences)]
     return inputs[firsts], np.add.reduceat(targets, firsts)
@@ -235,9 +238,7 @@ class TrainBatches:
     row_multiple: int = 1,
     length_multiple: int = 8,
     example_weights: np.ndarray | None = None,
-    shared_starts: tuple[int, int] | None = None,
-    sequence_ids: bool = False,
-    features: Sequence[TargetFeature] = (),
+    layout: BatchLayout = TOKENS_ALONE,
   ):
     self._batch_size = batch_size
     self._seed = seed
@@ -251,9 +252,7 @@ class TrainBatches:
       row_multiple=row_multiple,
       length_multiple=length_multiple,
       example_weights=example_weights,
-      shared_starts=shared_starts,
-      sequence_ids=sequence_ids,
-      features=features,
+      layout=layout,
     )
 
   def pack(self, step: int) -> tuple[Packing, list[tuple[int, int]]]:
@@ -287,8 +286,7 @@ class EvalBatches:
     costs: Costs,
     row_multiple: int = 1,
     length_multiple: int = 8,
-    shared_starts: tuple[int, int] | None = None,
-    features: Sequence[TargetFeature] = (),
+    layout: BatchLayout = TOKENS_ALONE,
   ):
     examples = usable_examples(store, kinds)
     self._store = store
@@ -302,8 +300,7 @@ class EvalBatches:
       costs=costs,
       row_multiple=row_multiple,
       length_multiple=length_multiple,
-      shared_starts=shared_starts,
-      features=features,
+      layout=layout,
     )
 
   @functools.cached_property
@@ -326,21 +323,20 @@ def filled_rows(
   packing: Packing,
   sequences: list[tuple[int, int]],
   rows: slice,
+  layout: BatchLayout = TOKENS_ALONE,
   example_weights: np.ndarray | None = None,
-  shared_starts: tuple[int, int] | None = None,
-  sequence_ids: bool = False,
-  features: Sequence[TargetFeature] = (),
 ) -> Batch:
   """Returns the arrays of the given rows of a packed batch, as PackedBatches describes them.
 
   Args:
     sequences: the (example, kind) of each sequence number in the rows.
+    layout: its features are of these sequences.
     example_weights: None for 1.
-    shared_starts, sequence_ids, features: as for PackedBatches.
   """
+  shared_starts = layout.shared_starts
   is_shared = shared_starts is not None
   members = packing.members[rows]
-  batch = empty_batch(packing.shape._replace(rows=len(members)), is_shared, sequence_ids, features)
+  batch = empty_batch(packing.shape._replace(rows=len(members)), layout)
   # Every host has all sequences of the batch, and so counts its examples alike.
   examples = dict.fromkeys(example for example, _ in sequences)
   places = {example: place for place, example in enumerate(examples)}
@@ -355,7 +351,7 @@ def filled_rows(
         here = slice(start_input, start_input + len(tokens))
         batch["encoder_input_tokens"][row, here] = tokens
         batch["encoder_segment_ids"][row, here] = source
-        if sequence_ids:
+        if layout.sequence_ids:
           batch["encoder_sequence_ids"][row, here] = sequence_id
         start_input = here.stop
       tokens = tokens_of.target_tokens(example, kind)
@@ -370,9 +366,9 @@ def filled_rows(
       weight = 1.0 if example_weights is None else example_weights[example]
       batch["decoder_loss_weights"][row, here] = weight
       batch["decoder_target_kinds"][row, here] = kind
-      if sequence_ids:
+      if layout.sequence_ids:
         batch["decoder_sequence_ids"][row, here] = sequence_id
-      for feature in features:
+      for feature in layout.features:
         batch[feature.name][row, here] = feature.values(example, kind)
       start_target = here.stop
   return batch
@@ -389,17 +385,10 @@ def _shares_input(sequences: list[tuple[int, int]], number: int) -> bool:
   return before == example and earlier_kind < kind
 
 
-def empty_batch(
-  shape: RowShape,
-  shared_encoder: bool = False,
-  sequence_ids: bool = False,
-  features: Sequence[TargetFeature] = (),
-) -> Batch:
+def empty_batch(shape: RowShape, layout: BatchLayout = TOKENS_ALONE) -> Batch:
   """Returns a batch of padding."""
   rows, inputs, targets = shape
   encoder, decoder = (rows, inputs), (rows, targets)
-  shared = {"decoder_cross_segment_ids": np.zeros(decoder, np.int32)} if shared_encoder else {}
-  further = {each.name: np.zeros((*decoder, *each.shape), each.dtype) for each in features}
   batch = {
     "encoder_input_tokens": np.zeros(encoder, np.int32),
     "encoder_segment_ids": np.zeros(encoder, np.int32),
@@ -408,10 +397,12 @@ def empty_batch(
     "decoder_segment_ids": np.zeros(decoder, np.int32),
     "decoder_loss_weights": np.zeros(decoder, np.float32),
     "decoder_target_kinds": np.zeros(decoder, np.int32),
-    **shared,
-    **further,
   }
-  if sequence_ids:
+  if layout.shared_starts is not None:
+    batch["decoder_cross_segment_ids"] = np.zeros(decoder, np.int32)
+  for feature in layout.features:
+    batch[feature.name] = np.zeros((*decoder, *feature.shape), feature.dtype)
+  if layout.sequence_ids:
     batch["encoder_sequence_ids"] = np.zeros(encoder, np.int32)
     batch["decoder_sequence_ids"] = np.zeros(decoder, np.int32)
   return batch

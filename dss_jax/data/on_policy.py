@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dss_jax.data.batches import Batch, SequenceStore, TrainBatches, filled_rows
+from dss_jax.data.batches import Batch, BatchLayout, SequenceStore, TrainBatches, filled_rows
 from dss_jax.data.packing import Costs, Packer, Packing, SequenceLengths
 
 # Tells the draws of steps from the shuffling of examples, whose keys are [seed, epoch].
@@ -138,12 +138,15 @@ class OnPolicyBatches:
 
   def fill(self, packing: Packing, sampled: SampledTargets, rows: slice = slice(None)) -> Batch:
     """Returns the arrays of the given rows of a packed batch."""
+    packed = self._train_batches.packed
     return filled_rows(
       _Pairs(self._store, sampled),
       packing,
       sampled.sequences,
       rows,
-      sequence_ids=self._train_batches.packed.sequence_ids,
+      # Further features are of the rows' own targets.
+      BatchLayout(sequence_ids=packed.layout.sequence_ids),
+      packed.example_weights,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dss_jax.config.schema import DecodingConfig, MeshConfig, WeightType
-from dss_jax.data.batches import EvalBatches
+from dss_jax.data.batches import BatchLayout, EvalBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import tokenise_source
 from dss_jax.data.report.counters import excerpts
@@ -168,7 +168,7 @@ def evaluate_student(
     costs=forward_flops(config.model).of_rows,
     row_multiple=mesh.shape["data"],
     length_multiple=aligned_tokens(config.model.dtype),
-    shared_starts=shared_starts(config.data, student.vocabulary),
+    layout=BatchLayout(shared_starts(config.data, student.vocabulary)),
   )
   sums = evaluate(trainer, params, batches).sums
   numbered = [(n, row) for n, row in enumerate(source.rows, start=1) if row.get("output_text")]

@@ -12,7 +12,7 @@ import numpy as np
 
 from dss_jax.config.schema import LABEL, RATIONALE, DataConfig, RunConfig
 from dss_jax.data.alignment import aligned_positions
-from dss_jax.data.batches import EvalBatches
+from dss_jax.data.batches import BatchLayout, EvalBatches
 from dss_jax.data.packing import Packing, aligned_tokens
 from dss_jax.data.pipeline import sources, tokenise_source
 from dss_jax.data.shared_encoder import shared_starts
@@ -108,8 +108,10 @@ def run(config: RunConfig, output: str, kept: Kept) -> dict[str, Any]:
     costs=forward_flops(teacher.config).of_rows,
     row_multiple=mesh.shape["data"],
     length_multiple=aligned_tokens(teacher.config.dtype),
-    shared_starts=shared_starts(config.data, teacher.vocabulary),
-    features=() if kept.draws is None else numbers_of(sequences.teacher.target_lengths),
+    layout=BatchLayout(
+      shared_starts(config.data, teacher.vocabulary),
+      features=() if kept.draws is None else numbers_of(sequences.teacher.target_lengths),
+    ),
   )
   network = teacher.network(mesh)
   teacher.load(network)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from dss_jax.config.schema import RunConfig, flatten
-from dss_jax.data.batches import EvalBatches, TrainBatches
+from dss_jax.data.batches import BatchLayout, EvalBatches, TrainBatches
 from dss_jax.data.on_policy import OnPolicyBatches
 from dss_jax.data.packing import aligned_tokens
 from dss_jax.data.pipeline import PreparedData, prepare
@@ -173,9 +173,7 @@ class _Batches(NamedTuple):
       seed=config.seed,
       kinds=kinds,
       example_weights=data.train.example_weights,
-      shared_starts=starts,
-      sequence_ids=compares_examples(config),
-      features=() if file is None else file.features,
+      layout=BatchLayout(starts, compares_examples(config), () if file is None else file.features),
       **rows,
     )
     evaluation = on_policy = None
@@ -184,7 +182,7 @@ class _Batches(NamedTuple):
         data.evaluation,
         batch_size=config.batch_size,
         kinds=kinds,
-        shared_starts=starts,
+        layout=BatchLayout(starts),
         **rows,
       )
     if config.on_policy.share:

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dss_jax.config.schema import RunConfig, T5Config
-from dss_jax.data.batches import TargetFeature, empty_batch
+from dss_jax.data.batches import BatchLayout, TargetFeature, empty_batch
 from dss_jax.data.packing import RowShape
 from dss_jax.losses.cross_entropy import TokenLosses
 from dss_jax.losses.kinds import compares_examples, evaluation_objective, training_objective
@@ -194,15 +194,20 @@ class Trainer:
 
     The mesh may consist of devices that are not attached, such as a TPU topology to plan for.
     """
-    features = () if self._file is None else self._file.features
-    batch_shape = self._batch_shape(shape, compares_examples(self.config), features)
+    layout = BatchLayout(
+      self._starts,
+      compares_examples(self.config),
+      () if self._file is None else self._file.features,
+    )
+    batch_shape = self._batch_shape(shape, layout)
     return self._on_mesh(
       self._train.lower, self.state_shape, batch_shape, self._seed, self._teacher_shape
     )
 
   def lower_eval(self, shape: RowShape) -> jax.stages.Lowered:
     """Lowers the evaluation step for batches of the shape."""
-    return self._on_mesh(self._evaluate.lower, self.state_shape.params, self._batch_shape(shape))
+    batch_shape = self._batch_shape(shape, BatchLayout(self._starts))
+    return self._on_mesh(self._evaluate.lower, self.state_shape.params, batch_shape)
 
   def eval_step(self, params: Any, batch: Arrays) -> tuple[Sums, TokenLosses]:
     """Computes the teacher-forced sums of a batch, without dropout, and each position's figures.
@@ -237,18 +242,16 @@ class Trainer:
       for name in pieces
     }
 
-  def _batch_shape(
-    self,
-    shape: RowShape,
-    sequence_ids: bool = False,
-    features: Sequence[TargetFeature] = (),
-  ) -> dict[str, jax.ShapeDtypeStruct]:
+  @property
+  def _starts(self) -> tuple[int, int] | None:
+    """Some start tokens, with a shared encoder; which ones they are changes no shape."""
+    return (0, 0) if self.config.data.shared_encoder else None
+
+  def _batch_shape(self, shape: RowShape, layout: BatchLayout) -> dict[str, jax.ShapeDtypeStruct]:
     sharding = rows_sharding(self.mesh)
     return {
       name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-      for name, array in empty_batch(
-        shape, self.config.data.shared_encoder, sequence_ids, features
-      ).items()
+      for name, array in empty_batch(shape, layout).items()
     }
 
   def _on_mesh(self, function, *arguments):

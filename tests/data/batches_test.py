@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dss_jax.data.batches import (
+  BatchLayout,
   EvalBatches,
   PackedBatches,
   TargetFeature,
@@ -189,7 +190,12 @@ def test_the_fields_of_a_batch():
 def test_sequence_ids_say_which_example_and_kind_a_position_belongs_to():
   store, examples = make_store(6), np.array([3, 0, 1, 3, 4])
   packed = PackedBatches(
-    store, kinds=BOTH, planned_for=[examples], costs=costs, row_multiple=2, sequence_ids=True
+    store,
+    kinds=BOTH,
+    planned_for=[examples],
+    costs=costs,
+    row_multiple=2,
+    layout=BatchLayout(sequence_ids=True),
   )
   packing, sequences = packed.pack(examples)
   batch = packed.fill(packing, sequences)
@@ -204,7 +210,7 @@ def test_sequence_ids_say_which_example_and_kind_a_position_belongs_to():
   for stack in ("encoder", "decoder"):
     ids, segments = batch[f"{stack}_sequence_ids"], batch[f"{stack}_segment_ids"]
     assert np.array_equal(ids > 0, segments > 0)
-  assert batch.keys() == empty_batch(packing.shape, sequence_ids=True).keys()
+  assert batch.keys() == empty_batch(packing.shape, BatchLayout(sequence_ids=True)).keys()
   # A host that fills other rows gives them the same numbers.
   last = packed.fill(packing, sequences, slice(1, 2))
   assert np.array_equal(last["decoder_sequence_ids"], batch["decoder_sequence_ids"][1:2])
@@ -355,7 +361,7 @@ def test_features_stand_at_their_targets():
   features = [TargetFeature("places", (3,), np.dtype(np.uint16), places)]
   made = {"kinds": BOTH, "planned_for": [examples], "costs": costs}
   with_places, without = (
-    PackedBatches(store, **made, features=features),
+    PackedBatches(store, **made, layout=BatchLayout(features=features)),
     PackedBatches(store, **made),
   )
   packing, sequences = with_places.pack(examples)

@@ -49,8 +49,10 @@ def store(make_store):
 
 @pytest.fixture(scope="module")
 def make_batches(store, row_costs):
-  def make_batches(kinds=(0, 1)):
-    train = TrainBatches(store, batch_size=BATCH_SIZE, seed=0, kinds=(0, 1), costs=row_costs)
+  def make_batches(kinds=(0, 1), **settings):
+    train = TrainBatches(
+      store, batch_size=BATCH_SIZE, seed=0, kinds=(0, 1), costs=row_costs, **settings
+    )
     return OnPolicyBatches(
       store, train, kinds=kinds, max_tokens=T, costs=row_costs, row_multiple=ROW_MULTIPLE
     )
@@ -141,6 +143,18 @@ def test_inputs_stand_one_in_a_row(store, batches):
     tokens = store.input_tokens(example, kind)
     assert row.tolist() == [*tokens, *[0] * (24 - len(tokens))]
   assert not inputs[len(sequences) :].any()
+
+
+def test_a_sample_has_the_weight_of_its_example(make_batches):
+  weights = np.arange(1, 31, dtype=np.float32)
+  batches = make_batches(example_weights=weights)
+  sequences = batches.sequences(0)
+  samples = sampled(sequences, [3] * len(sequences))
+  packing = batches.pack(samples)
+  loss_weights = batches.fill(packing, samples)["decoder_loss_weights"]
+  assert sorted(loss_weights[loss_weights > 0]) == sorted(
+    weights[example] for example, _ in sequences for _ in range(3)
+  )
 
 
 def test_one_kind_alone(make_batches, batches):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dss_jax.config.schema import LABEL, RATIONALE, DataConfig, LossConfig, OnPolicyConfig
-from dss_jax.data.batches import EvalBatches, PackedBatches, TrainBatches, empty_batch
+from dss_jax.data.batches import BatchLayout, EvalBatches, PackedBatches, TrainBatches, empty_batch
 from dss_jax.data.pipeline import prepare
 from dss_jax.data.records import write_rows
 from dss_jax.data.shared_encoder import check_shared_encoder, start_tokens
@@ -38,7 +38,7 @@ def store(make_store):
 @pytest.fixture(scope="module")
 def packed(store, row_costs):
   return PackedBatches(
-    store, kinds=BOTH, planned_for=[np.arange(12)], costs=row_costs, shared_starts=STARTS
+    store, kinds=BOTH, planned_for=[np.arange(12)], costs=row_costs, layout=BatchLayout(STARTS)
   )
 
 
@@ -95,7 +95,7 @@ def test_rows_of_one_host_and_padding(packed):
     np.testing.assert_array_equal(np.concatenate([row[name] for row in rows]), array)
     padding = whole["encoder_segment_ids" if name[0] == "e" else "decoder_segment_ids"] == 0
     assert not array[padding].any()
-  empty = empty_batch(packing.shape, shared_encoder=True)
+  empty = empty_batch(packing.shape, BatchLayout(STARTS))
   assert {name: array.shape for name, array in empty.items()} == {
     name: array.shape for name, array in whole.items()
   }
@@ -111,7 +111,7 @@ def test_an_example_that_follows_itself_is_encoded_again(store, packed):
 
 def test_padding_counts_each_input_once(store, row_costs):
   batches = TrainBatches(
-    store, batch_size=12, seed=0, kinds=BOTH, costs=row_costs, shared_starts=STARTS
+    store, batch_size=12, seed=0, kinds=BOTH, costs=row_costs, layout=BatchLayout(STARTS)
   )
   packing, sequences = batches.pack(0)
   batch = batches.packed.fill(packing, sequences)
@@ -178,7 +178,7 @@ def test_evaluation_tells_the_figures_of_each_target(
       kinds=BOTH,
       costs=row_costs,
       row_multiple=2,
-      shared_starts=STARTS,
+      layout=BatchLayout(STARTS),
     )
     # The program that is lowered ahead for the shape takes these very arrays.
     trainer.lower_eval(batches.shapes()[0])

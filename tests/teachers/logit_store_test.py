@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dss_jax.config.schema import DataConfig, LossConfig, ResponseConfig, SignalConfig
-from dss_jax.data.batches import PackedBatches
+from dss_jax.data.batches import BatchLayout, PackedBatches
 from dss_jax.data.vocabularies import load_vocabulary
 from dss_jax.errors import UserError
 from dss_jax.losses.signals import ALIGNED
@@ -112,7 +112,11 @@ def test_what_is_written_stands_at_its_positions(written, arrays, tokens, row_co
   store = opened(written[mode], tokens)
   examples = np.array([7, 2, 3, 8])
   batches = PackedBatches(
-    tokens, kinds=(0, 1), planned_for=[examples], costs=row_costs, features=store.features
+    tokens,
+    kinds=(0, 1),
+    planned_for=[examples],
+    costs=row_costs,
+    layout=BatchLayout(features=store.features),
   )
   packing, sequences = batches.pack(examples)
   batch = batches.fill(packing, sequences)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dss_jax.config.schema import LABEL, RATIONALE, LossConfig, ResponseConfig, SignalConfig
-from dss_jax.data.batches import PackedBatches, TargetFeature
+from dss_jax.data.batches import BatchLayout, PackedBatches, TargetFeature
 from dss_jax.data.packing import RowShape
 from dss_jax.losses.signals import ALIGNED, SampledLogits, SortedProbabilities, SparseLogits
 from dss_jax.train.step import Trainer
@@ -74,7 +74,7 @@ def packed(store, row_costs):
       planned_for=[EXAMPLES],
       costs=row_costs,
       row_multiple=24,
-      features=features,
+      layout=BatchLayout(features=features),
     )
     packing, sequences = batches.pack(EXAMPLES)
     return packing, sequences, batches.fill(packing, sequences)

@@ -20,7 +20,7 @@ from dss_jax.config.schema import (
   SelfAverageConfig,
   SignalConfig,
 )
-from dss_jax.data.batches import PackedBatches
+from dss_jax.data.batches import BatchLayout, PackedBatches
 from dss_jax.data.packing import Packing, RowShape
 from dss_jax.errors import UserError
 from dss_jax.losses import cross_entropy
@@ -137,7 +137,7 @@ def packed(make_store, row_costs):
       planned_for=[EXAMPLES],
       costs=row_costs,
       row_multiple=row_multiple,
-      sequence_ids=True,
+      layout=BatchLayout(sequence_ids=True),
     )
 
   return packed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dss_jax.config.schema import LABEL, RATIONALE
-from dss_jax.data.batches import PackedBatches
+from dss_jax.data.batches import BatchLayout, PackedBatches
 from dss_jax.model.t5 import Transformer
 from dss_jax.train.next_tokens import NextTokenFunction, draw, draws, likeliest, numbers_of
 from dss_jax.train.teacher_network import TeacherNetwork
@@ -42,7 +42,7 @@ def batch_of(store, row_costs):
       planned_for=[examples],
       costs=row_costs,
       row_multiple=row_multiple,
-      features=numbers_of(store.target_lengths),
+      layout=BatchLayout(features=numbers_of(store.target_lengths)),
     )
     return batches.fill(*batches.pack(examples))
 
