@@ -1,35 +1,43 @@
 """Batch predictions: the lines of files are answered in the background, one job at a time.
 
-A job that a stopped server left is begun again: its files appear whole, at its end.
+Its files appear whole, at its end. A job that a stopped server left goes on after the rows that
+its journal has (batch_journal.py), to the same files.
 """
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
+import pathlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from dss_jax.jobs.api_error import ApiError
+from dss_jax.jobs.batch_journal import BatchJournal
 from dss_jax.jobs.google_errors import failure
 from dss_jax.jobs.names import Name, parse, published, split
 from dss_jax.jobs.publishers_api import answering
 from dss_jax.jobs.resources import Resources
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import now
-from dss_jax.jobs.student_pool import StudentPool
+from dss_jax.jobs.student_pool import StudentPool, key_of
 from dss_jax.jobs.versions import find_version
 from dss_jax.serving.errors import QueueFull
 from dss_jax.serving.generation import Answer, Generation, Writing, check
 from dss_jax.serving.models import ServedModel
 from dss_jax.serving.vertex_api import prediction_of
 from dss_jax.serving.vertex_schemas import parse_predict
-from dss_jax.storage.atomic import atomic_target, make_folder, write_bytes
+from dss_jax.storage.atomic import atomic_target, make_folder, remove, writing
 from dss_jax.storage.files import join, open_text
+from dss_jax.storage.sealed import SUFFIX, DataKey, Header, read_header, sealing
 from dss_jax.student.registry import Version
+from dss_jax.student.sealed_student import SEALED
 
 KIND = "batchPredictionJobs"
 ENDED = ("JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
+# Of the journals, below the root.
+_FOLDER = "batches"
 # So many lines are asked at a time; other clients' questions come between.
 _WINDOW = 32
 # The hosted service's limit.
@@ -87,6 +95,7 @@ class BatchPredictions:
     return find_version(registry, reference if own is None else f"{_plain(reference)}@{own}")
 
   async def _work(self) -> None:
+    self._remove_journals()
     while True:
       self._wake.clear()
       left = [each for each in self._resources.list(KIND) if each["state"] not in ENDED]
@@ -115,6 +124,7 @@ class BatchPredictions:
     except Exception as caught:
       error = failure(caught, self._service)
     self._resources.change(name, lambda job: _finish(job, error))
+    self._remove_journals()
 
   async def _answer(self, name: Name, job: Mapping[str, Any]) -> None:
     version = self.version_of(job, name.project)
@@ -127,30 +137,75 @@ class BatchPredictions:
       for each in job["inputConfig"]["gcsSource"]["uris"]
     ]
     make_folder(folder)
-    counts = {"successfulCount": 0, "failedCount": 0}
-    errors: list[bytes] = []
-    lines = _lines(files)
-    with atomic_target(join(folder, "predictions_0001.jsonl")) as file:
-      while window := await asyncio.to_thread(lambda: list(itertools.islice(lines, _WINDOW))):
+    output_key = self._key(name, job)
+    key = output_key
+    if key is None and version.is_sealed:
+      # What an encrypted student writes is the user's; the server's copy stays encrypted.
+      header = read_header(version.folder / SEALED)
+      key = self._service.private.keyring.unlock_for(name.project)(header)
+    identity = json.dumps([key_of(name.project, version), job.get("modelParameters")])
+    journal = await asyncio.to_thread(BatchJournal, self._journal(name), key)
+    with contextlib.closing(journal):
+      windows = _windows(files)
+      digests = (_digest(identity, window) for window in windows)
+      if not await asyncio.to_thread(journal.resume, digests):
+        windows = _windows(files)
+      while window := await asyncio.to_thread(next, windows, None):
         good = [instance for instance, problem in window if problem is None]
         bad = [(instance, problem) for instance, problem in window if problem is not None]
         # Each time: it may have made room for a student of other requests.
-        key = await self._pool.ready(name.project, version)
-        model, _ = self._pool.models.get(key)
-        for instance, predictions in await _predictions(model, good, job.get("modelParameters")):
-          file.write(_json({"instance": instance, "predictions": predictions, "status": ""}))
-        for instance, problem in bad:
-          errors.append(_json({"instance": instance, "error": {"code": 3, "message": problem}}))
-        counts["successfulCount"] += len(good)
-        counts["failedCount"] += len(bad)
-    if errors:
-      write_bytes(join(folder, "errors_0001.jsonl"), b"".join(errors))
+        own = await self._pool.ready(name.project, version)
+        model, _ = self._pool.models.get(own)
+        answers = [
+          _json({"instance": instance, "predictions": predictions, "status": ""})
+          for instance, predictions in await _predictions(model, good, job.get("modelParameters"))
+        ]
+        errors = [
+          _json({"instance": instance, "error": {"code": 3, "message": problem}})
+          for instance, problem in bad
+        ]
+        journal.add(_digest(identity, window), answers, errors)
+      await asyncio.to_thread(_write, folder, journal, output_key)
+      counts = journal.counts
 
     def report(value: dict[str, Any]) -> None:
       value["outputInfo"] = {"gcsOutputDirectory": uri}
-      value["completionStats"] = {each: str(count) for each, count in counts.items()}
+      value["completionStats"] = dict(
+        zip(("successfulCount", "failedCount"), map(str, counts), strict=True)
+      )
 
     self._resources.change(name, report)
+
+  def _key(self, name: Name, job: Mapping[str, Any]) -> DataKey | None:
+    """Returns the data key of a job's files; None if they are not to be encrypted."""
+    wrapped = job.get("wrappedKey")
+    if wrapped is None:
+      return None
+    header = Header("file", name.id, "", job["encryptionSpec"]["kmsKeyName"], wrapped)
+    return self._service.private.keyring.unlock_for(name.project)(header)
+
+  def _journal(self, name: Name) -> pathlib.Path:
+    return self._service.root / _FOLDER / f"{name.id}.jsonl"
+
+  def _remove_journals(self) -> None:
+    """Removes the journals of jobs that have ended, or are not there any more."""
+    left = {
+      split(each["name"]).id for each in self._resources.list(KIND) if each["state"] not in ENDED
+    }
+    for path in (self._service.root / _FOLDER).glob("*"):
+      if path.name.partition(".")[0] not in left:
+        remove(path)
+
+
+def _write(folder: str, journal: BatchJournal, key: DataKey | None) -> None:
+  """Writes a job's files from its journal."""
+  for kind, name in enumerate(("predictions_0001.jsonl", "errors_0001.jsonl")):
+    if not kind or journal.counts[kind]:
+      place = join(folder, name)
+      opened = atomic_target(place) if key is None else sealing(f"{place}{SUFFIX}", key, name)
+      with opened as file, writing(place):
+        for line in journal.lines(kind):
+          file.write(line)
 
 
 def parameters_of(job: Mapping[str, Any]) -> Generation:
@@ -203,6 +258,18 @@ def _lines(files: Sequence[str]) -> Iterator[tuple[Any, str | None]]:
           yield instance, problem and f"{place}: {problem}"
 
 
+def _windows(files: Sequence[str]) -> Iterator[list[tuple[Any, str | None]]]:
+  """Yields so many lines as are asked at a time."""
+  lines = _lines(files)
+  while window := list(itertools.islice(lines, _WINDOW)):
+    yield window
+
+
+def _digest(identity: str, window: list[tuple[Any, str | None]]) -> str:
+  """Returns a digest of the student that answers and of the lines."""
+  return hashlib.sha256(json.dumps([identity, window]).encode("ascii")).hexdigest()[:32]
+
+
 def _instance(line: str) -> tuple[Any, str | None]:
   try:
     instance = json.loads(line)
@@ -225,8 +292,11 @@ def _prompt(instance: Mapping[str, Any]) -> Any:
   return instance.get("prompt", instance.get("content"))
 
 
-def _json(value: Any) -> bytes:
-  return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+def _json(value: Any) -> str:
+  """Returns a line of JSON; raises ValueError for what is not Unicode, or no number."""
+  text = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+  text.encode("utf-8")
+  return text
 
 
 def _start(job: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from dss_jax.jobs.model_body import DisplayName, Sent
 from dss_jax.jobs.names import Name, check_id, new_id
 from dss_jax.jobs.operations import Operations
 from dss_jax.jobs.paging import page
-from dss_jax.jobs.pipeline_body import Labels
+from dss_jax.jobs.pipeline_body import EncryptionSpec, Labels
 from dss_jax.jobs.requests import read_object
 from dss_jax.jobs.resources import Resources
 from dss_jax.jobs.service import JobService
@@ -62,6 +62,7 @@ class _Job(Sent):
   output_config: _Output
   model_parameters: dict[str, Any] = pydantic.Field(default_factory=dict)
   labels: Labels = pydantic.Field(default_factory=dict)
+  encryption_spec: EncryptionSpec = EncryptionSpec()
 
 
 class BatchPredictionApi:
@@ -102,6 +103,12 @@ class BatchPredictionApi:
       "outputConfig.gcsDestination.outputUriPrefix",
       parts["project"],
     )
+    name = Name(parts["project"], parts["location"], KIND, new_id())
+    if key := sent.encryption_spec.kms_key_name:
+      found = self._service.private.keyring.new(key, name.project, name.id)
+      job["wrappedKey"] = found.wrapped
+    else:
+      del job["encryptionSpec"]
     moment = now()
     job.update(
       modelVersionId=str(version.number),
@@ -109,7 +116,6 @@ class BatchPredictionApi:
       createTime=moment,
       updateTime=moment,
     )
-    name = Name(parts["project"], parts["location"], KIND, new_id())
     created = self._resources.add(name, job)
     self._jobs.wake()
     return JSONResponse(_shown(created))
@@ -137,7 +143,8 @@ def _check_ended(job: Mapping[str, Any]) -> None:
 
 
 def _shown(job: Mapping[str, Any]) -> dict[str, Any]:
-  return {key: value for key, value in job.items() if value not in ("", {}, [], None)}
+  hidden: tuple[Any, ...] = ("", {}, [], None)
+  return {key: value for key, value in job.items() if value not in hidden and key != "wrappedKey"}
 
 
 def _name(request: Request) -> Name:

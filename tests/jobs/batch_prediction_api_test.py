@@ -5,6 +5,10 @@ import time
 
 import pytest
 
+from dss_jax.jobs.batch_journal import BatchJournal
+from dss_jax.jobs.settings import Key
+from dss_jax.storage.keys import write_key
+from dss_jax.storage.sealed import open_sealed
 from tests.jobs.api_server import PARENT
 
 MODEL = PARENT.removeprefix("/v1/") + "/models/sign"
@@ -123,6 +127,104 @@ def test_a_job_that_a_stopped_server_left_is_begun_again(server):
   assert job["state"] == "JOB_STATE_SUCCEEDED"
   assert len(output(server, job)) == 1
   assert len(list(server.root.glob("bucket/out/*"))) == 1
+
+
+def stopped_after(server, monkeypatch, windows, job):
+  """Stops the server when so many windows are in the journal; starts the next one."""
+  add = BatchJournal.add
+  added = []
+
+  def add_and_stop(journal, *window):
+    add(journal, *window)
+    added.append(window)
+    if len(added) == windows:
+      server.student.gate.clear()
+
+  with monkeypatch.context() as patch:
+    patch.setattr(BatchJournal, "add", add_and_stop)
+    job = server.call("POST", JOBS, job)
+    deadline = time.monotonic() + 30
+    while len(added) < windows:
+      assert time.monotonic() < deadline
+      time.sleep(0.005)
+    server.stop()
+  return job
+
+
+def test_a_job_goes_on_where_a_stopped_server_was(server, monkeypatch):
+  lines = [{"prompt": f"row {number}"} for number in range(100)]
+  uri = write(server, *lines[:40], "no json", *lines[40:])
+  sent = body(uri, modelParameters={"candidateCount": 2})
+  undisturbed = wait(server, server.call("POST", JOBS, sent))
+  job = stopped_after(server, monkeypatch, 2, sent)
+  (journal,) = (server.root / "batches").iterdir()
+  # As a kill leaves it.
+  journal.write_bytes(journal.read_bytes() + b'["a", ["half')
+  assert not list(server.root.glob("bucket/out/*/*.part"))
+  server.start()
+  job = wait(server, job)
+  assert job["state"] == "JOB_STATE_SUCCEEDED"
+  assert job["completionStats"] == {"successfulCount": "100", "failedCount": "1"}
+  for name in ("predictions_0001.jsonl", "errors_0001.jsonl"):
+    assert output(server, job, name) == output(server, undisturbed, name)
+  assert [each.text for each in server.student.questions] == [f"row {n}" for n in range(63, 100)]
+  assert list((server.root / "batches").iterdir()) == []
+
+
+def test_a_job_whose_rows_changed_begins_again(server, monkeypatch):
+  uri = write(server, *({"prompt": f"row {number}"} for number in range(70)))
+  job = stopped_after(server, monkeypatch, 1, body(uri))
+  write(server, *({"prompt": f"other {number}"} for number in range(40)))
+  server.start()
+  job = wait(server, job)
+  assert [line["instance"]["prompt"] for line in output(server, job)] == [
+    f"other {number}" for number in range(40)
+  ]
+
+
+def test_what_jobs_leave_is_removed(server, monkeypatch):
+  uri = write(server, *({"prompt": f"row {number}"} for number in range(70)))
+  job = stopped_after(server, monkeypatch, 1, body(uri))
+  (server.root / "batches" / "7.jsonl").write_text("of a job that is not there\n")
+  server.start()
+  server.student.gate.clear()
+  server.call("POST", f"/v1/{job['name']}:cancel", {})
+  wait(server, job, "CANCELLED")
+  server.student.gate.set()
+  wait(server, server.call("POST", JOBS, body(uri)))
+  assert list((server.root / "batches").iterdir()) == []
+
+
+def test_a_key_encrypts_what_is_written(server, monkeypatch, tmp_path):
+  key = tmp_path / "key"
+  write_key(key)
+  name = "projects/sums/locations/us-central1/keyRings/r/cryptoKeys/k"
+  server.settings = server.settings.model_copy(update={"keys": {name: Key(file=str(key))}})
+  server.start()
+  uri = write(server, *({"prompt": f"row {number}"} for number in range(70)), "no json")
+  sent = body(uri, encryptionSpec={"kmsKeyName": name})
+  job = stopped_after(server, monkeypatch, 1, sent)
+  (journal,) = (server.root / "batches").iterdir()
+  assert b"row" not in journal.read_bytes()
+  server.start()
+  job = wait(server, job)
+  assert job["encryptionSpec"] == {"kmsKeyName": name}
+  assert "wrappedKey" not in job
+  (folder,) = (server.root / "bucket" / "out").iterdir()
+  files = {path.name: path for path in folder.iterdir()}
+  assert files.keys() == {"predictions_0001.jsonl.sealed", "errors_0001.jsonl.sealed"}
+  unlock = server.service.private.keyring.unlock_for("sums")
+  with open_sealed(files["predictions_0001.jsonl.sealed"], unlock) as opened:
+    assert [json.loads(line)["instance"]["prompt"] for line in opened] == [
+      f"row {number}" for number in range(70)
+    ]
+  assert b"row" not in files["predictions_0001.jsonl.sealed"].read_bytes()
+  key.unlink()
+  error = server.call("POST", JOBS, sent, status=400)["error"]
+  assert error["status"] == "FAILED_PRECONDITION"
+  other = {"encryptionSpec": {"kmsKeyName": name + "2"}}
+  error = server.call("POST", JOBS, body(uri, **other), status=403)["error"]
+  assert "is not configured" in error["message"]
 
 
 def test_a_student_that_made_room_is_loaded_again(server):
