@@ -18,6 +18,7 @@ from dss_jax.jobs.api_error import ApiError, not_found
 from dss_jax.jobs.batch_prediction_api import BatchPredictionApi
 from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.endpoints_api import EndpointsApi
+from dss_jax.jobs.model_copies_api import ModelCopiesApi
 from dss_jax.jobs.models_api import ModelsApi
 from dss_jax.jobs.operations import Operations
 from dss_jax.jobs.pipeline_jobs_api import PipelineJobsApi
@@ -77,6 +78,7 @@ def make_app(
     *ReviewsApi(service).routes(),
     *PipelineJobsApi(service, operations).routes(),
     *TuningJobsApi(service).routes(),
+    *ModelCopiesApi(service, operations).routes(),
     *ModelsApi(service, endpoints, operations).routes(),
     *EndpointsApi(service, endpoints, operations, pool, predictions).routes(),
     *PublishersApi(service, predictions).routes(),

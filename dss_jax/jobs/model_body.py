@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import pydantic
 from pydantic.alias_generators import to_camel
 
-from dss_jax.jobs.pipeline_body import Labels
+from dss_jax.jobs.pipeline_body import EncryptionSpec, Labels
 from dss_jax.student.registry import Version
 
 # By this label clients find the tuned students of a model, and its name with '@' for the last '-'.
 BASE_MODEL_LABEL = "google-vertex-llm-tuning-base-model-id"
 INSTANCE_SCHEMA = "gs://google-cloud-aiplatform/schema/predict/instance/{}_generation_1.0.0.yaml"
+# As `dss export` has them, and the student's own folder.
+EXPORT_FORMATS = ("hf", "t5x", "t5x-orbax", "custom-trained")
 _PUBLISHER = "publishers/google/models/"
 DisplayName = Annotated[str, pydantic.Field(max_length=128)]
 Description = Annotated[str, pydantic.Field(max_length=2048)]
@@ -51,6 +53,7 @@ class SentModel(ModelDetails):
 
   artifact_uri: Annotated[str, pydantic.Field(max_length=1024)] = ""
   version_aliases: Aliases = pydantic.Field(default_factory=list)
+  encryption_spec: EncryptionSpec = EncryptionSpec()
 
 
 class SentAliases(Sent):
@@ -110,11 +113,14 @@ def model_json(
     "labels": labels,
     "deployedModels": list(deployed),
     "supportedDeploymentResourcesTypes": ["AUTOMATIC_RESOURCES", "DEDICATED_RESOURCES"],
+    "supportedExportFormats": [
+      {"id": form, "exportableContents": ["ARTIFACT"]} for form in EXPORT_FORMATS
+    ],
     "supportedInputStorageFormats": ["jsonl"],
     "supportedOutputStorageFormats": ["jsonl"],
     "predictSchemata": {"instanceSchemaUri": schema_of(base)},
     "baseModelSource": {"genieSource": {"baseModelUri": f"{_PUBLISHER}{base}@{number}"}},
-    "modelSourceInfo": {"sourceType": "GENIE"},
+    "modelSourceInfo": {"sourceType": "GENIE", **({"copy": True} if "copy" in record else {})},
     "pipelineJob": details.get("pipeline_job"),
     "encryptionSpec": record.get("encryption_spec"),
     "metadata": {

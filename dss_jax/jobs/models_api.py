@@ -14,7 +14,7 @@ from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.filters import Field
 from dss_jax.jobs.job_config import model_id
 from dss_jax.jobs.model_body import ModelDetails, SentAliases, Upload, model_json
-from dss_jax.jobs.names import parse, parse_model
+from dss_jax.jobs.names import new_id, parse, parse_model
 from dss_jax.jobs.operations import Operations
 from dss_jax.jobs.paging import page
 from dss_jax.jobs.requests import changed, read_object
@@ -22,6 +22,7 @@ from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import now
 from dss_jax.jobs.versions import find_version
 from dss_jax.serving.validation import validated
+from dss_jax.storage.sealed import DataKey
 from dss_jax.student.registry import Registry, Version
 
 _FIELDS = {
@@ -34,7 +35,7 @@ _FIELDS = {
   "update_time": Field("updateTime", "time"),
 }
 # Of the proto's verbs, those that a registry of students does not have.
-_MISSING = ("export", "copy", "updateExplanationDataset", "getIamPolicy", "setIamPolicy")
+_MISSING = ("updateExplanationDataset", "getIamPolicy", "setIamPolicy")
 
 
 class ModelsApi:
@@ -124,10 +125,13 @@ class ModelsApi:
     if not sent.model.artifact_uri:
       raise invalid("model.artifactUri: is required; give the folder of a student")
     folder = self._service.resolve(sent.model.artifact_uri, "model.artifactUri", project)
+    given_key = sent.model.encryption_spec.kms_key_name
+    keyring = self._service.private.keyring
+    key = keyring.new(given_key, project, f"upload-{new_id()}") if given_key else None
     if "://" in folder:
       raise invalid("model.artifactUri: must be on a disk of the server; copy the student there")
     try:
-      version = await asyncio.to_thread(_register, folder, name, self._registry(request))
+      version = await asyncio.to_thread(_register, folder, name, self._registry(request), key)
     except UserError as error:
       raise invalid(str(error).replace(folder, sent.model.artifact_uri)) from None
     registry = self._registry(request)
@@ -166,11 +170,11 @@ class ModelsApi:
     ]
 
 
-def _register(folder: str, name: str, registry: Registry) -> Version:
+def _register(folder: str, name: str, registry: Registry, key: DataKey | None) -> Version:
   from dss_jax.student.registration import register_student
 
-  return register_student(folder, name, registry.root)
+  return register_student(folder, name, registry.root, key)
 
 
 async def _unimplemented(request: Request) -> Response:
-  raise ApiError("UNIMPLEMENTED", "models are not exported or copied over the API; see dss export")
+  raise ApiError("UNIMPLEMENTED", "models here do not do this; see docs/jobs_api.md")

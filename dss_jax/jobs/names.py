@@ -69,6 +69,12 @@ def parse(given: object, kind: str, project: str, field: str) -> Name:
   return name
 
 
+def split_model(given: str, field: str) -> Name:
+  """Takes the name of a model of any project apart; raises ApiError for another one."""
+  match = _NAME.fullmatch(given)
+  return parse(given, "models", match["project"] if match else "", field)
+
+
 def split(name: str) -> Name:
   """Takes a name that this server made apart."""
   _, project, _, location, kind, own = name.split("/")

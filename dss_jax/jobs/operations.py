@@ -29,12 +29,13 @@ class Operations:
   def __init__(self, resources: Resources):
     self._resources = resources
 
-  def begin(self, request: Request, metadata_type: str) -> dict[str, Any]:
+  def begin(self, request: Request, metadata_type: str, **metadata: Any) -> dict[str, Any]:
     """Returns a new operation that is not done.
 
     Args:
       request: whose path says the project, the location and the version of the API.
       metadata_type: such as "DeployModelOperationMetadata".
+      metadata: further fields of it.
     """
     version = api_version(request)
     moment = now()
@@ -45,6 +46,7 @@ class Operations:
         "metadata": {
           "@type": f"{_TYPE}.{version}.{metadata_type}",
           "genericMetadata": {"createTime": moment, "updateTime": moment},
+          **metadata,
         },
         "done": False,
       },

@@ -29,7 +29,7 @@ DEFAULT = "default"
 # The newest version; computed, so it cannot be moved.
 LATEST = "latest"
 
-_RECORD, _INDEX, _LOCK = "version.json", "index.json", ".lock"
+RECORD, _INDEX, _LOCK = "version.json", "index.json", ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 # The hosted service's pattern: an alias is never a number.
 _ALIAS = re.compile(r"[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
@@ -190,7 +190,7 @@ class Registry:
       size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
       created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
       complete = {"created": created, "size_bytes": size, **record}
-      write_text(part / _RECORD, json.dumps(complete, indent=2, ensure_ascii=False) + "\n")
+      write_text(part / RECORD, json.dumps(complete, indent=2, ensure_ascii=False) + "\n")
     return self.version(f"{name}@{number}")
 
   def merge_aliases(self, reference: str, aliases: Iterable[str]) -> Version:
@@ -318,7 +318,7 @@ class Registry:
   def _read(self, name: str, number: int) -> Version | None:
     """Reads a version; None if another process has just deleted it."""
     folder = self.root / name / str(number)
-    record = _read_json(folder / _RECORD)
+    record = _read_json(folder / RECORD)
     if record is None:
       return None
     aliases = self._aliases(name, self._numbers(name))

@@ -22,6 +22,7 @@ from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import Job
 from dss_jax.jobs.worker_lock import holder
 from dss_jax.storage.keys import write_key
+from dss_jax.storage.sealed_folders import open_folder
 from dss_jax.student.export import best_weights
 from dss_jax.student.sealed_student import SEALED
 from dss_jax.student.student import Student
@@ -285,7 +286,7 @@ def test_the_registered_student_is_opened_and_exported_with_the_key(done, dss, t
   assert (tmp_path / "hf" / "model.safetensors").exists()
 
 
-def test_its_endpoint_and_batches_answer_with_the_key_alone(done):
+def test_its_endpoint_and_batches_answer_with_the_key_alone(done, tmp_path):
   private = done["private"]
   key = private.workplace.folder.parent / "key"
   away = key.with_name("away")
@@ -318,8 +319,24 @@ def test_its_endpoint_and_batches_answer_with_the_key_alone(done):
         time.sleep(0.05)
       return job
 
+    def exported():
+      config = {"artifactDestination": {"outputUriPrefix": "gs://my-bucket/exports"}}
+      sent = {"outputConfig": {"exportFormatId": "hf", **config}}
+      operation = client.post(f"/v1/{PARENT}/models/wombats:export", json=sent).json()
+      deadline = time.monotonic() + 120
+      while not operation["done"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        operation = client.get(f"/v1/{operation['name']}").json()
+      return operation
+
     status, answer = ask()
     assert status == 200, answer
+    assert "response" in exported()
+    (path,) = (private.workplace.bucket / "exports").rglob("*.sealed")
+    keyring = private.service.private.keyring
+    open_folder(path, keyring.unlock_for("my-project"), tmp_path / "hf")
+    assert (tmp_path / "hf" / "model.safetensors").exists()
     assert list(private.service.private.memory.iterdir()) == []
     assert answered()["completionStats"]["successfulCount"] == "2"
     key.rename(away)

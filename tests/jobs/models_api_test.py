@@ -144,7 +144,7 @@ def test_delete(two):
 
 
 def test_what_models_do_not_have(two):
-  error = two.call("POST", "/models/sign:export", {}, status=501)["error"]
+  error = two.call("POST", "/models/sign:updateExplanationDataset", {}, status=501)["error"]
   assert error["status"] == "UNIMPLEMENTED"
 
 
