@@ -29,6 +29,8 @@ class Generation:
     candidates: answers to each prompt.
     log_probabilities: whether the answers have those of their tokens.
     top_log_probabilities: how many likely tokens are listed at each position.
+    is_chat: whether the prompts are the last messages of conversations, which says the form of the
+      hosted service's answers.
   """
 
   prompts: tuple[str, ...]
@@ -42,6 +44,7 @@ class Generation:
   candidates: int = 1
   log_probabilities: bool = False
   top_log_probabilities: int = 0
+  is_chat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

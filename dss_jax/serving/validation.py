@@ -24,4 +24,5 @@ def validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
 
 
 def _plain(message: str) -> str:
+  message = message.removeprefix("Value error, ")
   return message[:1].lower() + message[1:200]

@@ -6,7 +6,7 @@ Forms as in google.cloud.aiplatform's PredictionService.
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -21,6 +21,8 @@ from dss_jax.serving.vertex_schemas import parse_count, parse_predict, parse_str
 from dss_jax.student.chosen_tokens import ChosenTokens, service_form
 
 _INSTANCE_SCHEMA = "gs://google-cloud-aiplatform/schema/predict/instance/text_generation_1.0.0.yaml"
+# Of answers in conversations, as Google's clients name the model.
+_AUTHOR = "bot"
 # A student judges nothing; clients read these keys.
 _SAFETY = {"categories": [], "scores": [], "blocked": False}
 
@@ -110,11 +112,7 @@ async def prediction(service: Service, request: Request, call: Call, **identity:
     "outputTokenCount": _count(call.output_tokens, texts),
   }
   content = {
-    "predictions": [
-      prediction_of(each, call.generation, call.model)
-      for of_prompt in answers
-      for each in of_prompt
-    ],
+    "predictions": _predictions(answers, call.generation, call.model),
     "metadata": {"tokenMetadata": counts},
     **identity,
   }
@@ -129,6 +127,27 @@ def stream(service: Service, call: Call) -> Response:
 def count_tokens(model: ServedModel, prompts: Sequence[str]) -> Response:
   """Returns the response of countTokens."""
   return JSONResponse(_count(sum(map(model.student.count_tokens, prompts)), prompts))
+
+
+def _predictions(
+  answers: Sequence[Sequence[Answer]], generation: Generation, model: ServedModel
+) -> list[dict[str, Any]]:
+  """Returns a prediction for each answer; of conversations one for each, with all its answers."""
+  found = [[prediction_of(each, generation, model) for each in of_prompt] for of_prompt in answers]
+  if generation.is_chat:
+    return [_chat(of_prompt) for of_prompt in found]
+  return [each for of_prompt in found for each in of_prompt]
+
+
+def _chat(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns predictions as the service's chat models have them: side by side, by their kind."""
+  beside = ("safetyAttributes", "citationMetadata")
+  candidates = [
+    {"author": _AUTHOR, **{key: value for key, value in each.items() if key not in beside}}
+    for each in predictions
+  ]
+  lists = {key: [each[key] for each in predictions if key in each] for key in beside}
+  return {"candidates": candidates, **{key: values for key, values in lists.items() if values}}
 
 
 def prediction_of(answer: Answer, generation: Generation, model: ServedModel) -> dict[str, Any]:
@@ -155,7 +174,10 @@ async def _array(call: Call) -> AsyncIterator[bytes]:
   async with contextlib.aclosing(call.texts()) as parts:
     try:
       async for part in parts:
-        yield start + json.dumps({"outputs": [tensor_of(_streamed(part))]}).encode()
+        message = _streamed(part)
+        if call.generation.is_chat:
+          message = _chat([message])
+        yield start + json.dumps({"outputs": [tensor_of(message)]}).encode()
         start = b"\n,\n"
     except Exception as error:
       yield start + json.dumps(google_error(refusal_of(error))).encode()

@@ -43,9 +43,34 @@ class _Parameters(pydantic.BaseModel):
   explain: bool = False
 
 
+class _Message(pydantic.BaseModel):
+  author: str = "user"
+  content: str
+
+
 class _Instance(pydantic.BaseModel):
+  """An input: a text, or a conversation.
+
+  Of a conversation the last message is the input: a student was trained without an instruction and
+  has no memory, so `context` and `examples` have no effect.
+  """
+
   # The service's batch files have `prompt`, and its documentation `content`.
-  content: str = Field(validation_alias=AliasChoices("content", "prompt"))
+  content: str | None = Field(None, validation_alias=AliasChoices("content", "prompt"))
+  messages: Annotated[list[_Message], Field(min_length=1, max_length=4096)] | None = None
+
+  @pydantic.model_validator(mode="after")
+  def _check_form(self) -> "_Instance":
+    if (self.content is None) == (self.messages is None):
+      raise ValueError("give one of content and messages")
+    return self
+
+  @property
+  def prompt(self) -> str:
+    if self.messages is not None:
+      return self.messages[-1].content
+    assert self.content is not None
+    return self.content
 
 
 class _Predict(pydantic.BaseModel):
@@ -81,7 +106,7 @@ def parse_streaming(body: Any) -> Generation:
 
 def parse_count(body: Any) -> list[str]:
   """Checks the body of countTokens; returns the prompts."""
-  return [instance.content for instance in validated(_Count, _object(body)).instances]
+  return [instance.prompt for instance in validated(_Count, _object(body)).instances]
 
 
 def _generation(instances: list[_Instance], parameters: Mapping[str, Any]) -> Generation:
@@ -91,8 +116,12 @@ def _generation(instances: list[_Instance], parameters: Mapping[str, Any]) -> Ge
     if value not in neutral:
       raise BadRequest(f"{name}: a student does not take this parameter; leave it out", name)
   values = validated(_Parameters, given)
+  forms = {instance.messages is not None for instance in instances}
+  if len(forms) > 1:
+    raise BadRequest("instances: some have content and some messages; send two requests")
   return Generation(
-    prompts=tuple(instance.content for instance in instances),
+    prompts=tuple(instance.prompt for instance in instances),
+    is_chat=forms == {True},
     explain=values.explain,
     max_tokens=values.maxOutputTokens,
     temperature=values.temperature,

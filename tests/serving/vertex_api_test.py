@@ -77,6 +77,48 @@ def test_count_tokens(serve):
   assert response.json() == {"totalTokens": 3, "totalBillableCharacters": 12}
 
 
+MESSAGES = [
+  {"author": "user", "content": "hello"},
+  {"author": "bot", "content": "hi"},
+  {"author": "user", "content": "one two"},
+]
+
+
+def test_conversations(serve):
+  """The last message is answered; an instance has one prediction, with all candidates."""
+  body = {
+    "instances": [
+      {"messages": MESSAGES, "context": "Be brief.", "examples": []},
+      {"messages": [{"content": "three"}]},
+    ],
+    "parameters": {"candidateCount": 2, "temperature": 0.5, "explain": True, "logprobs": 1},
+  }
+  one, other = serve().post(f"{ENDPOINT}:predict", json=body).json()["predictions"]
+  assert [each["author"] for each in one["candidates"]] == ["bot", "bot"]
+  assert [each["content"] for each in one["candidates"]] == ["label of one two"] * 2
+  assert [each["content"] for each in other["candidates"]] == ["label of three"] * 2
+  assert one["candidates"][0]["rationale"] == "rationale of one two"
+  assert one["candidates"][0]["logprobs"]
+  assert [each["blocked"] for each in one["safetyAttributes"]] == [False, False]
+  assert len(one["citationMetadata"]) == 2
+  counted = serve().post(f"{ENDPOINT}:countTokens", json={"instances": [{"messages": MESSAGES}]})
+  assert counted.json() == {"totalTokens": 2, "totalBillableCharacters": 7}
+
+
+def test_a_conversation_as_a_stream(serve):
+  message = {"structVal": {"author": {"stringVal": ["user"]}, "content": {"stringVal": ["one"]}}}
+  body = {"inputs": [{"structVal": {"messages": {"listVal": [message]}}}]}
+  parts = [
+    message["outputs"][0]["structVal"]
+    for message in serve().post(f"{ENDPOINT}:serverStreamingPredict", json=body).json()
+  ]
+  candidates = [part["candidates"]["listVal"][0]["structVal"] for part in parts]
+  assert [each["content"]["stringVal"][0] for each in candidates] == ["label", " of", " one"]
+  assert candidates[0]["author"] == {"stringVal": ["bot"]}
+  safety = parts[0]["safetyAttributes"]["listVal"][0]["structVal"]
+  assert safety == {"blocked": {"boolVal": [False]}}
+
+
 def test_a_publishers_model_can_be_asked_for(serve):
   model = serve().get("/v1/publishers/google/models/mine").json()
   assert model["name"] == "publishers/google/models/mine"
@@ -91,6 +133,13 @@ def test_a_publishers_model_can_be_asked_for(serve):
     (":predict", {"instances": []}, 400, "instances: list should have at least 1"),
     (":predict", {"instances": [{"content": 7}]}, 400, "instances.0.content"),
     (":predict", {"instances": [{"content": "x"}] * 129}, 400, "instances: list should have at m"),
+    (":predict", {"instances": [{}]}, 400, "instances.0: give one of content and messages"),
+    (":predict", {"instances": [{"content": "x", "messages": MESSAGES}]}, 400,
+     "instances.0: give one of content and messages"),
+    (":predict", {"instances": [{"messages": []}]}, 400, "instances.0.messages: list should have"),
+    (":predict", {"instances": [{"messages": [{"content": 7}]}]}, 400, "0.messages.0.content: inp"),
+    (":predict", {"instances": [{"content": "x"}, {"messages": MESSAGES}]}, 400,
+     "instances: some have content and some messages"),
     (":predict", [], 400, "the body must be a JSON object"),
     (":predict", {"instances": [{"content": "x"}], "parameters": {"topP": 2}}, 400, "topP: input"),
     (":predict", {"instances": [{"content": "x"}], "parameters": {"topX": 2}}, 400, "topX: no suc"),
