@@ -23,6 +23,7 @@ from dss_jax.jobs.job_files import METRICS_FILE, tail
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import AcceleratorType
 from dss_jax.jobs.store import ENDED, Job
+from dss_jax.jobs.working_folder import is_private
 from dss_jax.model.flops import step_flops
 from dss_jax.plan.hardware import HARDWARE, USUAL_FRACTION
 from dss_jax.teachers.base import split_teacher
@@ -136,8 +137,9 @@ def _training(service: JobService, job: Job, config: RunConfig, report: DatasetR
 
 
 def _earlier(service: JobService) -> list[Job]:
-  """Returns the last jobs that ended, newest first."""
-  return service.store.in_states(ENDED)[: -_EARLIER_JOBS - 1 : -1]
+  """Returns the last jobs that ended, newest first; what encrypted ones took is not told."""
+  found = service.store.in_states(ENDED)[: -_EARLIER_JOBS - 1 : -1]
+  return [job for job in found if not is_private(job)]
 
 
 def _answer_paces(service: JobService, job: Job) -> Iterator[float]:

@@ -1,5 +1,6 @@
 """What a job is expected to take and to cost."""
 
+import dataclasses
 import json
 
 import pytest
@@ -73,6 +74,16 @@ def test_an_earlier_job_gives_the_times(workplace):
   # Another context takes other steps.
   longer = foresee(service, workplace, prepare(service, student_model_reference="t5-small"))
   assert longer.training.basis == ""
+
+
+def test_an_encrypted_job_tells_nothing(workplace):
+  """Its key may have gone, or be another project's."""
+  service = workplace.open()
+  job = prepare(service)
+  key = {"name": "projects/p/locations/l/keyRings/r/cryptoKeys/k", "wrapped": "eA=="}
+  job = service.store.create(dataclasses.replace(job, plan={**job.plan, "key": key}))
+  service.store.change(job.name, ("QUEUED",), state="CANCELLED")
+  assert foresee(service, workplace, prepare(service)).training.basis == ""
 
 
 def test_tpus_have_a_published_speed(workplace):
