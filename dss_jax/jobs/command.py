@@ -13,7 +13,7 @@ from dss_jax.jobs.runner import Runner, locked
 from dss_jax.jobs.service import JobService, open_service
 from dss_jax.progress import say
 from dss_jax.serving.listening import BACKLOG, bound, listening
-from dss_jax.storage.memory import forbid_core_dumps
+from dss_jax.storage.memory import forbid_core_dumps, has_swap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,9 @@ def serve(
   access = read_access(service.root, options.tokens, options.token_env, options.host)
   if service.settings.keys:
     forbid_core_dumps()
+    if has_swap():
+      say("warning: this machine swaps, so memory of encrypted jobs may be on a disk; see"
+          " docs/encryption.md")  # fmt: skip
   with locked(service.root), bound(options.host, options.port) as listener:
     config = uvicorn.Config(
       make_app(service, access, routes=routes(service, access)),

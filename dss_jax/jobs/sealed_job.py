@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from dss_jax.storage.atomic import make_folder, remove
+from dss_jax.storage.atomic import make_folder, remove, writing
 from dss_jax.storage.durability import whenever_durable
 from dss_jax.storage.sealed import (
   SUFFIX,
@@ -89,11 +89,11 @@ class SealedJob:
 
   def _open(self, path: pathlib.Path, name: str) -> None:
     target = self._plain / name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     if read_header(path).kind == "folder":
       open_folder(path, lambda header: self._key, target, owner=self._key.owner, name=name)
     else:
-      with self._reader(path, name) as source, target.open("xb") as plain:
+      with self._reader(path, name) as source, writing(target), target.open("xb") as plain:
         shutil.copyfileobj(source, plain, _BUFFER_BYTES)
     self._sealed[name] = _state(target)
 

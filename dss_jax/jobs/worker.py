@@ -118,6 +118,7 @@ class _Tasks:
     self._root = root
     self._store = store
     self._job = job
+    self._folder = root / "jobs" / job.folder
     self._key: DataKey | None = None
     config = read_config(job.config)
     assert config.display_name is not None
@@ -127,13 +128,16 @@ class _Tasks:
 
   def run(self) -> dict[str, Any]:
     """Runs the tasks that have not ended yet; returns the result of the last one."""
+    from dss_jax.errors import UserError
+
     try:
       with working_folder(self._root, self._job) as (folder, key):
         self._folder, self._key = folder, key
         self._config = dataclasses.replace(self._config, model_dir=str(folder / "model"))
         return self._run()
-    except SealedError as error:
-      raise JobFailed("FAILED_PRECONDITION", str(error)) from None
+    # Of the folder itself: its key, or the room for it.
+    except UserError as error:
+      raise JobFailed("FAILED_PRECONDITION", self._without_paths(str(error))) from None
 
   def _run(self) -> dict[str, Any]:
     from dss_jax.storage.cache import keep_compiled_programs

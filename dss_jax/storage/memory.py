@@ -9,6 +9,7 @@ import stat
 
 from dss_jax.errors import UserError
 
+_SWAPS = pathlib.Path("/proc/swaps")
 _MOUNTS = pathlib.Path("/proc/self/mounts")
 _IN_MEMORY = ("tmpfs", "ramfs")
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -59,6 +60,15 @@ def make_private_folder(folder: pathlib.Path) -> None:
 def free_bytes(folder: pathlib.Path) -> int:
   """Returns the room that a folder's file system has."""
   return shutil.disk_usage(folder).free
+
+
+def has_swap(swaps: pathlib.Path = _SWAPS) -> bool:
+  """Returns whether the system may write what is in memory to a disk, as far as it says so."""
+  try:
+    # Below a line of titles.
+    return len(swaps.read_text(encoding="utf-8").splitlines()) > 1
+  except OSError:
+    return False
 
 
 def forbid_core_dumps() -> None:

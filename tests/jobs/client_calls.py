@@ -178,6 +178,15 @@ uploaded = models.upload_model(
 found["upload_model"] = [uploaded.model.rpartition("/")[2], uploaded.model_version_id]
 found["list_models"] = sorted(each.display_name for each in models.list_models(parent=PARENT))
 found["delete used"] = refusal(models.delete_model, name=plain)
+formats = aiplatform.Model(plain).supported_export_formats
+found["supported_export_formats"] = sorted(formats)
+exported = aiplatform.Model(plain).export_model("hf", artifact_destination="gs://data/exports")
+found["export_model"] = exported["artifactOutputUri"].rpartition("/")[2]
+copied = models.copy_model(
+  request={"parent": PARENT, "source_model": f"{plain}@1", "model_id": "copied"}
+).result(timeout=60)
+found["copy_model"] = [copied.model.rpartition("/")[2], copied.model_version_id]
+models.delete_model(name=copied.model).result(timeout=60)
 
 # EndpointServiceClient and PredictionServiceClient.
 endpoints = aiplatform_v1.EndpointServiceClient(**options)
@@ -203,6 +212,10 @@ answer = predictor.predict(
 found["predict over REST"] = [
   len(answer.predictions), answer.deployed_model_id == deployed.deployed_model.id
 ]  # fmt: skip
+conversation = {"messages": [{"author": "user", "content": TEXT}], "context": "Be brief."}
+answer = predictor.predict(endpoint=endpoint.name, instances=[value_of(conversation)])
+(prediction,) = answer.predictions
+found["predict in the chat form"] = [each["author"] for each in prediction["candidates"]]
 beta = aiplatform_v1beta1.PredictionServiceClient(**options)
 counted = beta.count_tokens(endpoint=endpoint.name, instances=[value_of({"content": TEXT})])
 found["count_tokens in v1beta1"] = counted.total_tokens

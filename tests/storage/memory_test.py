@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dss_jax.errors import UserError
-from dss_jax.storage.memory import check_is_memory, free_bytes, make_private_folder
+from dss_jax.storage.memory import check_is_memory, free_bytes, has_swap, make_private_folder
 
 
 def mounts(tmp_path, *lines):
@@ -62,6 +62,15 @@ def test_a_folder_for_its_owner_alone(tmp_path):
     make_private_folder(link)
   with pytest.raises(UserError, match="cannot be made"):
     make_private_folder(tmp_path / "none" / "inner")
+
+
+def test_swap(tmp_path):
+  swaps = tmp_path / "swaps"
+  assert not has_swap(swaps)
+  swaps.write_text("Filename Type Size Used Priority\n")
+  assert not has_swap(swaps)
+  swaps.write_text(swaps.read_text() + "/swapfile file 2097148 0 -2\n")
+  assert has_swap(swaps)
 
 
 def test_no_core_file():
