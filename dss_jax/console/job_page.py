@@ -19,6 +19,7 @@ from dss_jax.jobs.job_stream import watch
 from dss_jax.jobs.schema import parameter_values
 from dss_jax.jobs.store import Job, Task, now
 from dss_jax.jobs.working_folder import LOG
+from dss_jax.storage.sealed import SealedError
 
 # The metrics of the hosted service: of each, the training's and the evaluation's.
 CHARTS = (
@@ -70,7 +71,11 @@ class JobPages:
 
   def _show(self, request: Request) -> Response:
     job = self._job(request)
-    log, place, is_cut = tail(self._service, job, LOG)
+    try:
+      log, place, is_cut = tail(self._service, job, LOG)
+    # Its key is not there; what the store says can be shown.
+    except SealedError as error:
+      log, place, is_cut = [str(error)], 0, False
     return self._console.page(
       request,
       "job.html",
@@ -106,9 +111,15 @@ class JobPages:
       "parameters": parameter_values(job.request.get("runtimeConfig", {})),
       "model": f"{made['model']}@{made['version']}" if made else "",
       "took": _seconds(job.start_time, job.end_time or now()),
-      "newest": newest(self._service, job, METRICS),
+      "newest": self._newest(job),
       "charts": CHARTS,
     }
+
+  def _newest(self, job: Job) -> dict[str, tuple[int, float]]:
+    try:
+      return newest(self._service, job, METRICS)
+    except SealedError:
+      return {}
 
   def _curves(self, request: Request) -> Response:
     job = self._job(request)

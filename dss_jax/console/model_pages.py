@@ -180,7 +180,7 @@ class ModelPages:
       "record": record,
       "config": without_places(config, self._service),
       "job": job,
-      "has_report": job is not None and self._report_of(job) is not None,
+      "has_report": job is not None and self._service.has_file(job, EVALUATION_PAGE),
     }
 
   def _merge_aliases(self, request: Request, form: FormData) -> Response:

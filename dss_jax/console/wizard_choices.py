@@ -13,12 +13,13 @@ Options = list[tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-  """Pairs of a value and its text."""
+  """Pairs of a value and its text, and names of regions and keys."""
 
   teachers: Options
   students: Options
   accelerators: Options
   regions: list[str]
+  keys: list[str]
 
   def defaults(self) -> dict[str, str]:
     """Returns the values that a form begins with."""
@@ -35,9 +36,12 @@ def choices(service: JobService, project: str) -> Choices:
   settings = service.settings
   teachers = [(name, name) for name, each in settings.teachers.items() if each.is_for(project)]
   parent = f"projects/{project}/locations/{_REGIONS[0]}/models"
+  registry = service.registry(project)
   teachers += [
     (f"{parent}/{name}", f"{name}, a model of this project")
-    for name in service.registry(project).names()
+    for name in registry.names()
+    # An encrypted student does not teach.
+    if not registry.version(name).is_sealed
   ]
   students = []
   for name in settings.student_references:
@@ -53,7 +57,8 @@ def choices(service: JobService, project: str) -> Choices:
     if any(kind in each.accelerators for each in settings.device_sets)
   ]
   regions = {region for each in settings.device_sets for region in each.regions}
-  return Choices(teachers, students, accelerators, sorted(regions or _REGIONS))
+  keys = sorted(name for name, each in settings.keys.items() if each.is_for(project))
+  return Choices(teachers, students, accelerators, sorted(regions or _REGIONS), keys)
 
 
 def _preferred(name: str, options: Options) -> str:

@@ -11,6 +11,7 @@ from dss_jax.jobs.store import Job
 
 TEMPLATE = "https://us-kfp.pkg.dev/ml-pipeline/distillation/distillation/v1.0.0"
 REVIEW = "review_rationales"
+KEY = "encryption_spec_key_name"
 # The data whose report was shown last, of each step that has some.
 EXAMINED, EVALUATION_EXAMINED = "examined", "evaluation_examined"
 _OUTPUT = "gcsOutputDirectory"
@@ -65,12 +66,13 @@ STEPS = (
     FormField("max_context_length", "Longest input", "8k"),
     FormField("temperature", "Temperature of the teacher", "0", "number"),
     FormField(REVIEW, "Review the rationales before training", "", "flag"),
+    FormField(KEY, "Encrypt the job with a key"),
   )),
   Step("summary", "Summary", ()),
 )  # fmt: skip
 _FIELDS = {field.name: field for step in STEPS for field in step.fields}
 # Another name of a field in the API's messages.
-_NAMES = {_OUTPUT: "output"}
+_NAMES = {_OUTPUT: "output", "kmsKeyName": KEY}
 
 
 class Problem(NamedTuple):
@@ -116,6 +118,8 @@ def values_of(job: Job) -> dict[str, str]:
   values["accelerator_type"] = job.accelerator
   values["location"] = str(given.get("location") or job.location)
   values["output"] = runtime.get(_OUTPUT) or ""
+  # A copy of an encrypted job is encrypted, too, however the key was named.
+  values[KEY] = values[KEY] or job.request.get("encryptionSpec", {}).get("kmsKeyName", "")
   values["evaluation_kind"] = "own" if values["evaluation_data_uri"] else "none"
   if REVIEW in values and values[REVIEW] != "true":
     values[REVIEW] = ""
@@ -129,7 +133,7 @@ def body_of(values: Mapping[str, str], project: str) -> dict[str, Any]:
   given: dict[str, Any] = {"project": project}
   for name in PARAMETERS:
     field = _FIELDS.get(name)
-    if field is None or (name in (REVIEW, "dataset_uri") and not values[name]):
+    if field is None or (name in (REVIEW, KEY, "dataset_uri") and not values[name]):
       continue
     given[name] = _typed(values[name], field.kind)
   evaluation = {

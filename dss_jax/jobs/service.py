@@ -23,6 +23,7 @@ from dss_jax.jobs.uploads import Uploads
 from dss_jax.jobs.working_folder import is_private
 from dss_jax.storage.atomic import make_folder, withdraw
 from dss_jax.storage.files import PathLike, is_url
+from dss_jax.storage.sealed import SUFFIX
 from dss_jax.student.registry import Registry
 
 # A project's id, or its number.
@@ -124,6 +125,10 @@ class JobService:
   def working_folder(self, job: Job) -> pathlib.Path:
     """Returns the folder where a job's process works: in memory, if the job is encrypted."""
     return self.private.folder(job) if is_private(job) else self.folder(job)
+
+  def has_file(self, job: Job, name: str) -> bool:
+    """Returns whether a job's folder has a file, whether or not it can be decrypted."""
+    return (self.folder(job) / (f"{name}{SUFFIX}" if is_private(job) else name)).is_file()
 
   def open_file(self, job: Job, name: str) -> IO[bytes]:
     """Opens a file of a job's folder, decrypted; raises FileNotFoundError, or UserError."""
