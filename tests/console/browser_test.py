@@ -4,6 +4,7 @@ DSS_BROWSER_PYTHON is the Python of an environment with playwright and axe-core-
 the one of the PATH, or DSS_CHROMIUM.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -29,10 +30,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def address(tmp_path):
-  workplace = Workplace(tmp_path / "work")
-  workplace.open()
+@contextlib.contextmanager
+def serving(workplace):
+  """Serves a workplace, whose administrator has TOKEN; gives the address."""
   command = [sys.executable, "-c", "from dss_jax.cli.main import main; main()", "jobs", "serve"]
   process = subprocess.Popen(
     [*command, "--root", str(workplace.root), "--port", "0"],
@@ -53,6 +53,14 @@ def address(tmp_path):
   process.terminate()
   process.wait()
   rest.join()
+
+
+@pytest.fixture
+def address(tmp_path):
+  workplace = Workplace(tmp_path / "work")
+  workplace.open()
+  with serving(workplace) as address:
+    yield address
 
 
 @pytest.mark.timeout(1800)
