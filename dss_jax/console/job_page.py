@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute
 
 from dss_jax.console.console import HOME, Console, redirect
 from dss_jax.console.job_list import KINDS, SECTION
-from dss_jax.jobs.api_error import not_found
+from dss_jax.console.job_paths import JOB, job_of
 from dss_jax.jobs.google_errors import without_places
 from dss_jax.jobs.job_config import read_config
 from dss_jax.jobs.job_files import curves, new_lines, newest, tail
@@ -50,7 +50,7 @@ class JobPages:
     self._service = console.service
 
   def routes(self) -> list[BaseRoute]:
-    console, path = self._console, "/projects/{project}/locations/{location}/{kind}/{id}"
+    console, path = self._console, JOB
     return [
       console.show(path + ":watch", self._watch),
       console.show(path + ":curves", self._curves),
@@ -61,16 +61,8 @@ class JobPages:
       console.show(path, self._show),
     ]
 
-  def _job(self, request: Request) -> Job:
-    parts = request.path_params
-    name = "projects/{project}/locations/{location}/{kind}/{id}".format(**parts)
-    if parts["kind"] not in KINDS:
-      raise not_found(name[:200])
-    self._service.check_parent(parts["project"], parts["location"])
-    return self._service.get(name[:300])
-
   def _show(self, request: Request) -> Response:
-    job = self._job(request)
+    job = job_of(self._service, request)
     try:
       log, place, is_cut = tail(self._service, job, LOG)
     # Its key is not there; what the store says can be shown.
@@ -87,7 +79,9 @@ class JobPages:
     )
 
   def _state(self, request: Request) -> Response:
-    return self._console.page(request, "job_state.html", **self._values(self._job(request)))
+    return self._console.page(
+      request, "job_state.html", **self._values(job_of(self._service, request))
+    )
 
   def _values(self, job: Job) -> dict[str, Any]:
     """Returns what moves while a job runs."""
@@ -122,26 +116,26 @@ class JobPages:
       return {}
 
   def _curves(self, request: Request) -> Response:
-    job = self._job(request)
+    job = job_of(self._service, request)
     found, place = curves(self._service, job, METRICS)
     return JSONResponse({"curves": found, "place": place})
 
   async def _watch(self, request: Request) -> Response:
-    job = await run_in_threadpool(self._job, request)
+    job = await run_in_threadpool(job_of, self._service, request)
     after = request.headers.get("last-event-id") or request.query_params.get("after", "")
     return watch(self._service, job, after)
 
   def _log(self, request: Request) -> Response:
-    _, found = new_lines(self._service, self._job(request), LOG, 0)
+    _, found = new_lines(self._service, job_of(self._service, request), LOG, 0)
     lines = (without_places(line, self._service) + "\n" for line, _ in found)
     return StreamingResponse(lines, media_type=PlainTextResponse.media_type)
 
   def _cancel(self, request: Request, form: FormData) -> Response:
-    job = self._service.cancel(self._job(request).name)
+    job = self._service.cancel(job_of(self._service, request).name)
     return redirect(f"{HOME}/{job.name}")
 
   def _delete(self, request: Request, form: FormData) -> Response:
-    job = self._job(request)
+    job = job_of(self._service, request)
     self._service.delete([job.name])
     return redirect(f"{HOME}/projects/{job.project}/jobs")
 
