@@ -145,6 +145,11 @@ class Reviews:
 
   def _review(self, job: Job) -> Review:
     path = self.path(job)
+    if job.plan.get("key"):
+      raise ApiError(
+        "FAILED_PRECONDITION",
+        f"{job.name}: its rationales are encrypted; read them with dss jobs open",
+      )
     if not path.is_file():
       raise ApiError(
         "FAILED_PRECONDITION",

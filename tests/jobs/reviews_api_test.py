@@ -2,17 +2,15 @@
 
 import concurrent.futures
 import json
-import multiprocessing
-import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from starlette.testclient import TestClient
 
 from dss_jax.jobs.access import Access, Caller
 from dss_jax.jobs.app import make_app
-from dss_jax.jobs.reviews import Reviews, SentEdit
-from dss_jax.jobs.service import open_service
 from tests.jobs.pipeline_jobs_api_test import error_of
 from tests.jobs.workplace import PARENT, annotate, paused, pipeline
 
@@ -179,6 +177,14 @@ def test_jobs_without_rows_or_review(client, service):
   assert client.get(f"/v1/{PARENT}/pipelineJobs/none:listRationales").status_code == 404
 
 
+def test_an_encrypted_job_says_so(client, service, job):
+  with service.store._writing() as database:
+    plan = json.dumps({**job.plan, "key": {"name": "k", "wrapped": "w"}})
+    database.execute("update jobs set plan = ? where name = ?", (plan, job.name))
+  response = client.get(f"/v1/{job.name}:listRationales")
+  assert "its rationales are encrypted" in error_of(response, status="FAILED_PRECONDITION")
+
+
 def test_only_a_job_with_a_review_has_the_task(client, service, job):
   def tasks(name):
     found = client.get(f"/v1/{name}").json()["jobDetail"]["taskDetails"]
@@ -231,19 +237,19 @@ def test_roles_and_the_log_of_who_did_what(service, job):
   ]  # fmt: skip
 
 
-def edit_and_die(root, name):
-  edit = SentEdit(row=1, etag="0", rationale="Before the kill.")
-  Reviews(open_service(root)).edit(name, edit, "ann")
-  os.kill(os.getpid(), signal.SIGKILL)
+EDIT_AND_DIE = """
+import os, signal, sys
+from dss_jax.jobs.reviews import Reviews, SentEdit
+from dss_jax.jobs.service import open_service
+edit = SentEdit(row=1, etag="0", rationale="Before the kill.")
+Reviews(open_service(sys.argv[1])).edit(sys.argv[2], edit, "ann")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_edits_outlive_a_killed_process(service, job, rationales, client, url):
-  process = multiprocessing.get_context("spawn").Process(
-    target=edit_and_die, args=(service.root, job.name)
-  )
-  process.start()
-  process.join()
-  assert process.exitcode == -signal.SIGKILL
+  process = subprocess.run([sys.executable, "-c", EDIT_AND_DIE, service.root, job.name])
+  assert process.returncode == -signal.SIGKILL
   (row,) = rationales(filter="edited=true")["rationales"]
   assert (row["rationale"], row["edits"][0]["user"]) == ("Before the kill.", "ann")
   assert client.post(f"{url}:approve", json={}).status_code == 200
