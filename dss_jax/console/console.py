@@ -83,7 +83,9 @@ class Console:
     """Returns the page that says why a request is refused."""
     reason = refused(error, self.service)
     title = http.HTTPStatus(reason.status).phrase if reason.status != 499 else "Cancelled"
-    return self.page(request, "error.html", status=reason.status, title=title, message=str(reason))
+    is_path = isinstance(error, HTTPException) and reason.status == 404
+    message = "There is no such page." if is_path else str(reason)
+    return self.page(request, "error.html", status=reason.status, title=title, message=message)
 
   def show(self, path: str, handler: Show) -> Route:
     """Returns the route of a page."""

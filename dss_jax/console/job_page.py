@@ -160,7 +160,8 @@ def _notes(task: Task) -> list[str]:
   notes = []
   if figures:
     notes.append(f"{figures['with_rationale']:,} of {figures['rows']:,} rows have a rationale")
-    notes.append(f"{figures['parsed']:,} answers parsed")
+    if figures["answers"]:
+      notes.append(f"{figures['parsed']:,} rows have an answer that parses")
   if review := metadata.get("review"):
     notes.append(f"{review['edited']:,} rows edited, {review['left_out']:,} left out")
   if "best_step" in metadata:

@@ -64,8 +64,8 @@ def look(page, name):
 
 
 def go_on(page):
-  page.get_by_role("button", name="Continue").last.click()
-  page.wait_for_load_state()
+  with page.expect_navigation():
+    page.get_by_role("button", name="Continue").last.click()
 
 
 def heading(page):
@@ -133,8 +133,8 @@ def keyboard(page):
   is_in_main = page.evaluate("location.hash") == "#main"
   page.get_by_label("Name of the new model").focus()
   page.keyboard.type("Typed")
-  page.keyboard.press("Enter")
-  page.wait_for_load_state()
+  with page.expect_navigation():
+    page.keyboard.press("Enter")
   return [first, is_in_main, heading(page)]
 
 
