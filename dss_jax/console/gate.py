@@ -48,9 +48,10 @@ class Gate:
     is_file = scope["path"].startswith(STATIC)
     session = self._console.sessions.read(request.cookies.get(self._console.sessions.cookie))
     cookie = None
-    if session is None and not is_file:
+    if session is None:
       session = new_session()
-      cookie = _cookie(self._console, session, request)
+      cookie = None if is_file else _cookie(self._console, session, request)
+    request.state.visit = Visit(session)
     status = 500
 
     async def send_with_headers(message: Any) -> None:
@@ -64,12 +65,11 @@ class Gate:
           headers["set-cookie"] = cookie
       await send(message)
 
-    if is_file or session is None:
+    if is_file:
       await self._app(scope, receive, send_with_headers)
       return
     caller: Caller | None = None
     try:
-      request.state.visit = Visit(session)
       try:
         caller = self._caller(request, session)
         # The page that refuses a request says to whom it does.
