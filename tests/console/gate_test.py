@@ -63,6 +63,13 @@ def test_signing_in_leads_to_the_page_that_was_asked(guarded):
   assert "viewer" in page.text
 
 
+def test_signing_in_begins_another_session(guarded):
+  guarded.get("sign-in")
+  before = guarded.form_token
+  guarded.send("sign-in", {"token": TOKENS["viewer"][0]})
+  assert guarded.form_token != before
+
+
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/console/\\evil"])
 def test_signing_in_leads_nowhere_else(guarded, target):
   guarded.get("sign-in", params={"next": target})
@@ -121,7 +128,7 @@ def test_another_origin_is_refused(browser):
 
 def test_a_post_without_an_origin_is_refused(browser):
   page = browser.client.post("/console/sign-out")
-  assert page.status_code == 403
+  assert (page.status_code, "another site" in page.text) == (403, True)
 
 
 def actions(service, access):

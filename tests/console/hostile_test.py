@@ -11,7 +11,7 @@ from tests.console.plain_browser import HOST
 NASTY = [
   "", " ", "\0", "\x1b[2J", "\u202e", "\ud7ff\uffff", "é" * 2000, "9" * 5000, "-1", "1e400", "nan",
   "../..", "/", "//", "gs://", "gs://my-bucket", "gs://my-bucket/", "upload://", "upload://x",
-  "true", "[]", "{{ 7 * 7 }}", "<script>alert(1)</script>", "' or 1=1 --", "%00", "projects/x",
+  "true", "[]", "{{ 'xyz' * 9 }}", "<script>alert(1)</script>", "' or 1=1 --", "%00", "projects/x",
   "projects/my-project/locations/l/models/nope@1", "file:///etc/passwd", "http://127.0.0.1/",
 ]  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_paths_and_queries_of_nonsense(browser, text):
     page = browser.get(f"projects/my-project/{path}", params={name: text})
     assert page.status_code < 500, (path, name)
     assert "<script>alert" not in page.text
-    assert "49" not in page.text or "7 * 7" not in text
+    assert "xyz" * 9 not in page.text
 
 
 @pytest.mark.parametrize(

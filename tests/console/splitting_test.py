@@ -1,5 +1,7 @@
 """Evaluation rows held out of a data set."""
 
+import hashlib
+
 import pytest
 
 from dss_jax.console.splitting import split
@@ -25,7 +27,9 @@ def test_rows_are_divided_the_same_way_every_time(uploads, tmp_path):
   train, evaluation = halves(uploads, tmp_path, rows, 10)
   assert (len(train), len(evaluation)) == (90, 10)
   assert sorted(train + evaluation, key=rows.index) == rows
-  # The order of the rows does not matter.
+  # Not by chance, and not by the order of the rows.
+  by_digest = sorted(rows, key=lambda row: hashlib.sha256(row["input_text"].encode()).digest())
+  assert evaluation == sorted(by_digest[:10], key=rows.index)
   _, again = halves(uploads, tmp_path, rows[::-1], 10)
   assert again == evaluation[::-1]
 
