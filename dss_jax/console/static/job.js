@@ -119,7 +119,10 @@
   }
 
   log.scrollTop = log.scrollHeight;
-  fetch(`${job.dataset.url}:curves`).then(response => response.json()).then(found => {
+  fetch(`${job.dataset.url}:curves`).then(async response => {
+    // An encrypted job without its key has none; the page says so.
+    if (!response.ok) return;
+    const found = await response.json();
     Object.assign(curves, found.curves);
     draw();
     update();
