@@ -5,6 +5,8 @@ import hmac
 from collections.abc import AsyncIterator
 from typing import Any
 
+# Starlette reads forms with it; without it, the server says so when it starts.
+import python_multipart  # noqa: F401
 from starlette.datastructures import FormData
 from starlette.requests import Request
 

@@ -17,6 +17,7 @@ from dss_jax.storage.atomic import writing
 SECONDS = 12 * 3600
 KEY_FILE = "console.key"
 _KEY_BYTES = 32
+_MOST_ENDED = 10_000
 
 
 class Session(NamedTuple):
@@ -46,18 +47,27 @@ class Sessions:
     self._key = key
     self.cookie = f"dss_console_{self._mac('cookie', '')[:8]}"
     self._serializer = URLSafeTimedSerializer(key, salt="session")
+    # The ids of sessions that ended by signing out; a copy of their cookie is worth nothing.
+    self._ended: dict[str, None] = {}
 
   def read(self, cookie: str | None) -> Session | None:
-    """Returns the session of a cookie; None if it is forged, too old or not there."""
+    """Returns the session of a cookie; None if it is forged, too old, ended or not there."""
     try:
       # A list of two texts, or it would not be signed.
-      return Session(*self._serializer.loads(cookie or "", max_age=SECONDS))
+      session = Session(*self._serializer.loads(cookie or "", max_age=SECONDS))
     except BadData:
       return None
+    return None if session.id in self._ended else session
 
   def write(self, session: Session) -> str:
     """Returns a session as the value of its cookie."""
     return str(self._serializer.dumps(list(session)))
+
+  def end(self, session: Session) -> None:
+    """Ends a session, for as long as this server runs."""
+    self._ended[session.id] = None
+    if len(self._ended) > _MOST_ENDED:
+      del self._ended[next(iter(self._ended))]
 
   def digest(self, token: str) -> str:
     """Returns what a session has of a bearer token."""

@@ -62,6 +62,7 @@ class SignInPages:
     return response
 
   def _sign_out(self, request: Request, form: FormData) -> Response:
+    self._console.sessions.end(visit_of(request).session)
     response = redirect(f"{HOME}/sign-in")
     set_session(response, self._console, new_session(), request)
     return response

@@ -88,7 +88,11 @@ def test_a_wrong_token_is_refused(guarded):
 def test_signing_out_ends_the_session(guarded):
   guarded.sign_in(TOKENS["viewer"][0])
   assert guarded.get(JOBS).url.path == JOBS
+  (copied,) = guarded.client.cookies.items()
   guarded.send("sign-out")
+  assert guarded.get(JOBS).url.path == "/console/sign-in"
+  guarded.client.cookies.clear()
+  guarded.client.cookies.set(*copied, domain="127.0.0.1", path="/console")
   assert guarded.get(JOBS).url.path == "/console/sign-in"
 
 
