@@ -217,8 +217,10 @@ class SealedReader(io.RawIOBase):
     if len(start) < _LENGTH_BYTES or not _TAG_BYTES <= length <= _MAX_CHUNK:
       raise self._damaged()
     sealed = self._file.read(length)
-    if is_log and len(sealed) < length:
-      return self._end()
+    if len(sealed) < length:
+      if is_log:
+        return self._end()
+      raise self._damaged()
     for last in (0,) if is_log else (0, _LAST):
       with contextlib.suppress(_invalid_tag()):
         content = self._cipher.decrypt(_nonce(self._number, last), sealed, self._head)

@@ -147,6 +147,16 @@ def test_moved_chunks_are_refused(tmp_path_factory, parts, data):
   assert read_or_none(path, head + b"".join(mixed)) is None
 
 
+def test_the_length_of_the_last_chunk_counts(tmp_path):
+  """One that is too long must not be taken for what is left of the file."""
+  whole, plain = sealed_bytes([b"one", b"two"])
+  head, chunks = split(whole)
+  longer = (int.from_bytes(chunks[-1][:4], "big") + 2**16).to_bytes(4, "big") + chunks[-1][4:]
+  path = tmp_path / "a.sealed"
+  assert read_or_none(path, head + b"".join(chunks)) == plain
+  assert read_or_none(path, head + b"".join([*chunks[:-1], longer])) is None
+
+
 def split(whole):
   """The bytes before the chunks, and the chunks."""
   length = int.from_bytes(whole[len(sealed.MAGIC) : len(sealed.MAGIC) + 4], "big")
