@@ -151,7 +151,8 @@ class PrivateJobs:
       unwrapped(key.place.key(header.key_name), header)
 
   def _names(self) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):
+    # Without encrypted jobs, nothing is there, or no such place.
+    with contextlib.suppress(OSError):
       return os.listdir(self.memory)
     return []
 
