@@ -1,5 +1,6 @@
 """The review of annotated rows: edits beside the teacher's answers, and what is trained on."""
 
+import fcntl
 import json
 import multiprocessing
 
@@ -163,6 +164,11 @@ def test_a_damaged_file_of_edits_is_named(edit, path, review):
   (path.parent / EDITS).write_text('{"row": 1}\n')
   with pytest.raises(UserError, match=r"annotated.edits.jsonl:1: is no edit"):
     list(review.rows())
+
+
+def test_an_edit_keeps_other_processes_out(review, path):
+  with review.locked(), (path.parent / EDITS).open("ab") as other, pytest.raises(BlockingIOError):
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_many(path, user, count):

@@ -88,6 +88,17 @@ def test_leaving_out_and_an_emptied_text(browser, url, service, job):
   assert (back["leftOut"], "rationale" in back) == (False, False)
 
 
+def test_lines_that_a_browser_ends_otherwise_are_no_edit(browser, url, service, job):
+  path = Reviews(service).path(job)
+  rows = list(read_rows(path))
+  rows[4]["rationale"] = "One.\r\nTwo.\n"
+  write_rows(path, rows)
+  label = rows[4]["output_text"]
+  edit(browser, url, 5, left_out="true", output_text=label, rationale="One.\r\nTwo.\r\n")
+  row = row_of(service, job, 5)
+  assert (row["leftOut"], row["rationale"]) == (True, "One.\r\nTwo.\n")
+
+
 def test_an_old_version_keeps_what_was_typed(browser, url, service, job):
   Reviews(service).edit(job.name, SentEdit(row=1, etag="0", rationale="Theirs <b>."), "ann")
   page = edit(browser, url, 1, output_text="9", rationale="Mine <i>.")
