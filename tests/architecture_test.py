@@ -86,6 +86,24 @@ def test_imports_point_one_way(path):
     assert ROOMS.index(other) <= ROOMS.index(own), f"{own} must not import {other}"
 
 
+# The folders of dss_jax/jobs; the files beside them are what all of them stand on, or what stands
+# on all of them.
+JOBS = ["bodies", "encryption", "students", "queue", "api"]
+
+
+@pytest.mark.parametrize("folder", JOBS)
+def test_the_folders_of_jobs_import_one_way(folder):
+  files = [*(REPOSITORY / "dss_jax/jobs" / folder).glob("*.py")]
+  assert files
+  imported = {
+    name.split(".")[2]
+    for path in files
+    for name in imports_of(path)
+    if name.startswith("dss_jax.jobs.")
+  }
+  assert imported & set(JOBS) <= set(JOBS[: JOBS.index(folder) + 1])
+
+
 def test_no_two_modules_import_each_other():
   """Within a room, too. What a type alone needs counts."""
   known = {module_of(path): imports_of(path) for path in MODULES}

@@ -107,7 +107,7 @@ def list_jobs(root: str, config: str | None, as_json: bool) -> None:
 @_NAME
 def show(root: str, config: str | None, name: str) -> None:
   """Show a job with its tasks, as JSON."""
-  from dss_jax.jobs.job_json import job_json
+  from dss_jax.jobs.bodies.job_json import job_json
 
   with _opened(root, config) as service:
     job = service.find(name)
@@ -120,7 +120,7 @@ def show(root: str, config: str | None, name: str) -> None:
 @options.json_output("review")
 def review(root: str, config: str | None, name: str, as_json: bool) -> None:
   """Show how the review of a job's rationales stands, and where the teacher's answers are."""
-  from dss_jax.jobs.reviews import Reviews
+  from dss_jax.jobs.api.reviews import Reviews
 
   with _opened(root, config) as service:
     job = service.find(name)
@@ -144,7 +144,7 @@ def review(root: str, config: str | None, name: str, as_json: bool) -> None:
 @_NAME
 def approve(root: str, config: str | None, name: str) -> None:
   """Approve the rationales of a paused job: it waits for devices, then trains on them."""
-  from dss_jax.jobs.reviews import Reviews
+  from dss_jax.jobs.api.reviews import Reviews
 
   with _opened(root, config) as service:
     # As the API calls the programs of this machine.
@@ -168,7 +168,7 @@ def cancel(root: str, config: str | None, name: str) -> None:
 @option("--follow", is_flag=True, help="Go on until the job has ended.")
 def logs(root: str, config: str | None, name: str, follow: bool) -> None:
   """Print what a job's process has written."""
-  from dss_jax.jobs.job_stream import log_lines
+  from dss_jax.jobs.api.job_stream import log_lines
 
   with _opened(root, config) as service:
     for line in log_lines(service, service.find(name), follow=follow):
@@ -211,7 +211,7 @@ def open_file(
       place = key
       open_to(file, lambda header: unwrapped(read_key(place, header.key_name), header), output)
     else:
-      from dss_jax.jobs.keyring import Keyring
+      from dss_jax.jobs.encryption.keyring import Keyring
       from dss_jax.jobs.settings import read_settings
 
       open_to(file, Keyring(read_settings(root, config).keys).unlock_for(None), output)

@@ -20,7 +20,7 @@ from dss_jax.console.session import Sessions, read_key
 from dss_jax.console.sign_in import SignInPages
 from dss_jax.console.try_page import TryPages
 from dss_jax.console.wizard import WizardPages
-from dss_jax.jobs.access import AUDIT_FILE, Access, AuditLog
+from dss_jax.jobs.api.access import AUDIT_FILE, Access, AuditLog
 from dss_jax.jobs.service import JobService
 
 _STATIC = pathlib.Path(__file__).parent / "static"

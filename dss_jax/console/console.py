@@ -18,7 +18,7 @@ from dss_jax.console.forms import FORM_BYTES, check_form_token, read_form
 from dss_jax.console.navigation import SECTIONS
 from dss_jax.console.session import Sessions
 from dss_jax.console.visit import visit_of
-from dss_jax.jobs.access import Access
+from dss_jax.jobs.api.access import Access
 from dss_jax.jobs.google_errors import refused
 from dss_jax.jobs.service import JobService
 

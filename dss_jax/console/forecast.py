@@ -18,12 +18,12 @@ from dss_jax.annotation.usage import Prices
 from dss_jax.config.mesh_presets import mesh_choice
 from dss_jax.config.schema import RunConfig
 from dss_jax.data.report.figures import DatasetReport
-from dss_jax.jobs.job_config import read_config
-from dss_jax.jobs.job_files import METRICS_FILE, tail
+from dss_jax.jobs.bodies.job_config import read_config
+from dss_jax.jobs.encryption.working_folder import is_private
+from dss_jax.jobs.queue.job_files import METRICS_FILE, tail
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import AcceleratorType
 from dss_jax.jobs.store import ENDED, Job
-from dss_jax.jobs.working_folder import is_private
 from dss_jax.model.flops import step_flops
 from dss_jax.plan.hardware import HARDWARE, USUAL_FRACTION
 from dss_jax.teachers.base import split_teacher

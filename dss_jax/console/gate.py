@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from dss_jax.console.console import HOME, Console
 from dss_jax.console.session import SECONDS, Session, new_session
 from dss_jax.console.visit import Visit
-from dss_jax.jobs.access import AuditLog, Caller, check_role
+from dss_jax.jobs.api.access import AuditLog, Caller, check_role
 from dss_jax.jobs.api_error import ApiError
 from dss_jax.serving.errors import Refused
 

@@ -8,8 +8,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from dss_jax.console.console import Console
-from dss_jax.jobs.filters import Field
-from dss_jax.jobs.paging import page
+from dss_jax.jobs.api.filters import Field
+from dss_jax.jobs.api.paging import page
 from dss_jax.jobs.store import Job, Kind
 
 SECTION = "jobs"

@@ -12,13 +12,13 @@ from starlette.routing import BaseRoute
 from dss_jax.console.console import HOME, Console, redirect
 from dss_jax.console.job_list import KINDS, SECTION
 from dss_jax.console.job_paths import JOB, job_of
+from dss_jax.jobs.api.job_stream import watch
+from dss_jax.jobs.bodies.job_config import read_config
+from dss_jax.jobs.bodies.schema import parameter_values
+from dss_jax.jobs.encryption.working_folder import LOG
 from dss_jax.jobs.google_errors import without_places
-from dss_jax.jobs.job_config import read_config
-from dss_jax.jobs.job_files import curves, new_lines, newest, tail
-from dss_jax.jobs.job_stream import watch
-from dss_jax.jobs.schema import parameter_values
+from dss_jax.jobs.queue.job_files import curves, new_lines, newest, tail
 from dss_jax.jobs.store import Job, Task, now
-from dss_jax.jobs.working_folder import LOG
 from dss_jax.storage.sealed import SealedError
 
 # The metrics of the hosted service: of each, the training's and the evaluation's.

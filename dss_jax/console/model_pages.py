@@ -12,16 +12,16 @@ from dss_jax.console.console import HOME, Console, redirect
 from dss_jax.console.forms import text_of
 from dss_jax.console.job_paths import JOB, job_of
 from dss_jax.errors import UserError
+from dss_jax.jobs.api.filters import Field
+from dss_jax.jobs.api.paging import page
 from dss_jax.jobs.api_error import ApiError, not_found
-from dss_jax.jobs.endpoints import Endpoints
-from dss_jax.jobs.filters import Field
+from dss_jax.jobs.bodies.model_body import model_json
 from dss_jax.jobs.google_errors import without_places
-from dss_jax.jobs.model_body import model_json
 from dss_jax.jobs.names import check_id, parse
-from dss_jax.jobs.paging import page
+from dss_jax.jobs.queue.worker import EVALUATION_PAGE
 from dss_jax.jobs.store import Job
-from dss_jax.jobs.versions import find_version
-from dss_jax.jobs.worker import EVALUATION_PAGE
+from dss_jax.jobs.students.endpoints import Endpoints
+from dss_jax.jobs.students.versions import find_version
 from dss_jax.serving.errors import Refused
 from dss_jax.student.model_dir import CONFIG
 from dss_jax.student.registry import DEFAULT, LATEST, Registry, Version

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from dss_jax.jobs.access import Role
+from dss_jax.jobs.api.access import Role
 
 
 class Section(NamedTuple):

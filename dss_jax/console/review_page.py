@@ -13,9 +13,9 @@ from dss_jax.console.forms import text_of
 from dss_jax.console.job_list import SECTION
 from dss_jax.console.job_paths import JOB, job_of
 from dss_jax.console.visit import caller_of, visit_of
+from dss_jax.jobs.api.reviews import Reviews, SentEdit
+from dss_jax.jobs.bodies.pipeline_body import read_body
 from dss_jax.jobs.google_errors import refused
-from dss_jax.jobs.pipeline_body import read_body
-from dss_jax.jobs.reviews import Reviews, SentEdit
 from dss_jax.jobs.store import Job
 from dss_jax.serving.errors import Refused
 

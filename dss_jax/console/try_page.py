@@ -15,8 +15,8 @@ from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import ApiError, invalid
 from dss_jax.jobs.google_errors import refused
 from dss_jax.jobs.names import parse
-from dss_jax.jobs.predictions import Predictions
-from dss_jax.jobs.versions import find_version
+from dss_jax.jobs.students.predictions import Predictions
+from dss_jax.jobs.students.versions import find_version
 from dss_jax.serving.errors import Refused
 from dss_jax.serving.generation import Answer
 from dss_jax.serving.service import DRIFT_HEADER, Call

@@ -5,7 +5,7 @@ import dataclasses
 from starlette.requests import Request
 
 from dss_jax.console.session import Session
-from dss_jax.jobs.access import Caller, Role
+from dss_jax.jobs.api.access import Caller, Role
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,11 +32,11 @@ from dss_jax.console.wizard_values import (
   values_of,
 )
 from dss_jax.errors import UserError
-from dss_jax.jobs.access import check_role
+from dss_jax.jobs.api.access import check_role
 from dss_jax.jobs.api_error import ApiError
+from dss_jax.jobs.bodies.job_config import read_config
+from dss_jax.jobs.bodies.schema import PARAMETERS
 from dss_jax.jobs.google_errors import without_places
-from dss_jax.jobs.job_config import read_config
-from dss_jax.jobs.schema import PARAMETERS
 from dss_jax.jobs.store import Job
 from dss_jax.serving.errors import Refused
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dss_jax.jobs.schema import PARAMETERS
+from dss_jax.jobs.bodies.schema import PARAMETERS
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import AcceleratorType
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from starlette.datastructures import FormData
 
 from dss_jax.console.forms import text_of
-from dss_jax.jobs.schema import PARAMETERS, parameter_values
+from dss_jax.jobs.bodies.schema import PARAMETERS, parameter_values
 from dss_jax.jobs.store import Job
 
 TEMPLATE = "https://us-kfp.pkg.dev/ml-pipeline/distillation/distillation/v1.0.0"

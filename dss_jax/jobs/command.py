@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import uvicorn
 from starlette.routing import BaseRoute
 
-from dss_jax.jobs.access import Access, read_access
-from dss_jax.jobs.app import make_app
-from dss_jax.jobs.runner import Runner, locked
+from dss_jax.jobs.api.access import Access, read_access
+from dss_jax.jobs.api.app import make_app
+from dss_jax.jobs.queue.runner import Runner, locked
 from dss_jax.jobs.service import JobService, open_service
 from dss_jax.progress import say
 from dss_jax.serving.listening import BACKLOG, bound, listening

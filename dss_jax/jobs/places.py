@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dss_jax.jobs.api_error import ApiError, invalid
-from dss_jax.jobs.schema import shown
+from dss_jax.jobs.bodies.schema import shown
 from dss_jax.jobs.settings import Settings
 from dss_jax.jobs.uploads import SCHEME, upload_path
 from dss_jax.storage.files import is_url, join

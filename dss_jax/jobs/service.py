@@ -12,15 +12,15 @@ from dss_jax.config.schema import RunConfig
 from dss_jax.errors import UserError
 from dss_jax.jobs import places
 from dss_jax.jobs.api_error import ApiError, invalid, not_found
+from dss_jax.jobs.bodies.job_config import Wish, check_students, run_config
+from dss_jax.jobs.bodies.job_request import read_request
+from dss_jax.jobs.bodies.schema import PLACE, shown
 from dss_jax.jobs.devices import Devices, Need, find_devices
-from dss_jax.jobs.job_config import Wish, check_students, run_config
-from dss_jax.jobs.job_request import read_request
-from dss_jax.jobs.private_jobs import PrivateJobs
-from dss_jax.jobs.schema import PLACE, shown
+from dss_jax.jobs.encryption.private_jobs import PrivateJobs
+from dss_jax.jobs.encryption.working_folder import is_private
 from dss_jax.jobs.settings import DeviceSet, Settings, read_settings
 from dss_jax.jobs.store import CANCELLED_ERROR, STARTED, WAITING, Job, Kind, Store, now
 from dss_jax.jobs.uploads import Uploads
-from dss_jax.jobs.working_folder import is_private
 from dss_jax.storage.atomic import make_folder, withdraw
 from dss_jax.storage.files import PathLike, is_url
 from dss_jax.storage.sealed import SUFFIX

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from dss_jax.jobs.runner import LOG, locked
+from dss_jax.jobs.queue.runner import LOG, locked
 from dss_jax.storage.keys import new_data_key, read_key
 from dss_jax.storage.sealed import sealing
 from tests.e2e.conftest import Dss

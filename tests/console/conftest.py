@@ -1,6 +1,6 @@
 import pytest
 
-from dss_jax.jobs.access import Access, Caller
+from dss_jax.jobs.api.access import Access, Caller
 from tests.console.plain_browser import Browser
 from tests.jobs.workplace import Workplace
 

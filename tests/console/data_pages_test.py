@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from dss_jax.jobs.access import Access
+from dss_jax.jobs.api.access import Access
 from tests.console.conftest import TOKENS
 from tests.console.plain_browser import Browser
 from tests.jobs.workplace import pipeline

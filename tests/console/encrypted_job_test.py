@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from dss_jax.console.wizard_values import KEY as KEY_FIELD
-from dss_jax.jobs.sealed_job import SealedJob
+from dss_jax.jobs.encryption.sealed_job import SealedJob
 from dss_jax.storage.atomic import write_text
 from dss_jax.storage.keys import write_key
 from tests.console.plain_browser import Browser

@@ -8,7 +8,7 @@ import pytest
 from dss_jax.config.schema import DataConfig
 from dss_jax.console.examination import Examiner, Source
 from dss_jax.console.forecast import forecast
-from dss_jax.jobs.job_config import read_config
+from dss_jax.jobs.bodies.job_config import read_config
 from dss_jax.model.flops import step_flops
 from tests.jobs.workplace import Workplace, pipeline
 

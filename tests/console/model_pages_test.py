@@ -2,10 +2,10 @@
 
 import pytest
 
-from dss_jax.jobs.endpoints import Endpoints
 from dss_jax.jobs.names import Name
+from dss_jax.jobs.queue.worker import EVALUATION_PAGE
 from dss_jax.jobs.resources import Resources
-from dss_jax.jobs.worker import EVALUATION_PAGE
+from dss_jax.jobs.students.endpoints import Endpoints
 from tests.console.conftest import TOKENS
 from tests.jobs.api_server import fill
 from tests.jobs.workplace import pipeline

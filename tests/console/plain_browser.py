@@ -6,8 +6,8 @@ import re
 from starlette.testclient import TestClient
 
 from dss_jax.console.app import routes
-from dss_jax.jobs.access import Access
-from dss_jax.jobs.app import make_app
+from dss_jax.jobs.api.access import Access
+from dss_jax.jobs.api.app import make_app
 
 HOST = "http://127.0.0.1"
 

@@ -8,7 +8,7 @@ import pytest
 from dss_jax.annotation.filters import CONCERNS as NOTED
 from dss_jax.console.review_page import CONCERNS
 from dss_jax.data.records import read_rows, write_rows
-from dss_jax.jobs.reviews import Reviews, SentEdit
+from dss_jax.jobs.api.reviews import Reviews, SentEdit
 from tests.console.conftest import TOKENS
 from tests.jobs.workplace import paused
 

@@ -5,10 +5,10 @@ import html
 import pytest
 
 from dss_jax.console.try_page import DRIFT
-from dss_jax.jobs.access import Access
-from dss_jax.jobs.endpoints import Endpoints
+from dss_jax.jobs.api.access import Access
 from dss_jax.jobs.names import Name
 from dss_jax.jobs.resources import Resources
+from dss_jax.jobs.students.endpoints import Endpoints
 from dss_jax.student.drift import KINDS
 from tests.console.conftest import TOKENS
 from tests.console.plain_browser import Browser

@@ -14,13 +14,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from dss_jax.data.vocabularies import load_vocabulary
-from dss_jax.jobs.access import Access
-from dss_jax.jobs.app import make_app
-from dss_jax.jobs.job_stream import log_lines
-from dss_jax.jobs.runner import Runner
+from dss_jax.jobs.api.access import Access
+from dss_jax.jobs.api.app import make_app
+from dss_jax.jobs.api.job_stream import log_lines
+from dss_jax.jobs.queue.runner import Runner
+from dss_jax.jobs.queue.worker_lock import holder
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.store import Job
-from dss_jax.jobs.worker_lock import holder
 from dss_jax.storage.keys import write_key
 from dss_jax.storage.sealed_folders import open_folder
 from dss_jax.student.export import best_weights

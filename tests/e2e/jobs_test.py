@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from dss_jax.data.sources import FileRows, summarise
-from dss_jax.jobs.runner import LOG
+from dss_jax.jobs.queue.runner import LOG
+from dss_jax.jobs.queue.worker_lock import holder
 from dss_jax.jobs.store import ENDED
-from dss_jax.jobs.worker_lock import holder
 from dss_jax.student.export import best_weights
 from dss_jax.student.student import Student
-from tests.jobs.runner_test import is_held, kill_one
+from tests.jobs.queue.runner_test import is_held, kill_one
 from tests.jobs.workplace import PARENT, TEMPLATE, Workplace, pipeline
 
 _COMMAND = "from dss_jax.cli.main import main; main()"

@@ -5,8 +5,8 @@ import time
 
 from starlette.testclient import TestClient
 
-from dss_jax.jobs.access import Access, Caller
-from dss_jax.jobs.app import make_app
+from dss_jax.jobs.api.access import Access, Caller
+from dss_jax.jobs.api.app import make_app
 from dss_jax.jobs.devices import Devices
 from dss_jax.jobs.service import JobService
 from dss_jax.jobs.settings import Settings

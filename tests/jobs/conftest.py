@@ -1,8 +1,8 @@
 import pytest
 from starlette.testclient import TestClient
 
-from dss_jax.jobs.access import Access
-from dss_jax.jobs.app import make_app
+from dss_jax.jobs.api.access import Access
+from dss_jax.jobs.api.app import make_app
 from tests.jobs.api_server import TOKENS, ApiServer
 from tests.jobs.workplace import Workplace
 

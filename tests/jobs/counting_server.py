@@ -3,7 +3,7 @@
 import sys
 import time
 
-from dss_jax.jobs.runner import Runner, locked
+from dss_jax.jobs.queue.runner import Runner, locked
 from dss_jax.jobs.service import open_service
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 import time
 
 from dss_jax.annotation.review import approved_review
-from dss_jax.jobs.worker import JobFailed, JobPaused, main
+from dss_jax.jobs.queue.worker import JobFailed, JobPaused, main
 
 
 class Count:

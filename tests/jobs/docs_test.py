@@ -5,7 +5,7 @@ import re
 
 import yaml
 
-from dss_jax.jobs.schema import PARAMETERS, SYNONYMS, read_parameters
+from dss_jax.jobs.bodies.schema import PARAMETERS, SYNONYMS, read_parameters
 from dss_jax.jobs.settings import Settings
 from tests.conftest import REPOSITORY
 

@@ -11,8 +11,8 @@ import threading
 import pytest
 import uvicorn
 
-from dss_jax.jobs.access import Access
-from dss_jax.jobs.app import make_app
+from dss_jax.jobs.api.access import Access
+from dss_jax.jobs.api.app import make_app
 from tests.jobs.api_server import ADMIN, PARENT, STRANGER, TOKENS, VIEWER, ApiServer
 
 SCRIPT = "<script>alert(1)</script>"

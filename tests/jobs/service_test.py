@@ -9,7 +9,7 @@ from dss_jax.config.gin_loader import load_config
 from dss_jax.config.schema import RunConfig
 from dss_jax.errors import UserError
 from dss_jax.jobs.api_error import ApiError
-from dss_jax.jobs.job_config import model_id
+from dss_jax.jobs.bodies.job_config import model_id
 from dss_jax.jobs.settings import Settings, read_settings
 from tests.jobs.workplace import TINY, pipeline
 

@@ -1,0 +1,1 @@
+"""The routes of the API, who may call them, and its lists."""

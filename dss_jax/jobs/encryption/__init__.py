@@ -1,0 +1,1 @@
+"""Jobs whose files are encrypted, under a key of the operator."""

@@ -1,0 +1,1 @@
+"""The jobs that wait and run, each in a process of its own."""

@@ -1,0 +1,1 @@
+"""Registered students as endpoints, and what they answer."""
