@@ -1,5 +1,6 @@
 """The review of a job's rationales: read and searched, edited, left out, approved."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ STATUSES = {
   "unparsable": "no rationale was found in the answer",
   "undecided": "no single label was found in the answers",
 }
+_ROW = re.compile(r"[0-9]{1,9}")
 _TEXTS = {"output_text": "outputText", "rationale": "rationale"}
 
 
@@ -135,13 +137,13 @@ class ReviewPages:
     return redirect(f"{back}?{request.url.query}#row-{row['row']}")
 
   def _edited(self, job: Job, form: FormData, user: str) -> dict[str, Any]:
-    number = text_of(form, "row")
+    number = _number(form)
     body: dict[str, Any] = {
-      "row": int(number) if number.isascii() and number.isdecimal() else number,
+      "row": text_of(form, "row") if number is None else number,
       "etag": text_of(form, "etag"),
     }
     # The row is read for its texts alone; whether it is still the same one, the edit decides.
-    row = self._reviews.row(job, body["row"]) if isinstance(body["row"], int) else {}
+    row = {} if number is None else self._reviews.row(job, number)
     for name, key in _TEXTS.items():
       typed = _typed(form, name)
       if typed is not None and typed != _plain(row.get(key, "")):
@@ -152,10 +154,10 @@ class ReviewPages:
 
   def _failed(self, job: Job, form: FormData, error: Refused) -> dict[str, Any]:
     """Returns a row as it is, with what was typed and why it was refused; else raises that."""
-    number = text_of(form, "row")
-    if not (number.isascii() and number.isdecimal()):
+    number = _number(form)
+    if number is None:
       raise error
-    row = self._reviews.row(job, int(number))
+    row = self._reviews.row(job, number)
     typed = {name: _typed(form, name) or "" for name in _TEXTS}
     return {**row, "typed": typed, "error": str(refused(error, self._service))}
 
@@ -172,6 +174,12 @@ def _filter(chosen: Mapping[str, str]) -> str:
     words = chosen["text"].replace("\\", "\\\\").replace('"', '\\"')
     terms.append(f'text:"{words}"')
   return " AND ".join(terms)
+
+
+def _number(form: FormData) -> int | None:
+  """Returns the number of a form's row; None if it has none."""
+  text = text_of(form, "row")
+  return int(text) if _ROW.fullmatch(text) else None
 
 
 def _typed(form: FormData, name: str) -> str | None:

@@ -45,7 +45,7 @@ class SentEdit(Body):
     etag: of the row as the client read it.
   """
 
-  row: Annotated[int, pydantic.Field(ge=1, strict=True)]
+  row: Annotated[int, pydantic.Field(ge=1, lt=10**9, strict=True)]
   etag: Annotated[str, pydantic.Field(pattern=r"^[0-9]{1,9}$")]
   output_text: str | None = None
   rationale: str | None = None

@@ -100,6 +100,7 @@ def test_an_edit_is_kept_with_who_made_it(rationales, edit):
     ({}, "row is required; etag is required"),
     ({"row": 0, "etag": "0"}, "row is 0"),
     ({"row": "1", "etag": "0"}, "row is '1'"),
+    ({"row": 10**12, "etag": "0"}, "row is 1000000000000"),
     ({"row": 99, "etag": "0", "leftOut": True}, "row 99: there is none"),
     ({"row": 1, "etag": "x"}, "etag is 'x'"),
     ({"row": 1, "etag": "0", "rationale": " "}, '"rationale" is empty'),
