@@ -135,13 +135,17 @@ class Dss:
       return {step: jax.device_get(checkpoints.restore_params(step, shape)) for step in steps}
 
   def tree(self, name: str = ".") -> dict[str, str]:
-    """Every path under a folder, hidden ones too, with a digest of what it holds."""
+    """Every path under a folder, hidden ones too, with a digest of what it holds.
+
+    Without what Python itself keeps of an imported task.
+    """
     top = self.folder / name
     return {
       str(path.relative_to(top)): (
         hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
       )
       for path in sorted(top.rglob("*"))
+      if "__pycache__" not in path.parts
     }
 
 
