@@ -275,7 +275,8 @@ def test_kills_change_no_student(workplace, serve, tmp_path, kills):
   bodies = [
     pipeline(
       {
-        "train_steps": 400,
+        # So long that no job ends before its kills.
+        "train_steps": 700,
         "learning_rate_multiplier": 1.0 + number,
         "evaluation_data_uri": "gs://my-bucket/eval.jsonl",
         "evaluation_interval": 5,
@@ -300,7 +301,7 @@ def test_kills_change_no_student(workplace, serve, tmp_path, kills):
     waiting = service.store.in_states(("QUEUED",))
     started = service.store.in_states(("PENDING", "RUNNING"))
     assert waiting or started, (servers, jobs)
-    time.sleep(dice.uniform(0.5, 8))
+    time.sleep(dice.uniform(0.5, 6))
     if servers < kills and dice.random() < 0.5:
       server.kill()
       server = serve()
