@@ -4,7 +4,6 @@ import re
 import urllib.parse
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -12,6 +11,7 @@ from dss_jax.console.console import HOME, Console
 from dss_jax.console.session import SECONDS, Session, new_session
 from dss_jax.console.visit import Visit
 from dss_jax.jobs.api.access import AuditLog, Caller, check_role
+from dss_jax.jobs.api.sending import Sending
 from dss_jax.jobs.api_error import ApiError
 from dss_jax.serving.errors import Refused
 
@@ -52,21 +52,10 @@ class Gate:
       session = new_session()
       cookie = None if is_file else _cookie(self._console, session, request)
     request.state.visit = Visit(session)
-    status = 500
-
-    async def send_with_headers(message: Any) -> None:
-      nonlocal status
-      if message["type"] == "http.response.start":
-        status = message["status"]
-        headers = MutableHeaders(scope=message)
-        for name, value in (_FILE_HEADERS if is_file else _HEADERS).items():
-          headers.setdefault(name, value)
-        if cookie is not None and "set-cookie" not in headers:
-          headers["set-cookie"] = cookie
-      await send(message)
-
+    headers = _FILE_HEADERS if is_file else _HEADERS
+    sending = Sending(send, headers if cookie is None else {**headers, "set-cookie": cookie})
     if is_file:
-      await self._app(scope, receive, send_with_headers)
+      await self._app(scope, receive, sending)
       return
     caller: Caller | None = None
     try:
@@ -77,11 +66,13 @@ class Gate:
         request.state.visit = Visit(session, caller, self._check(request, caller))
       except Exception as error:
         response = self._refusal(request, error)
-        await response(scope, receive, send_with_headers)
+        await response(scope, receive, sending)
         return
-      await self._app(scope, receive, send_with_headers)
+      await self._app(scope, receive, sending)
     finally:
-      self._log.note("-" if caller is None else caller.name, request.method, scope["path"], status)
+      self._log.note(
+        "-" if caller is None else caller.name, request.method, scope["path"], sending.status
+      )
 
   def _caller(self, request: Request, session: Session) -> Caller | None:
     """Returns whose session it is; raises Refused for hosts and pages that may not use it."""

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
@@ -22,6 +21,7 @@ from dss_jax.jobs.api.operations import Operations
 from dss_jax.jobs.api.pipeline_jobs_api import PipelineJobsApi
 from dss_jax.jobs.api.publishers_api import PublishersApi
 from dss_jax.jobs.api.reviews_api import ReviewsApi
+from dss_jax.jobs.api.sending import Sending
 from dss_jax.jobs.api.tuning_jobs_api import TuningJobsApi
 from dss_jax.jobs.api_error import ApiError, not_found
 from dss_jax.jobs.resources import Resources
@@ -132,19 +132,9 @@ class _Gate:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
-    status = 500
-
-    async def send_with_headers(message: Any) -> None:
-      nonlocal status
-      if message["type"] == "http.response.start":
-        status = message["status"]
-        headers = MutableHeaders(scope=message)
-        for name, value in _HEADERS.items():
-          headers.setdefault(name, value)
-      await send(message)
-
+    sending = Sending(send, _HEADERS)
     if not _API.match(scope["path"]):
-      await self._app(scope, receive, send_with_headers)
+      await self._app(scope, receive, sending)
       return
     request = Request(scope)
     caller: Caller | None = None
@@ -156,13 +146,13 @@ class _Gate:
         self._check(request, caller)
       except Exception as error:
         refused = google_errors.refused(error, self._service)
-        await google_errors.response(refused)(scope, receive, send_with_headers)
+        await google_errors.response(refused)(scope, receive, sending)
         return
       request.state.caller = caller
-      await self._app(scope, receive, send_with_headers)
+      await self._app(scope, receive, sending)
     finally:
       name = "-" if caller is None else caller.name
-      self._log.note(name, request.method, scope["path"], status)
+      self._log.note(name, request.method, scope["path"], sending.status)
 
   def _check(self, request: Request, caller: Caller) -> None:
     """Raises Refused unless the caller may send this request."""
