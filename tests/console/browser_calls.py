@@ -4,63 +4,25 @@ Run by the Python of an environment with playwright and axe-core-python: browser
 """
 
 import json
-import pathlib
-import sys
 import time
 
-import axe_core_python
+from chromium import (
+  ADDRESS,
+  CHROMIUM,
+  GIVEN,
+  MODES,
+  PROJECT,
+  found,
+  look,
+  open_page,
+  sign_in,
+)
 from playwright.sync_api import sync_playwright
 
-ADDRESS, TOKEN, CHROMIUM, ROWS, SHOTS = sys.argv[1:]
-AXE = pathlib.Path(axe_core_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
-PROJECT = f"{ADDRESS}/console/projects/my-project"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-MODES = {
-  f"{device}-{scheme}": {"viewport": size, "color_scheme": scheme}
-  for device, size in (("desktop", DESKTOP), ("phone", PHONE))
-  for scheme in ("light", "dark")
-}
+ROWS = GIVEN
 _JOB_SECONDS = 300
-found = {"console": [], "accessibility": [], "too wide": [], "looked at": []}
-
-
-def open_page(browser, **options):
-  """Returns a page that is signed in, whose errors are noted."""
-  page = browser.new_context(**options).new_page()
-  page.on(
-    "console",
-    lambda message: (
-      found["console"].append(message.text)
-      if message.type in ("error", "warning")
-      and "400 (Bad Request)" not in message.text
-      and "404 (Not Found)" not in message.text
-      else None
-    ),
-  )
-  page.on("pageerror", lambda error: found["console"].append(str(error)))
-  page.goto(f"{PROJECT}/jobs")
-  return page
-
-
-def sign_in(page):
-  page.get_by_label("Token").fill(TOKEN)
-  page.get_by_role("button", name="Sign in").click()
-  page.wait_for_url("**/jobs")
-
-
-def look(page, name):
-  """Checks a page as it is: what axe finds, its width, and a picture of it."""
-  found["looked at"].append(name)
-  page.evaluate(AXE)
-  result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-  for violation in result["violations"]:
-    if violation["impact"] in ("serious", "critical"):
-      places = [node["html"][:120] for node in violation["nodes"][:2]]
-      found["accessibility"].append([name, violation["id"], places])
-  wide, inner = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-  if wide > inner:
-    found["too wide"].append([name, wide])
-  page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
+# Of a wrong form, and of a page that is not there.
+_EXPECTED = ("400 (Bad Request)", "404 (Not Found)")
 
 
 def go_on(page):
@@ -141,7 +103,7 @@ def keyboard(page):
 with sync_playwright() as playwright:
   browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
-  page = open_page(browser, **MODES["desktop-light"])
+  page = open_page(browser, expected=_EXPECTED, **MODES["desktop-light"])
   sign_in(page)
   through_the_wizard(page, lambda name: None, 150)
   create(page)
@@ -158,7 +120,7 @@ with sync_playwright() as playwright:
   page.get_by_role("link", name="Clone").click()
   found["clone"] = page.get_by_label("Name of the new model").input_value()
 
-  page = open_page(browser, java_script_enabled=False)
+  page = open_page(browser, expected=_EXPECTED, java_script_enabled=False)
   sign_in(page)
   through_the_wizard(page, lambda name: None, 7)
   create(page)
@@ -169,7 +131,7 @@ with sync_playwright() as playwright:
   found["values without scripts"] = page.locator('td[data-step="train_total_loss"]').inner_text()
 
   for mode, options in MODES.items():
-    page = open_page(browser, **options)
+    page = open_page(browser, expected=_EXPECTED, **options)
     look(page, f"{mode}-sign-in")
     sign_in(page)
     through_the_wizard(page, lambda name, page=page, mode=mode: look(page, f"{mode}-{name}"), 20)

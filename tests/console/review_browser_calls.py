@@ -4,57 +4,30 @@ Run by the Python of an environment with playwright and axe-core-python: review_
 """
 
 import json
-import pathlib
-import sys
 import time
 
-import axe_core_python
+from chromium import (
+  ADDRESS,
+  CHROMIUM,
+  GIVEN,
+  MODES,
+  PROJECT,
+  SHOTS,
+  found,
+  look,
+  open_page,
+  sign_in,
+)
 from playwright.sync_api import sync_playwright
 
-ADDRESS, TOKEN, CHROMIUM, JOB, SHOTS = sys.argv[1:]
-AXE = pathlib.Path(axe_core_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
-PROJECT = f"{ADDRESS}/console/projects/my-project"
-JOB_PAGE = f"{ADDRESS}/console/{JOB}"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-MODES = {
-  f"{device}-{scheme}": {"viewport": size, "color_scheme": scheme}
-  for device, size in (("desktop", DESKTOP), ("phone", PHONE))
-  for scheme in ("light", "dark")
-}
+JOB_PAGE = f"{ADDRESS}/console/{GIVEN}"
 _JOB_SECONDS = 300
-found = {"console": [], "accessibility": [], "too wide": [], "looked at": []}
 
 
-def open_page(browser, **options):
-  """Returns a page that is signed in, whose errors are noted."""
-  page = browser.new_context(**options).new_page()
-  page.on(
-    "console",
-    lambda message: (
-      found["console"].append(message.text) if message.type in ("error", "warning") else None
-    ),
-  )
-  page.on("pageerror", lambda error: found["console"].append(str(error)))
-  page.goto(f"{PROJECT}/jobs")
-  page.get_by_label("Token").fill(TOKEN)
-  page.get_by_role("button", name="Sign in").click()
-  page.wait_for_url("**/jobs")
+def signed_in(browser, **options):
+  page = open_page(browser, **options)
+  sign_in(page)
   return page
-
-
-def look(page, name):
-  """Checks a page as it is: what axe finds, its width, and a picture of it."""
-  found["looked at"].append(name)
-  page.evaluate(AXE)
-  result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-  for violation in result["violations"]:
-    if violation["impact"] in ("serious", "critical"):
-      places = [node["html"][:120] for node in violation["nodes"][:2]]
-      found["accessibility"].append([name, violation["id"], places])
-  wide, inner = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-  if wide > inner:
-    found["too wide"].append([name, wide])
-  page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
 
 
 def wait_for(page, state):
@@ -146,12 +119,12 @@ def ask(page, prompt):
 
 with sync_playwright() as playwright:
   browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-  page = open_page(browser, **MODES["desktop-light"])
+  page = signed_in(browser, **MODES["desktop-light"])
   found["paused"] = wait_for(page, "Paused")
   review(page)
-  without_scripts(open_page(browser, java_script_enabled=False))
+  without_scripts(signed_in(browser, java_script_enabled=False))
   for mode, options in MODES.items():
-    shown = open_page(browser, **options)
+    shown = signed_in(browser, **options)
     shown.goto(JOB_PAGE)
     look(shown, f"{mode}-paused")
     shown.goto(f"{JOB_PAGE}:rationales")
@@ -165,7 +138,7 @@ with sync_playwright() as playwright:
   ask(page, "Translate this sentence into French, please: the weather is nice today.")
   found["drift"] = "unlike the training inputs" in page.locator("#answer").inner_text()
   for mode, options in MODES.items():
-    shown = open_page(browser, **options)
+    shown = signed_in(browser, **options)
     shown.goto(JOB_PAGE)
     look(shown, f"{mode}-ended")
     shown.goto(f"{JOB_PAGE}:rationales")
